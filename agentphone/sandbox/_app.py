@@ -1,0 +1,311 @@
+"""The sandbox's HTTP face, an ASGI application: requests in, the documented envelopes out.
+
+It reads and refuses what arrives, and leaves all data to the store. Paths are matched as sent, one percent-encoded
+segment at a time, so that an id holding `%2F` is an unknown id and never another path. Each answer carries an
+`x-request-id`; each request is recorded before anything can refuse it.
+"""
+
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+from urllib.parse import quote, unquote
+
+import anyio.lowlevel
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
+from agentphone.sandbox._reading import instant_of
+from agentphone.sandbox._store import NewMessage, Store
+
+MAX_BODY = 1024 * 1024
+MAX_NESTING = 100  # Far below Python's recursion limit: what is stored must be printable from anywhere.
+DETAIL_MESSAGES = 50  # In a conversation, unless message_limit says otherwise.
+CODES = {
+    400: ("BAD_REQUEST", "invalid_request_error"),
+    401: ("UNAUTHORIZED", "authentication_error"),
+    403: ("FORBIDDEN", "permission_error"),
+    404: ("NOT_FOUND", "not_found_error"),
+    405: ("METHOD_NOT_ALLOWED", "invalid_request_error"),
+    409: ("CONFLICT", "conflict_error"),
+    413: ("PAYLOAD_TOO_LARGE", "invalid_request_error"),
+    422: ("VALIDATION_ERROR", "validation_error"),
+    429: ("RATE_LIMIT_EXCEEDED", "rate_limit_error"),
+    500: ("INTERNAL_ERROR", "server_error"),
+}
+
+logger = logging.getLogger("agentphone.sandbox")
+
+Handler = Callable[[Request, bytes], Response]
+
+
+class RefusalError(Exception):
+    """A request that gets an error for an answer."""
+
+    def __init__(self, status: int, message: str, *, field: str | None = None, **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+        self.details = [] if field is None else [{"field": field, "message": message, "type": "value_error"}]
+
+
+class App:
+    """Serve a store over ASGI.
+
+    Args:
+        store: Where the data is.
+        api_key: The only bearer key to accept; any that is not empty if None.
+        faults: The scripted faults, asked before anything else.
+        requests: Where each request is recorded.
+    """
+
+    def __init__(self, store: Store, api_key: str | None, faults: Faults, requests: Requests) -> None:
+        self._store = store
+        self._api_key = api_key
+        self._faults = faults
+        self._requests = requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer an HTTP request; acknowledge the start and the end of a lifespan."""
+        if scope["type"] == "lifespan":
+            while (await receive())["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+        elif scope["type"] == "http":
+            request = Request(scope, receive)
+            try:
+                body = await _body_of(request)
+            except ClientDisconnect:
+                return
+            # In-process nothing else here waits: without this a caller's timeout could never strike.
+            await anyio.lowlevel.checkpoint()
+            response = self._respond(request, body)
+            response.headers["x-request-id"] = f"req_{secrets.token_hex(8)}"
+            await response(scope, receive, send)
+
+    def _respond(self, request: Request, body: bytes) -> Response:
+        path = _raw_path(request.scope)
+        self._requests.append(ReceivedRequest.of(request, path, body))
+        fault = self._faults.take(path)
+        if fault is not None:
+            return _faulty(fault)
+        try:
+            self._admit(request, body)
+            return self._handler(request.method, path)(request, body)
+        except RefusalError as refusal:
+            return _error(refusal.status, str(refusal), refusal.details, refusal.headers)
+        except Exception:
+            logger.exception("%s %s failed", request.method, path)
+            return _error(500, "The sandbox failed; its log says why.")
+
+    def _admit(self, request: Request, body: bytes) -> None:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        key = key.strip()
+        good = bool(key) if self._api_key is None else hmac.compare_digest(key.encode(), self._api_key.encode())
+        if scheme.lower() != "bearer" or not good:
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise RefusalError(401, "Missing or wrong API key: send it as Authorization: Bearer KEY.", **headers)
+        if len(body) > MAX_BODY:
+            raise RefusalError(413, f"The body is longer than {MAX_BODY} bytes.")
+
+    def _handler(self, method: str, path: str) -> Handler:
+        handlers: dict[str, Handler]
+        match [unquote(segment) for segment in path.split("/")]:
+            case ["", "v1", "conversations"]:
+                handlers = {"GET": self._list}
+            case ["", "v1", "conversations", conversation_id] if conversation_id:
+                handlers = {
+                    "GET": lambda request, _: self._get(request, conversation_id),
+                    "PATCH": lambda _, body: self._update(body, conversation_id),
+                }
+            case ["", "v1", "conversations", conversation_id, "messages"] if conversation_id:
+                handlers = {"GET": lambda request, _: self._messages(request, conversation_id)}
+            case ["", "sandbox", "messages"]:
+                handlers = {"POST": lambda _, body: self._add_message(body)}
+            case _:
+                raise RefusalError(404, "There is nothing at this path.")
+        if method not in handlers:
+            allowed = ", ".join(handlers)
+            raise RefusalError(405, f"Only {allowed} is possible here.", Allow=allowed)
+        return handlers[method]
+
+    def _list(self, request: Request, _: bytes) -> Response:
+        limit = _integer(request, "limit", 20, lowest=1, highest=100)
+        offset = _integer(request, "offset", 0, lowest=0)
+        return _json(200, self._store.conversations(limit=limit, offset=offset))
+
+    def _get(self, request: Request, conversation_id: str) -> Response:
+        message_limit = _integer(request, "message_limit", DETAIL_MESSAGES, lowest=1, highest=100)
+        return _found(self._store.conversation(conversation_id, message_limit=message_limit))
+
+    def _update(self, body: bytes, conversation_id: str) -> Response:
+        fields = _object(body)
+        if "metadata" not in fields:
+            return _found(self._store.conversation(conversation_id, message_limit=DETAIL_MESSAGES))
+        metadata = fields["metadata"]
+        if metadata is not None and not isinstance(metadata, dict):
+            raise RefusalError(422, "metadata must be an object or null.", field="metadata")
+        try:
+            updated = self._store.set_metadata(
+                conversation_id, cast("dict[str, Any] | None", metadata), message_limit=DETAIL_MESSAGES
+            )
+        except ValueError as error:  # 1e999 is JSON, but what Python reads from it is not.
+            raise RefusalError(422, "metadata has a number out of range.", field="metadata") from error
+        return _found(updated)
+
+    def _messages(self, request: Request, conversation_id: str) -> Response:
+        page = self._store.messages(
+            conversation_id,
+            limit=_integer(request, "limit", 50, lowest=1, highest=200),
+            before=_instant(request, "before"),
+            after=_instant(request, "after"),
+        )
+        return _found(page)
+
+    def _add_message(self, body: bytes) -> Response:
+        fields = _object(body)
+        try:
+            message = new_message(
+                fields.get("direction"), fields.get("from"), fields.get("to"), fields.get("body"), fields.get("at")
+            )
+        except FieldError as error:
+            raise RefusalError(422, str(error), field=error.field) from error
+        return _json(201, self._store.add(message))
+
+
+class FieldError(ValueError):
+    """A field of a new message that cannot be; `field` is its name in the API."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.field = field
+
+
+def new_message(direction: object, from_number: object, to_number: object, body: object, at: object) -> NewMessage:
+    """Check the parts of a message that is to be stored.
+
+    Args:
+        direction: `inbound` or `outbound`.
+        from_number: Who sent it, a text that is not empty.
+        to_number: Who received it, a text that is not empty.
+        body: Its text, which may be empty.
+        at: When, as an aware datetime or ISO 8601 text with an offset; None is now.
+
+    Raises:
+        FieldError: One of them is something else.
+    """
+    if direction not in ("inbound", "outbound"):
+        raise FieldError("direction", "must be inbound or outbound.")
+    sender, receiver = _text("from", from_number), _text("to", to_number)
+    agent_number, participant = (receiver, sender) if direction == "inbound" else (sender, receiver)
+    text = _text("body", body, may_be_empty=True)
+    try:
+        instant = time.time_ns() // 1000 if at is None else instant_of(cast("str", at))
+    except (ValueError, AttributeError) as error:
+        raise FieldError("at", "must be ISO 8601 with an offset or Z.") from error
+    return NewMessage(direction, agent_number, participant, text, instant)
+
+
+def _text(field: str, value: object, *, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str) or not (value or may_be_empty):
+        raise FieldError(field, "must be a text." if may_be_empty else "must be a text that is not empty.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise FieldError(field, "has half of a surrogate pair.") from error
+    return value
+
+
+async def _body_of(request: Request) -> bytes:
+    """Read the body, but not far beyond the longest that is accepted."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            break
+    return body
+
+
+def _raw_path(scope: Scope) -> str:
+    raw: bytes | None = scope.get("raw_path")  # Optional in ASGI.
+    return quote(scope["path"]) if raw is None else raw.partition(b"?")[0].decode("latin-1")
+
+
+def _integer(request: Request, field: str, default: int, *, lowest: int, highest: int | None = None) -> int:
+    text = request.query_params.get(field)
+    if text is None:
+        return default
+    value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None  # SQLite holds 18 digits.
+    if value is None or value < lowest or (highest is not None and value > highest):
+        bounds = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+        raise RefusalError(422, f"{field} must be an integer, {bounds}.", field=field)
+    return value
+
+
+def _instant(request: Request, field: str) -> int | None:
+    text = request.query_params.get(field)
+    try:
+        return None if text is None else instant_of(text)
+    except ValueError as error:
+        raise RefusalError(422, f"{field} must be ISO 8601 with an offset or Z.", field=field) from error
+
+
+def _object(body: bytes) -> dict[str, object]:
+    try:
+        value: object = json.loads(body, parse_constant=_refuse_constant)
+        if not _nests_within(MAX_NESTING, value):
+            raise RefusalError(422, f"The body is nested deeper than {MAX_NESTING}.", field="body")
+    except (ValueError, RecursionError) as error:
+        raise RefusalError(422, "The body is not JSON.", field="body") from error
+    if not isinstance(value, dict):
+        raise RefusalError(422, "The body must be a JSON object.", field="body")
+    return cast("dict[str, object]", value)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _nests_within(depth: int, value: object) -> bool:
+    if isinstance(value, dict):
+        children = list(cast("dict[str, object]", value).values())
+    elif isinstance(value, list):
+        children = cast("list[object]", value)
+    else:
+        return True
+    return depth > 0 and all(_nests_within(depth - 1, child) for child in children)
+
+
+def _found(content: dict[str, Any] | None) -> Response:
+    if content is None:
+        raise RefusalError(404, "There is no such conversation.")
+    return _json(200, content)
+
+
+def _json(status: int, content: object, headers: Mapping[str, str] | None = None) -> Response:
+    # Escaped to ASCII, because metadata may hold halves of surrogate pairs.
+    return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
+
+
+def _error(status: int, message: str, details: object = (), headers: Mapping[str, str] | None = None) -> Response:
+    code, kind = CODES.get(status, CODES[500 if status >= 500 else 400])
+    return _json(status, {"error": {"message": message, "code": code, "type": kind, "details": details}}, headers)
+
+
+def _faulty(fault: Fault) -> Response:
+    headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+    match fault.body:
+        case None:
+            return _error(fault.status, "Scripted fault.", headers=headers)
+        case str():
+            return Response(fault.body, fault.status, headers, "text/html")
+        case bytes():
+            return Response(fault.body, fault.status, headers, "application/json")
+        case _:
+            return _json(fault.status, fault.body, headers)

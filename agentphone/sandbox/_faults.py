@@ -1,0 +1,106 @@
+"""The two handles a test has on the sandbox's HTTP side: what it shall do wrong, and what it received.
+
+Both are used from the test's thread while the application runs in others, without a lock: each step is one operation
+of a list, a deque or an iterator.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+import attrs
+from starlette.requests import Request
+
+RECORDED_REQUESTS = 1000
+RECORDED_BODY = 64 * 1024
+
+
+@attrs.frozen
+class ReceivedRequest:
+    """One request as it arrived.
+
+    Args:
+        method: The HTTP method.
+        path: The path, percent-encoded as it was sent, without the query.
+        query: The query's parameters, decoded; of a repeated one the last.
+        headers: By lower-case name; `***` stands for the value of `authorization`.
+        body: The first 64 KiB of the body.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+
+    @classmethod
+    def of(cls, request: Request, path: str, body: bytes) -> "ReceivedRequest":
+        """Take the record from a request and its body."""
+        headers = dict(request.headers)
+        if "authorization" in headers:
+            headers["authorization"] = "***"
+        return cls(request.method, path, dict(request.query_params), headers, body[:RECORDED_BODY])
+
+
+class Requests(deque[ReceivedRequest]):
+    """The last 1,000 requests, oldest first."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=RECORDED_REQUESTS)
+
+
+@attrs.frozen(eq=False)
+class Fault:
+    """One scripted answer; `tickets` has an item for each time it may still be given."""
+
+    status: int
+    retry_after: float | str | None
+    body: object
+    path: str | None
+    tickets: Iterator[int]
+
+
+class Faults:
+    """Scripted answers, given in place of the real ones, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+
+    def add(
+        self,
+        *,
+        status: int,
+        retry_after: float | str | None = None,
+        body: object = None,
+        times: int = 1,
+        path: str | None = None,
+    ) -> None:
+        """Answer the next requests without doing what they ask for.
+
+        Args:
+            status: The HTTP status, 200 to 599.
+            retry_after: The `Retry-After` header: seconds, or any text as it is; absent if None.
+            body: None for the error envelope; a str is sent as HTML, bytes are sent as they are under the type
+                `application/json`, anything else is sent as JSON.
+            times: How many requests get this answer, at least 1.
+            path: Only requests for exactly this path (percent-encoded, without the query); any request if None.
+
+        Raises:
+            ValueError: `status` or `times` is out of range.
+        """
+        if not 200 <= status <= 599:
+            raise ValueError(f"status must be 200 to 599: {status}")
+        if times < 1:
+            raise ValueError(f"times must be at least 1: {times}")
+        self._faults.append(Fault(status, retry_after, body, path, iter(range(times))))
+
+    def clear(self) -> None:
+        """Forget all faults that have not happened yet."""
+        self._faults.clear()
+
+    def take(self, path: str) -> Fault | None:
+        """Give the fault that a request for this path meets, and count it."""
+        for fault in tuple(self._faults):
+            # `next` on a range is one step: two requests at once never use the same ticket.
+            if fault.path in (None, path) and next(fault.tickets, None) is not None:
+                return fault
+        return None

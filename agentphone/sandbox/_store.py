@@ -1,0 +1,352 @@
+"""The sandbox's data in SQLite: every write committed before it returns, every page read through an index.
+
+The only file that knows SQL, connections and forks. It answers in the API's JSON shapes and knows nothing of HTTP.
+Instants are integers (see `_reading`). Messages are stored in the order in which they are read, so that a page is one
+walk along the table's own key, however far back it lies.
+"""
+
+import hashlib
+import json
+import os
+import random
+import secrets
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from agentphone.sandbox._reading import Reading
+
+Direction = Literal["inbound", "outbound"]
+
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS conversations (
+        serial INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        agent_number TEXT NOT NULL,
+        participant TEXT NOT NULL,
+        last_message_at INTEGER NOT NULL,
+        preview TEXT NOT NULL,
+        message_count INTEGER NOT NULL,
+        metadata TEXT,
+        created_at INTEGER NOT NULL,
+        UNIQUE (agent_number, participant))""",
+    "CREATE INDEX IF NOT EXISTS by_activity ON conversations (last_message_at DESC, serial DESC)",
+    # position: how many messages the conversation had when this one came; it orders messages of one instant.
+    """CREATE TABLE IF NOT EXISTS messages (
+        conversation INTEGER NOT NULL,
+        received_at INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        id TEXT NOT NULL,
+        direction TEXT NOT NULL,
+        body TEXT NOT NULL,
+        PRIMARY KEY (conversation, received_at, position)) WITHOUT ROWID""",
+)
+TOTAL = "SELECT count(*) FROM conversations"
+PAGE = "SELECT * FROM conversations ORDER BY last_message_at DESC, serial DESC LIMIT ? OFFSET ?"
+ONE = "SELECT * FROM conversations WHERE id = ?"
+NEWEST = """SELECT * FROM messages WHERE conversation = ? AND received_at BETWEEN ? AND ?
+    ORDER BY received_at DESC, position DESC LIMIT ?"""
+OLDEST = """SELECT * FROM messages WHERE conversation = ? AND received_at BETWEEN ? AND ?
+    ORDER BY received_at, position LIMIT ?"""
+# A message older than the last one known is counted, but neither moves the conversation nor becomes its preview.
+TOUCH = """INSERT INTO conversations
+    (id, agent_number, participant, last_message_at, preview, message_count, metadata, created_at)
+    VALUES (:id, :agent_number, :participant, :at, :preview, 1, NULL, :at)
+    ON CONFLICT (agent_number, participant) DO UPDATE SET
+        message_count = message_count + 1,
+        preview = iif(excluded.last_message_at >= last_message_at, excluded.preview, preview),
+        last_message_at = max(excluded.last_message_at, last_message_at)
+    RETURNING *"""
+ADD = "INSERT INTO messages VALUES (:conversation, :received_at, :position, :id, :direction, :body)"
+
+PREVIEW_LENGTH = 100
+EARLIEST, LATEST = -(2**63), 2**63 - 1
+
+
+@attrs.frozen
+class NewMessage:
+    """One message to be stored. `at`: microseconds since 1970 in UTC."""
+
+    direction: Direction
+    agent_number: str
+    participant: str
+    body: str
+    at: int
+
+
+class Store:
+    """Keep conversations and messages, for any number of threads and, in a file, of processes."""
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.reading = Reading()
+        # Absolute, because a connection may be opened again after somebody has changed the directory.
+        self._path = None if path is None else Path(path).absolute()
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+        self._refill: Callable[[sqlite3.Connection], None] | None = None
+        with _forking:
+            _stores.add(self)
+        with self._transaction("BEGIN"):
+            pass  # A file that cannot be opened is told to whoever names it.
+
+    def close(self) -> None:
+        """Close the database; what is in memory is gone. May be called twice."""
+        with self._lock:
+            self._closed = True
+            self._disconnect()
+
+    def conversations(self, *, limit: int, offset: int) -> dict[str, Any]:
+        """Give one page of conversations, most recent activity first."""
+        with self._transaction("BEGIN") as connection:
+            total: int = connection.execute(TOTAL).fetchone()[0]
+            rows = connection.execute(PAGE, (limit, offset)).fetchall()
+        data = [self._conversation(row) | {"lastMessagePreview": row["preview"]} for row in rows]
+        return {"data": data, "hasMore": offset + len(rows) < total, "total": total}
+
+    def conversation(self, conversation_id: str, *, message_limit: int) -> dict[str, Any] | None:
+        """Give a conversation with its most recent messages, or None if there is none of that id."""
+        with self._transaction("BEGIN") as connection:
+            return self._detail(connection, conversation_id, message_limit)
+
+    def set_metadata(
+        self, conversation_id: str, metadata: dict[str, Any] | None, *, message_limit: int
+    ) -> dict[str, Any] | None:
+        """Replace a conversation's metadata whole and give what `conversation` gives.
+
+        Raises:
+            ValueError: The metadata holds a number that JSON cannot carry.
+        """
+        text = None if metadata is None else json.dumps(metadata, allow_nan=False)
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            connection.execute("UPDATE conversations SET metadata = ? WHERE id = ?", (text, conversation_id))
+            return self._detail(connection, conversation_id, message_limit)
+
+    def messages(
+        self, conversation_id: str, *, limit: int, before: int | None, after: int | None
+    ) -> dict[str, Any] | None:
+        """Give one page of a conversation's messages, or None if there is no conversation of that id."""
+        reading = self.reading
+        apart = 1 if reading.boundary == "exclusive" else 0
+        low = EARLIEST if after is None else after + apart
+        high = LATEST if before is None else before - apart
+        from_oldest = after is not None and before is None and reading.after_alone == "oldest"
+        with self._transaction("BEGIN") as connection:
+            conversation = connection.execute(ONE, (conversation_id,)).fetchone()
+            if conversation is None:
+                return None
+            # One more than asked for tells whether there are more.
+            bounds = (conversation["serial"], low, high, limit + 1)
+            rows = connection.execute(OLDEST if from_oldest else NEWEST, bounds).fetchall()
+        page = rows[:limit]
+        if from_oldest != (reading.listed == "oldest"):
+            page.reverse()
+        return {"data": [self._message(row, conversation) for row in page], "hasMore": len(rows) > limit}
+
+    def add(self, message: NewMessage) -> dict[str, Any]:
+        """Store one message, with its conversation if it is the pair's first, and give it with `conversationId`."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            return self._insert(connection, message, _random_hex)
+
+    def remove(self, conversation_id: str) -> bool:
+        """Remove a conversation and its messages; tell whether it was there."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            row = connection.execute(ONE, (conversation_id,)).fetchone()
+            if row is None:
+                return False
+            connection.execute("DELETE FROM messages WHERE conversation = ?", (row["serial"],))
+            connection.execute("DELETE FROM conversations WHERE serial = ?", (row["serial"],))
+            return True
+
+    def fill(self, messages: Sequence[NewMessage], metadata: Mapping[str, dict[str, Any]]) -> None:
+        """Store many messages in one transaction, unless a conversation is here already.
+
+        The ids are the same each time. A database in memory is filled again in a forked child.
+
+        Args:
+            messages: In the order in which they came.
+            metadata: The metadata of their conversations, by participant.
+        """
+
+        def refill(connection: sqlite3.Connection) -> None:
+            if connection.execute(TOTAL).fetchone()[0]:
+                return
+            source = random.Random(len(messages))  # noqa: S311  # ids that repeat are the purpose
+            for message in messages:
+                self._insert(connection, message, lambda: f"{source.getrandbits(64):016x}")
+            texts = ((json.dumps(value), participant) for participant, value in metadata.items())
+            connection.executemany("UPDATE conversations SET metadata = ? WHERE participant = ?", texts)
+
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            refill(connection)
+            if self._path is None:
+                self._refill = refill
+
+    def _insert(
+        self, connection: sqlite3.Connection, message: NewMessage, new_hex: Callable[[], str]
+    ) -> dict[str, Any]:
+        [conversation] = connection.execute(
+            TOUCH,
+            {
+                "id": f"conv_{new_hex()}",
+                "agent_number": message.agent_number,
+                "participant": message.participant,
+                "at": message.at,
+                "preview": message.body[:PREVIEW_LENGTH],
+            },
+        ).fetchall()
+        row = {
+            "conversation": conversation["serial"],
+            "received_at": message.at,
+            "position": conversation["message_count"],
+            "id": f"msg_{new_hex()}",
+            "direction": message.direction,
+            "body": message.body,
+        }
+        connection.execute(ADD, row)
+        return self._message(row, conversation) | {"conversationId": conversation["id"]}
+
+    def _detail(
+        self, connection: sqlite3.Connection, conversation_id: str, message_limit: int
+    ) -> dict[str, Any] | None:
+        row = connection.execute(ONE, (conversation_id,)).fetchone()
+        if row is None:
+            return None
+        messages = connection.execute(NEWEST, (row["serial"], EARLIEST, LATEST, message_limit)).fetchall()
+        if self.reading.listed == "oldest":
+            messages.reverse()
+        return self._conversation(row) | {"messages": [self._message(message, row) for message in messages]}
+
+    def _conversation(self, row: sqlite3.Row) -> dict[str, Any]:
+        return {
+            "id": row["id"],
+            "agentId": _id_of("agt", row["agent_number"]),
+            "phoneNumberId": _id_of("num", row["agent_number"]),
+            "phoneNumber": row["agent_number"],
+            "participant": row["participant"],
+            "lastMessageAt": self.reading.print(row["last_message_at"]),
+            "messageCount": row["message_count"],
+            "metadata": None if row["metadata"] is None else json.loads(row["metadata"]),
+            "createdAt": self.reading.print(row["created_at"]),
+            "channel": "sms",
+        }
+
+    def _message(self, row: sqlite3.Row | dict[str, Any], conversation: sqlite3.Row) -> dict[str, Any]:
+        inbound = row["direction"] == "inbound"
+        agent_number, participant = conversation["agent_number"], conversation["participant"]
+        return {
+            "id": row["id"],
+            "body": row["body"],
+            "fromNumber": participant if inbound else agent_number,
+            "toNumber": agent_number if inbound else participant,
+            "direction": row["direction"],
+            "receivedAt": self.reading.print(row["received_at"]),
+            "channel": "sms",
+            "mediaUrls": [],
+            "status": "received" if inbound else "delivered",
+        }
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Generator[sqlite3.Connection]:
+        """Hold the connection for one transaction: committed at the end, rolled back by an exception."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the sandbox is closed")
+            if self._connection is None:
+                self._connection = self._connect()
+            with self._connection as connection:
+                connection.execute(begin)
+                yield connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path or ":memory:", timeout=10.0, isolation_level=None, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        try:
+            # WAL keeps what was committed through a kill of the process; NORMAL leaves out the fsync per commit, which
+            # guards only against the machine losing power.
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in SCHEMA:
+                    connection.execute(statement)
+                if self._refill is not None:
+                    self._refill(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # A fork. SQLite keeps the locks of a process in its memory, so a child in which a file was open believes to hold
+    # what it does not, and writes to a log that its parent may delete. Therefore no fork happens inside a transaction,
+    # and a file is closed before it; both sides open it again when they need it. What is in memory cannot be closed:
+    # the child starts afresh and leaves its copy of the parent's connection alone.
+
+    def before_fork(self) -> None:
+        """Wait for the transaction in progress, and let go of the file."""
+        self._lock.acquire()
+        if self._path is not None:
+            self._disconnect()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on as before."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Go on with a lock of the child's own and, if the data was in memory, an empty or demonstration database."""
+        if self._connection is not None:
+            _inherited.append(self._connection)
+            self._connection = None
+        self._lock = threading.Lock()
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_inherited: list[sqlite3.Connection] = []  # Never closed: see above.
+_forking = threading.Lock()  # Held through a fork, and to add a store.
+_held: list[Store] = []
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    _held.extend(_stores)
+    for store in _held:
+        store.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().after_fork_in_parent()
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    global _forking
+    _forking = threading.Lock()
+    while _held:
+        _held.pop().after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows, which does not fork.
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def _random_hex() -> str:
+    return secrets.token_hex(8)
+
+
+def _id_of(prefix: str, number: str) -> str:
+    """Derive the id of an agent's number, or of its agent, from the number: nothing to store, nothing to look up."""
+    return f"{prefix}_{hashlib.sha256(f'{prefix} {number}'.encode()).hexdigest()[:16]}"
