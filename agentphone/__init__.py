@@ -1,0 +1,60 @@
+"""AgentPhone conversations for Python: async first, blocking where you need it.
+
+Start at `AsyncClient`; every public name stands in `__all__`.
+"""
+
+from agentphone._client import AsyncClient
+from agentphone._conversations import AsyncConversations, AsyncPager
+from agentphone._version import __version__
+from agentphone.errors import (
+    AgentPhoneError,
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    Attempt,
+    AuthenticationError,
+    BadRequestError,
+    ClientClosedError,
+    ConfigurationError,
+    ConflictError,
+    DeadlineExceededError,
+    NotFoundError,
+    PaginationError,
+    PermissionDeniedError,
+    RateLimitError,
+    ResponseDecodeError,
+    ServerError,
+    UnprocessableEntityError,
+    WebhookVerificationError,
+)
+from agentphone.models import Conversation, ConversationDetail, Message, Page
+
+__all__ = [
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AgentPhoneError",
+    "AsyncClient",
+    "AsyncConversations",
+    "AsyncPager",
+    "Attempt",
+    "AuthenticationError",
+    "BadRequestError",
+    "ClientClosedError",
+    "ConfigurationError",
+    "ConflictError",
+    "Conversation",
+    "ConversationDetail",
+    "DeadlineExceededError",
+    "Message",
+    "NotFoundError",
+    "Page",
+    "PaginationError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "ResponseDecodeError",
+    "ServerError",
+    "UnprocessableEntityError",
+    "WebhookVerificationError",
+    "__version__",
+]

@@ -1,0 +1,261 @@
+"""The conversations: one async method for each endpoint, and the pager that walks the lists.
+
+Arguments are checked here, before anything is sent; what goes over the wire is `_wire`'s, what to ask next is
+`_pagination`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from agentphone import _wire
+from agentphone._pagination import CursorRequest, CursorWalk, OffsetRequest, OffsetWalk, Walk, read_bound
+from agentphone._transport import Transport
+from agentphone.models import Conversation, ConversationDetail, Message, Page
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+MAX_CONVERSATIONS = 100
+MAX_MESSAGES = 200
+MAX_RECENT_MESSAGES = 100
+
+
+class AsyncPager(Generic[T]):
+    """A list that has not been read yet: iterate over its items or its pages, or await its first page.
+
+    Making one sends nothing. Each `async for` is a new walk from the start, and asks for a page when it needs it.
+    """
+
+    def __init__(self, first: Callable[[], Awaitable[Page[T]]], walk: Callable[[], AsyncIterator[Page[T]]]) -> None:
+        self._first = first
+        self._walk = walk
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        """Iterate over the items, each once.
+
+        Raises:
+            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
+        """
+        return _Items(self._walk())
+
+    def pages(self) -> AsyncIterator[Page[T]]:
+        """Iterate over the items a page at a time.
+
+        Returns:
+            An iterator of pages as the walk hands them out, each item once. Such a page may hold other items than the
+            server's page did; `has_more` says whether the walk goes on.
+
+        Raises:
+            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
+        """
+        return self._walk()
+
+    async def page(self) -> Page[T]:
+        """Read the first page as the server gives it, with one request.
+
+        Returns:
+            The page, in the server's order.
+
+        Raises:
+            APIConnectionError: No whole answer came.
+            APIStatusError: The API said no.
+            ResponseDecodeError: The answer is not what the API promises.
+        """
+        return await self._first()
+
+    def __await__(self) -> Generator[Any, Any, Page[T]]:
+        return self.page().__await__()
+
+
+class AsyncConversations:
+    """The conversations of the project that the API key belongs to. Reached as `client.conversations`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(
+        self, *, limit: int | None = None, offset: int = 0, page_size: int = MAX_CONVERSATIONS, concurrency: int = 1
+    ) -> AsyncPager[Conversation]:
+        """List the conversations, most recent activity first.
+
+        Source: `GET /v1/conversations`.
+
+        Args:
+            limit: How many to give in all, from 1; None for every one. 250 takes three requests.
+            offset: How many to skip, from 0.
+            page_size: How many one request asks for, 1 to 100.
+            concurrency: How many requests may be in flight at once, from 1.
+
+        Returns:
+            A pager: iterate over it, or await it for one page. Nothing is sent before.
+
+        Raises:
+            ValueError: An argument is out of its range.
+            TypeError: An argument is not an integer.
+        """
+        _check_count("limit", limit)
+        _check_count("offset", offset, least=0)
+        _check_count("page_size", page_size, most=MAX_CONVERSATIONS)
+        _check_count("concurrency", concurrency)
+
+        async def fetch(request: OffsetRequest) -> Page[Conversation]:
+            call = _wire.list_conversations(limit=request.limit, offset=request.offset)
+            return await self._transport.send(call)
+
+        def start() -> OffsetWalk:
+            return OffsetWalk(limit=limit, offset=offset, page_size=page_size)
+
+        first = OffsetRequest(limit=min(limit or page_size, page_size), offset=offset)
+        return AsyncPager(lambda: fetch(first), lambda: _Pages(start(), fetch))
+
+    async def get(self, conversation_id: str, *, message_limit: int | None = None) -> ConversationDetail:
+        """Get a conversation with its recent messages.
+
+        Source: `GET /v1/conversations/{id}`.
+
+        Args:
+            conversation_id: Its id (`conv_...`).
+            message_limit: How many recent messages to include, 1 to 100; None for the API's default, 50.
+
+        Returns:
+            The conversation. `last_message_preview` is None: this endpoint does not give it.
+
+        Raises:
+            NotFoundError: There is no such conversation, or the key has no access to it.
+            APIConnectionError: No whole answer came.
+            APIStatusError: The API said no.
+            ResponseDecodeError: The answer is not what the API promises.
+            ValueError: The id is empty, or `message_limit` out of its range.
+            TypeError: An argument is of another type.
+        """
+        _check_count("message_limit", message_limit, most=MAX_RECENT_MESSAGES)
+        return await self._transport.send(_wire.get_conversation(conversation_id, message_limit=message_limit))
+
+    async def update(self, conversation_id: str, *, metadata: Mapping[str, Any] | None) -> ConversationDetail:
+        """Replace a conversation's metadata: the state that comes back in every webhook as `conversationState`.
+
+        The stored object is replaced whole, not merged. Sending it twice leaves what sending it once leaves, so a call
+        that failed half-way is tried again.
+
+        Source: `PATCH /v1/conversations/{id}`.
+
+        Args:
+            conversation_id: Its id (`conv_...`).
+            metadata: What to store: a dict with string keys whose values are JSON. None clears it.
+
+        Returns:
+            The updated conversation with its recent messages.
+
+        Raises:
+            NotFoundError: There is no such conversation, or the key has no access to it.
+            APIConnectionError: No whole answer came.
+            APIStatusError: The API said no.
+            ResponseDecodeError: The answer is not what the API promises.
+            ValueError: The id is empty, or the metadata holds what JSON cannot carry (NaN, itself).
+            TypeError: The metadata holds a type that JSON does not have; the text names where.
+        """
+        return await self._transport.send(_wire.update_conversation(conversation_id, metadata=metadata))
+
+    def messages(
+        self,
+        conversation_id: str,
+        *,
+        limit: int | None = None,
+        before: datetime | str | Message | None = None,
+        after: datetime | str | Message | None = None,
+        order: Literal["asc", "desc"] = "desc",
+        page_size: int = MAX_MESSAGES,
+    ) -> AsyncPager[Message]:
+        """Read a conversation's messages, between two instants if wanted.
+
+        Source: `GET /v1/conversations/{id}/messages`.
+
+        Args:
+            conversation_id: Its id (`conv_...`).
+            limit: How many to give in all, from 1; None for every one.
+            before: Give what was received earlier than this: an aware `datetime`, an ISO 8601 string with an offset, or
+                a message to go on exactly behind it.
+            after: Give what was received later than this; the same forms.
+            order: `"desc"` for newest first, `"asc"` for oldest first.
+            page_size: How many one request asks for, 1 to 200.
+
+        Returns:
+            A pager: iterate over it, or await it for one page. Nothing is sent before.
+
+        Raises:
+            ValueError: An argument is out of its range, or an instant has no time or no offset.
+            TypeError: An argument is of another type.
+        """
+        _check_count("limit", limit)
+        _check_count("page_size", page_size, most=MAX_MESSAGES)
+        if order not in ("asc", "desc"):
+            raise ValueError(f'order is "asc" or "desc", not {order!r}')
+        upper, lower = read_bound(before, "before"), read_bound(after, "after")
+
+        def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
+            return _wire.list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
+
+        async def fetch(request: CursorRequest) -> Page[Message]:
+            return await self._transport.send(call(request))
+
+        def start() -> CursorWalk:
+            return CursorWalk(limit=limit, before=upper, after=lower, oldest_first=order == "asc", page_size=page_size)
+
+        first = CursorRequest(
+            limit=min(limit or page_size, page_size),
+            before=upper.instant if upper else None,
+            after=lower.instant if lower else None,
+        )
+        call(first)  # a wrong id is refused here, and not at the first step of an iterator
+        return AsyncPager(lambda: fetch(first), lambda: _Pages(start(), fetch))
+
+
+class _Pages(Generic[R, T]):
+    """Drive one walk: ask for what it wants, hand it the answer. Nothing runs between two steps."""
+
+    def __init__(self, walk: Walk[R, T], fetch: Callable[[R], Awaitable[Page[T]]]) -> None:
+        self._walk = walk
+        self._fetch = fetch
+
+    def __aiter__(self) -> AsyncIterator[Page[T]]:
+        return self
+
+    async def __anext__(self) -> Page[T]:
+        while (request := self._walk.next_request()) is not None:
+            page = await self._fetch(request)
+            items = tuple(self._walk.receive(page))
+            has_more = self._walk.next_request() is not None
+            if items or not has_more:
+                return Page(data=items, has_more=has_more, total=page.total)
+        raise StopAsyncIteration
+
+
+class _Items(Generic[T]):
+    """Give the items of the pages one by one. A class: a generator that is dropped half-way would need closing."""
+
+    def __init__(self, pages: AsyncIterator[Page[T]]) -> None:
+        self._pages = pages
+        self._items: Iterator[T] = iter(())
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            for item in self._items:
+                return item
+            self._items = iter(await anext(self._pages))
+
+
+def _check_count(name: str, value: int | None, *, least: int = 1, most: int | None = None) -> None:
+    """Refuse what is not a whole number of things; None means that the caller leaves it open."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is an integer, not {value!r}")
+    if value < least or (most is not None and value > most):
+        upto = "or more" if most is None else f"to {most}"
+        raise ValueError(f"{name} is {least} {upto}, not {value}")

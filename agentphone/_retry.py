@@ -1,0 +1,81 @@
+"""Whether to try again, and after how long. Pure: time and randomness come in as arguments, nothing sleeps here.
+
+Every call of this SDK may be repeated: a GET reads, and the one PATCH replaces the metadata whole, so that sending it
+twice leaves what sending it once leaves.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from email.utils import mktime_tz, parsedate_tz
+
+from attrs import frozen
+
+from agentphone.errors import AgentPhoneError, APIConnectionError, APIStatusError, DeadlineExceededError
+
+RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 8.0
+
+
+@frozen
+class RetryPolicy:
+    """How often a call is tried again, and how long it pauses before."""
+
+    max_retries: int
+    """Attempts after the first."""
+    max_retry_after: float
+    """The longest `Retry-After` that is waited for, in seconds; a longer one ends the call."""
+    rand: Callable[[], float] = random.random
+    """Gives numbers from 0 to 1."""
+
+    def pause(self, error: AgentPhoneError, attempt: int) -> float | None:
+        """Say how many seconds to wait before the next attempt.
+
+        Args:
+            error: How the latest attempt failed.
+            attempt: Which attempt that was, from 1.
+
+        Returns:
+            Seconds, or None when the call ends with this error.
+        """
+        if attempt > self.max_retries or not _is_temporary(error):
+            return None
+        if isinstance(error, APIStatusError) and error.retry_after is not None:
+            if error.retry_after > self.max_retry_after:
+                return None
+            return error.retry_after + self.rand() * FIRST_PAUSE  # later than asked, never earlier
+        return self.rand() * min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt - 1, 16))
+
+
+def _is_temporary(error: AgentPhoneError) -> bool:
+    if isinstance(error, APIStatusError):
+        return error.status_code in RETRIED_STATUSES
+    return isinstance(error, APIConnectionError) and not isinstance(error, DeadlineExceededError)
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Read a `Retry-After` header.
+
+    Args:
+        value: The header, or None: a number of seconds or an HTTP date.
+        now: Unix seconds, for a date.
+
+    Returns:
+        Seconds from now, 0.0 for a date in the past, `inf` for one beyond all calendars; None for what cannot be read.
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        date = parsedate_tz(value)
+        if date is None:
+            return None
+        try:
+            return max(0.0, mktime_tz(date) - now)
+        except (ValueError, OverflowError):
+            return math.inf if date[0] > 9999 else None
+    return seconds if seconds >= 0 else None  # nan is not >= 0 either

@@ -1,0 +1,211 @@
+"""From a call to its request, and from an answer to a model or an error. Pure: no I/O, no clock, no httpx.
+
+Each endpoint is one function that gives a `Call`; `read` turns any answer to it into its model, or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+from attrs import frozen
+
+from agentphone._decoding import DecodeError, decode, encode, parse_json
+from agentphone._retry import parse_retry_after
+from agentphone.errors import (
+    APIStatusError,
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ResponseDecodeError,
+    ServerError,
+    UnprocessableEntityError,
+)
+from agentphone.models import Conversation, ConversationDetail, Message, Page
+
+T = TypeVar("T")
+
+
+@frozen
+class Call(Generic[T]):
+    """One request to the API, and the shape of a good answer to it."""
+
+    method: str
+    target: str
+    """Path and query, percent-encoded, beginning with `/v1/`."""
+    shape: type[T]
+    body: bytes | None = None
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.target}"
+
+
+def list_conversations(*, limit: int, offset: int) -> Call[Page[Conversation]]:
+    """`GET /v1/conversations`."""
+    return Call("GET", _target("/v1/conversations", limit=limit, offset=offset), Page[Conversation])
+
+
+def get_conversation(conversation_id: str, *, message_limit: int | None) -> Call[ConversationDetail]:
+    """`GET /v1/conversations/{id}`."""
+    return Call("GET", _target(_path(conversation_id), message_limit=message_limit), ConversationDetail)
+
+
+def update_conversation(conversation_id: str, *, metadata: Mapping[str, Any] | None) -> Call[ConversationDetail]:
+    """`PATCH /v1/conversations/{id}`: the metadata is replaced whole; None clears it."""
+    body = b'{"metadata":' + encode(metadata, "metadata") + b"}"
+    return Call("PATCH", _path(conversation_id), ConversationDetail, body)
+
+
+def list_messages(
+    conversation_id: str, *, limit: int, before: datetime | None, after: datetime | None
+) -> Call[Page[Message]]:
+    """`GET /v1/conversations/{id}/messages`."""
+    path = _path(conversation_id) + "/messages"
+    return Call("GET", _target(path, limit=limit, before=_print(before), after=_print(after)), Page[Message])
+
+
+def _path(conversation_id: str) -> str:
+    """Give the path of a conversation; whatever the id holds, it stays one segment of it."""
+    if not isinstance(conversation_id, str):
+        raise TypeError(f"conversation_id is a string, not {type(conversation_id).__name__}")
+    if not conversation_id:
+        raise ValueError("conversation_id is empty")
+    segment = quote(conversation_id, safe="")
+    if not segment.strip("."):  # "." and ".." would be taken for steps in the path
+        segment = segment.replace(".", "%2E")
+    return f"/v1/conversations/{segment}"
+
+
+def _target(path: str, **query: int | str | None) -> str:
+    given = {name: value for name, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def _print(instant: datetime | None) -> str | None:
+    if instant is None:
+        return None
+    return instant.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
+
+
+def read(call: Call[T], status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> T:
+    """Read an answer.
+
+    Args:
+        call: What was asked.
+        status: The HTTP status of the answer.
+        headers: Its headers; looked up in lower case.
+        body: Its whole body, decompressed.
+        now: Unix seconds, for a `Retry-After` that is a date.
+
+    Returns:
+        The model.
+
+    Raises:
+        APIStatusError: The status is not a success.
+        ResponseDecodeError: The body is not JSON of the promised shape.
+    """
+    if not 200 <= status < 300:
+        raise _status_error(call, status, headers, body, now)
+    try:
+        return decode(body, call.shape)
+    except DecodeError as error:
+        raise ResponseDecodeError(
+            error.what,
+            request=str(call),
+            path=error.path,
+            status_code=status,
+            request_id=headers.get("x-request-id"),
+            body=body,
+        ) from None
+
+
+_STATUS_ERRORS = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+}
+
+
+def _status_error(call: Call[Any], status: int, headers: Mapping[str, str], body: bytes, now: float) -> APIStatusError:
+    cls = _STATUS_ERRORS.get(status, ServerError if status >= 500 else APIStatusError)
+    said = _read_error(body)
+    return cls(
+        said.message or _phrase(status, body),
+        request=str(call),
+        status_code=status,
+        code=said.code,
+        type=said.type,
+        details=said.details,
+        retry_after=parse_retry_after(headers.get("retry-after"), now),
+        request_id=headers.get("x-request-id"),
+        location=headers.get("location"),
+        body=body,
+    )
+
+
+def _phrase(status: int, body: bytes) -> str:
+    """Say what the status means, for an answer that says nothing that the SDK can read."""
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = "an unknown status"
+    if body.lstrip()[:1] == b"<":
+        return f"{phrase} (an HTML page, so probably from a proxy and not from the API)"
+    return phrase if body.strip() else f"{phrase} (with an empty body)"
+
+
+@frozen
+class _Said:
+    """What an error's body says, from whichever of its four forms."""
+
+    message: str | None = None
+    code: str | None = None
+    type: str | None = None
+    details: list[dict[str, Any]] | None = None
+
+
+def _read_error(body: bytes) -> _Said:
+    """Read the envelope, FastAPI's two forms of `detail`, or a bare `message`; anything else says nothing."""
+    try:
+        raw = parse_json(body)
+    except DecodeError:
+        return _Said()
+    match raw:
+        case {"error": {**envelope}}:
+            return _Said(
+                message=_text(envelope.get("message")),
+                code=_text(envelope.get("code")),
+                type=_text(envelope.get("type")),
+                details=_objects(envelope.get("details")),
+            )
+        case {"detail": [*complaints]}:
+            details = [_fastapi_detail(complaint) for complaint in _objects(complaints)]
+            return _Said(message="; ".join(filter(None, (_text(d["message"]) for d in details))), details=details)
+        case {"detail": str(message)} | {"message": str(message)} | {"error": str(message)}:
+            return _Said(message=message)
+    return _Said()
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _fastapi_detail(complaint: dict[str, Any]) -> dict[str, Any]:
+    """Give FastAPI's `{loc, msg, type}` as the envelope's `{field, message, type}`."""
+    where = complaint.get("loc")
+    field = ".".join(map(str, where)) if isinstance(where, list) else None
+    return {"field": field, "message": complaint.get("msg"), "type": complaint.get("type")}

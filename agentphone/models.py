@@ -1,0 +1,115 @@
+"""The nouns of the API as frozen values. No behaviour, and no knowledge of JSON: `_decoding` makes them.
+
+Names are the API's in snake_case; every instant is an aware `datetime` in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Generic, TypeVar, overload
+
+from attrs import field, frozen
+
+T = TypeVar("T")
+
+
+def _extra() -> Any:
+    """Make the field for what a class does not know; a dict cannot be hashed, so equality alone looks at it."""
+    return field(factory=dict, hash=False, repr=lambda extra: "{...}" if extra else "{}")
+
+
+@frozen(kw_only=True)
+class Message:
+    """One message of a conversation.
+
+    Source: `data[]` of `GET /v1/conversations/{id}/messages`, `messages[]` of `GET` and `PATCH /v1/conversations/{id}`.
+    """
+
+    id: str
+    """Opaque id (`msg_...`)."""
+    body: str | None = None
+    """The text; empty or None for a message that is all media."""
+    from_number: str
+    """The sender's number, E.164 (`fromNumber`)."""
+    to_number: str
+    """The receiver's number, E.164 (`toNumber`)."""
+    direction: str | None = None
+    """`"inbound"` (from the person) or `"outbound"` (from the agent); an open set."""
+    received_at: datetime
+    """When it was received (`receivedAt`)."""
+    channel: str | None = None
+    """`"sms"`, `"mms"`, `"imessage"`, ...; an open set."""
+    media_urls: tuple[str, ...] = ()
+    """Where its media can be fetched (`mediaUrls`)."""
+    status: str | None = None
+    """Delivery status; an open set."""
+    extra: Mapping[str, Any] = _extra()
+    """Every further field of the answer, under the API's own name, as received."""
+
+
+@frozen(kw_only=True)
+class Conversation:
+    """An SMS thread between an agent's number and a person.
+
+    Source: `data[]` of `GET /v1/conversations`.
+    """
+
+    id: str
+    """Opaque id (`conv_...`)."""
+    agent_id: str | None = None
+    """The agent that the number belongs to (`agentId`)."""
+    phone_number_id: str | None = None
+    """The id of the agent's number (`phoneNumberId`)."""
+    phone_number: str
+    """The agent's number, E.164 (`phoneNumber`)."""
+    participant: str
+    """The person's number, E.164."""
+    last_message_at: datetime | None = None
+    """When the latest message was received (`lastMessageAt`): what the list is ordered by."""
+    last_message_preview: str | None = None
+    """The beginning of the latest message (`lastMessagePreview`); only the list has it."""
+    message_count: int | None = None
+    """How many messages it holds (`messageCount`)."""
+    metadata: dict[str, Any] | None = field(default=None, hash=False)
+    """What `update` stored, or None: the `conversationState` of every webhook."""
+    created_at: datetime | None = None
+    """When it began (`createdAt`)."""
+    extra: Mapping[str, Any] = _extra()
+    """Every further field of the answer, under the API's own name, as received."""
+
+
+@frozen(kw_only=True)
+class ConversationDetail(Conversation):
+    """A conversation with its recent messages.
+
+    Source: `GET` and `PATCH /v1/conversations/{id}`.
+    """
+
+    messages: tuple[Message, ...] = ()
+    """Its recent messages, in the server's order."""
+
+
+@frozen(kw_only=True)
+class Page(Generic[T]):
+    """Some items of a list, and whether there are more. Iterable, sized and indexable like the tuple in it."""
+
+    data: tuple[T, ...]
+    """The items."""
+    has_more: bool
+    """Whether the list goes on behind them (`hasMore`)."""
+    total: int | None = None
+    """How many items the whole list has; None where the API does not say (messages)."""
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        return self.data[index]
