@@ -16,7 +16,7 @@ from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import anyio.lowlevel
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -78,14 +78,12 @@ class App:
                 await send({"type": "lifespan.startup.complete"})
             await send({"type": "lifespan.shutdown.complete"})
         elif scope["type"] == "http":
-            request = Request(scope, receive)
-            try:
-                body = await _body_of(request)
-            except ClientDisconnect:
+            body = await _body_of(receive)
+            if body is None:
                 return
             # In-process nothing else here waits: without this a caller's timeout could never strike.
             await anyio.lowlevel.checkpoint()
-            response = self._respond(request, body)
+            response = self._respond(Request(scope), body)
             response.headers["x-request-id"] = f"req_{secrets.token_hex(8)}"
             await response(scope, receive, send)
 
@@ -222,13 +220,16 @@ def _text(field: str, value: object, *, may_be_empty: bool = False) -> str:
     return value
 
 
-async def _body_of(request: Request) -> bytes:
-    """Read the body, but not far beyond the longest that is accepted."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            break
+async def _body_of(receive: Receive) -> bytes | None:
+    """Read the body to its end, but keep little more than what is accepted; None if the client has gone."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        if len(body) <= MAX_BODY:
+            body += message.get("body", b"")
+        more = message.get("more_body", False)
     return body
 
 

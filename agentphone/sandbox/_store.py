@@ -12,6 +12,7 @@ import random
 import secrets
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -270,9 +271,9 @@ class Store:
         )
         connection.row_factory = sqlite3.Row
         try:
-            # WAL keeps what was committed through a kill of the process; NORMAL leaves out the fsync per commit, which
-            # guards only against the machine losing power.
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
+            # What was committed survives a kill of the process; the fsync per commit that this leaves out guards only
+            # against the machine losing power.
             connection.execute("PRAGMA synchronous = NORMAL")
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
@@ -341,6 +342,20 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):  # Not on Windows, which does not fork.
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # Two processes that open a new file at once: SQLite refuses one of them at once, whatever its timeout.
+    for _ in range(200):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+    raise sqlite3.OperationalError("database is locked: for 10 seconds by another process that opens it")
 
 
 def _random_hex() -> str:

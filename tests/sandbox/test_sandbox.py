@@ -1,0 +1,162 @@
+"""What a test holds in its hand: the plain methods, the record of requests, the scripted faults, the demonstration."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from agentphone.sandbox import Sandbox
+
+from .conftest import ADA, AGENT, BEN
+
+
+def everything(sandbox: Sandbox) -> list[Any]:
+    """Read all conversations with up to 100 messages each, on an event loop of this call's own."""
+
+    async def read() -> list[Any]:
+        headers = {"Authorization": "Bearer any"}
+        async with httpx.AsyncClient(transport=sandbox.transport(), base_url="http://s", headers=headers) as client:
+            page = (await client.get("/v1/conversations?limit=100")).json()
+            assert not page["hasMore"]
+            paths = [f"/v1/conversations/{conversation['id']}?message_limit=100" for conversation in page["data"]]
+            return [(await client.get(path)).json() for path in paths]
+
+    return asyncio.run(read())
+
+
+@pytest.mark.parametrize("at", [datetime(2025, 1, 15), "2025-01-15", "2025-01-15T12:00:00", "noon"])
+def test_a_message_at_an_instant_without_an_offset_is_a_value_error(sandbox: Sandbox, at: datetime | str) -> None:
+    for store in (sandbox.receive_sms, sandbox.send_sms):
+        with pytest.raises(ValueError, match="offset"):
+            store(from_number=ADA, to_number=AGENT, body="Hi", at=at)
+    assert everything(sandbox) == []
+
+
+def test_many_threads_and_loops_lose_no_message(sandbox: Sandbox) -> None:
+    start = threading.Barrier(8)
+
+    def work(worker: int) -> None:
+        start.wait(10)
+        for index in range(25):
+            sandbox.receive_sms(from_number=BEN if worker % 2 else ADA, to_number=AGENT, body=f"{worker} {index}")
+            if index % 10 == 0:
+                everything(sandbox)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    conversations = everything(sandbox)
+    assert [conversation["messageCount"] for conversation in conversations] == [100, 100]
+    texts = {message["body"] for conversation in conversations for message in conversation["messages"]}
+    assert texts == {f"{worker} {index}" for worker in range(8) for index in range(25)}
+
+
+def test_a_removed_conversation_is_gone_and_its_pair_starts_anew(sandbox: Sandbox) -> None:
+    first = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+    assert sandbox.remove_conversation(first["conversationId"])
+    assert not sandbox.remove_conversation(first["conversationId"])
+    assert everything(sandbox) == []
+    second = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi again")
+    assert second["conversationId"] != first["conversationId"]
+    [conversation] = everything(sandbox)
+    assert [message["body"] for message in conversation["messages"]] == ["Hi again"]
+
+
+def test_a_closed_sandbox_says_so(sandbox: Sandbox) -> None:
+    sandbox.close()
+    sandbox.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+
+
+def test_an_empty_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="api_key"):
+        Sandbox(api_key=" ")
+
+
+def test_the_demonstration_is_large_believable_and_always_the_same(sandbox: Sandbox) -> None:
+    sandbox.load_demonstration()
+    conversations = everything(sandbox)
+    sandbox.load_demonstration()
+    assert everything(sandbox) == conversations
+    with Sandbox() as other:
+        other.load_demonstration()
+        assert everything(other) == conversations
+    counts = [conversation["messageCount"] for conversation in conversations]
+    assert 24 <= len(counts) <= 60
+    assert max(counts) == 640
+    assert 0 < [conversation["metadata"] for conversation in conversations].count(None) < len(counts) / 2
+    numbers = {number for conversation in conversations for number in (conversation["participant"], AGENT)}
+    assert all(number.startswith("+155555501") and len(number) == 12 for number in numbers)
+    texts = [message["body"] for conversation in conversations for message in conversation["messages"]]
+    assert not any("{" in text for text in texts)
+
+
+def test_the_demonstration_leaves_data_that_is_there_alone(sandbox: Sandbox) -> None:
+    sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+    sandbox.load_demonstration()
+    assert len(everything(sandbox)) == 1
+
+
+@pytest.mark.anyio
+async def test_requests_are_recorded_without_the_key(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
+    await client.patch("/v1/conversations/a%2Fb?x=1&x=%20", content=b'{"metadata": null}')
+    [request] = sandbox.requests
+    assert (request.method, request.path, request.query) == ("PATCH", "/v1/conversations/a%2Fb", {"x": " "})
+    assert request.body == b'{"metadata": null}'
+    assert request.headers["authorization"] == "***"
+    assert "Bearer" not in repr(request)
+    for _ in range(1001):
+        await client.get("/nowhere")
+    assert {request.method for request in sandbox.requests} == {"GET"}
+    assert len(sandbox.requests) == 1000
+
+
+@pytest.mark.anyio
+async def test_faults_happen_in_order_as_often_as_asked_and_on_their_path(
+    sandbox: Sandbox, client: httpx.AsyncClient
+) -> None:
+    sandbox.faults.add(status=429, retry_after=0.5, times=2)
+    sandbox.faults.add(status=503, path="/v1/conversations")
+    sandbox.faults.add(status=400, path="/v1/conversations/conv_x", times=5)
+
+    async def statuses(path: str, count: int) -> list[int]:
+        return [(await client.get(path)).status_code for _ in range(count)]
+
+    first = await client.get("/v1/conversations?limit=5", headers={"Authorization": ""})
+    assert (first.status_code, first.headers["Retry-After"]) == (429, "0.5")
+    assert first.json()["error"]["code"] == "RATE_LIMIT_EXCEEDED"
+    assert await statuses("/v1/conversations", 3) == [429, 503, 200]
+    assert await statuses("/v1/conversations/conv_x/messages", 1) == [404]
+    assert await statuses("/v1/conversations/conv_x", 1) == [400]
+    sandbox.faults.clear()
+    assert await statuses("/v1/conversations/conv_x", 1) == [404]
+    assert len(sandbox.requests) == 7
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("body", "content", "kind"),
+    [
+        ("<h1>Bad gateway</h1>", b"<h1>Bad gateway</h1>", "text/html; charset=utf-8"),
+        (b'{"da', b'{"da', "application/json"),
+        ({"detail": "no"}, b'{"detail": "no"}', "application/json"),
+    ],
+)
+async def test_a_fault_brings_the_body_it_was_given(
+    sandbox: Sandbox, client: httpx.AsyncClient, body: object, content: bytes, kind: str
+) -> None:
+    sandbox.faults.add(status=502, body=body, retry_after="soon")
+    response = await client.get("/v1/conversations")
+    assert (response.status_code, response.content, response.headers["content-type"]) == (502, content, kind)
+    assert response.headers["Retry-After"] == "soon"
+    assert response.headers["x-request-id"]
+
+
+def test_a_fault_that_could_not_happen_is_refused(sandbox: Sandbox) -> None:
+    for status, times in ((99, 1), (600, 1), (500, 0)):
+        with pytest.raises(ValueError, match="must be"):
+            sandbox.faults.add(status=status, times=times)
