@@ -1,0 +1,296 @@
+"""The command line as its user meets it: processes of their own, looked at from outside."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+import agentphone
+from agentphone.__main__ import main
+
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("AGENTPHONE_")},
+    "PYTHONPATH": str(Path(agentphone.__file__).parents[1]),
+    "PYTHONIOENCODING": "utf-8",
+    "COLUMNS": "80",
+}
+PYTHON = (sys.executable, "-W", "error")
+AGENTPHONE = (*PYTHON, "-m", "agentphone")
+SECONDS = 60  # for what takes one: a limit that turns a hang into a failure, not a measure
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=ENVIRONMENT | environment,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return run(*PYTHON, "-c", code)
+
+
+def widest(text: str) -> int:
+    """How many columns the widest line takes; what a carriage return overwrites takes none."""
+    lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").splitlines()]
+    return max(sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line) for line in lines)
+
+
+# The demo
+
+
+@pytest.fixture(scope="module")
+def demo() -> str:
+    """What the demo writes when its output is piped."""
+    done = run(*AGENTPHONE, "demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_demo_lists_the_conversations_as_an_aligned_table(demo: str) -> None:
+    rows = re.findall(r"^  \+1555\d+ .*$", demo.partition("2. ")[0], re.MULTILINE)
+    assert len(rows) == 12
+    assert all(re.fullmatch(r"  \+\d{11}   \d{4}-\d\d-\d\d \d\d:\d\d  +\d+  \S.*", row) for row in rows)
+    counts = [re.match(r"  \S+ +\S+ \S+ +\d+", row) for row in rows]
+    assert {len(count[0]) for count in counts if count} == {43}
+    assert "12 of 36 conversations" in demo
+
+
+def test_demo_streams_the_long_history_and_says_how_far_it_is(demo: str) -> None:
+    assert re.findall(r"^  (\d+) of 640 messages$", demo, re.MULTILINE) == ["160", "320", "480", "640"]
+    assert "640 messages came" in demo
+
+
+def test_demo_stores_state_reads_it_back_and_clears_it(demo: str) -> None:
+    words = demo.split()
+    stored, read_back, cleared = words.index("stored"), words.index("read"), words.index("cleared")
+    assert words[stored + 1 : read_back] == words[read_back + 2 : cleared]
+    assert words[cleared + 1] == "null"
+
+
+def test_demo_shows_what_a_wrong_key_and_a_wrong_id_look_like(demo: str) -> None:
+    assert "AuthenticationError: GET /v1/conversations?limit=1&offset=0: 401" in demo
+    assert "NotFoundError: GET /v1/conversations/conv_nobody: 404" in demo
+
+
+def test_demo_is_plain_text_of_eighty_columns(demo: str) -> None:
+    assert widest(demo) <= 80
+    assert all(letter == "\n" or letter.isprintable() for letter in demo)
+
+
+def test_demo_moves_its_progress_line_on_a_terminal() -> None:
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    with subprocess.Popen([*AGENTPHONE, "demo"], stdout=slave, stderr=slave, env=ENVIRONMENT) as process:
+        os.close(slave)
+        seen = b""
+        while chunk := read_terminal(master):
+            seen += chunk
+        assert process.wait(SECONDS) == 0
+    os.close(master)
+    shown = seen.decode()
+    assert re.search(r"\r  \[#+ +\] +\d+ of 640 messages\r", shown)
+    assert re.search(r"\r  \[#{32}\] 640 of 640 messages\r\n", shown)
+    assert widest(shown) <= 80
+    assert "\x1b" not in shown
+
+
+def read_terminal(master: int) -> bytes:
+    try:
+        return os.read(master, 65536)
+    except OSError:  # how Linux tells that nobody holds the other side any more
+        return b""
+
+
+def test_demo_needs_no_unicode_of_its_output() -> None:
+    done = run(*AGENTPHONE, "demo", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "640 messages came" in done.stdout
+
+
+def test_demo_takes_nothing_from_the_environment() -> None:
+    done = run(*AGENTPHONE, "demo", AGENTPHONE_BASE_URL="https://127.0.0.1:1", AGENTPHONE_API_KEY="a b")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_in_the_demo_is_130_and_quiet() -> None:
+    done = run_python(
+        "import asyncio, os, signal, sys\n"
+        "from agentphone.__main__ import main\n"
+        "from agentphone.cli import demo\n"
+        "async def interrupted(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    await asyncio.sleep(60)\n"
+        "demo._show_history = interrupted\n"
+        "sys.exit(main(['demo']))\n"
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.startswith("A local AgentPhone")
+
+
+@pytest.mark.parametrize("command", [["demo"], ["sandbox", "--port", "0"]])
+def test_an_output_that_nobody_reads_ends_quietly(command: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        with subprocess.Popen(
+            [*AGENTPHONE, *command], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        ) as process:
+            _, stderr = process.communicate(timeout=SECONDS)
+    finally:
+        os.close(writer)
+    assert (process.returncode, stderr) == (141, "")
+
+
+# The sandbox command
+
+
+@contextmanager
+def sandbox(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start `agentphone sandbox` on a free port and give it with the URL of its first line."""
+    command = [*AGENTPHONE, "sandbox", "--port", "0", *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        try:
+            assert process.stdout is not None
+            first_line = process.stdout.readline()
+            url = re.search(r"http://127\.0\.0\.1:[1-9]\d*", first_line)
+            assert url, first_line
+            yield process, url[0]
+        finally:
+            process.kill()
+
+
+def test_sandbox_serves_at_the_url_of_its_first_line_until_ctrl_c() -> None:
+    with sandbox() as (process, url):
+        answer = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+        assert answer.json() == {"data": [], "hasMore": False, "total": 0}
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    assert (process.returncode, stdout, stderr) == (0, "", "")
+
+
+def test_sandbox_has_the_demonstration_data_if_asked() -> None:
+    with sandbox("--demo") as (_, url):
+        answer = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+        assert answer.json()["total"] == 36
+
+
+def test_sandbox_keeps_its_data_in_a_file(tmp_path: Path) -> None:
+    message = {"direction": "inbound", "from": "+15555550110", "to": "+15555550100", "body": "hello"}
+    headers = {"Authorization": "Bearer any"}
+    file = str(tmp_path / "box.db")
+    with sandbox("--db", file) as (_, url):
+        assert httpx.post(f"{url}/sandbox/messages", json=message, headers=headers, timeout=SECONDS).is_success
+    with sandbox("--db", file) as (_, url):
+        listed = httpx.get(f"{url}/v1/conversations", headers=headers, timeout=SECONDS).json()["data"]
+    assert [conversation["lastMessagePreview"] for conversation in listed] == ["hello"]
+
+
+def test_sandbox_accepts_one_key_and_never_tells_it() -> None:
+    with sandbox("--api-key", "sk-unlikely-text") as (process, url):
+        good = {"Authorization": "Bearer sk-unlikely-text"}
+        bad = {"Authorization": "Bearer another-unlikely-text"}
+        assert httpx.get(f"{url}/v1/conversations", headers=good, timeout=SECONDS).status_code == 200
+        refused = httpx.get(f"{url}/v1/conversations", headers=bad, timeout=SECONDS)
+        assert refused.status_code == 401
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    assert "unlikely" not in refused.text + stdout + stderr + url
+
+
+def test_sandbox_takes_no_key_from_the_environment() -> None:
+    taken = ENVIRONMENT | {"AGENTPHONE_API_KEY": "of-the-environment"}
+    command = [*AGENTPHONE, "sandbox", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=taken) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            answer = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+            assert answer.status_code == 200
+        finally:
+            process.kill()
+
+
+def test_sandbox_says_in_one_line_that_its_port_is_taken() -> None:
+    with sandbox() as (_, url):
+        done = run(*AGENTPHONE, "sandbox", "--port", url.rpartition(":")[2])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("agentphone sandbox: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["nothing"],
+        ["sandbox", "--port", "many"],
+        ["sandbox", "--port", "65536"],
+        ["sandbox", "--port", "-1"],
+        ["sandbox", "--api-key", " "],
+        ["sandbox", "--api", "abbreviated"],
+        ["demo", "surplus"],
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_exit_2(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    assert "usage: agentphone" in capsys.readouterr().err
+
+
+# What both have in common
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+@pytest.mark.parametrize("command", ["demo", "sandbox"])
+def test_without_the_sandbox_extra_one_line_names_the_command_that_installs_it(command: str, missing: str) -> None:
+    done = run_python(
+        f"import sys\nsys.modules[{missing!r}] = None\n"
+        f"from agentphone.__main__ import main\nsys.exit(main([{command!r}]))\n"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"agentphone {command}: {missing} is not installed; in the project's folder: pip install '.[sandbox]'\n"
+    )
+
+
+def test_a_module_that_is_missing_by_our_own_fault_is_not_explained_away() -> None:
+    done = run_python(
+        "import sys\nsys.modules['agentphone.sandbox'] = None\n"
+        "from agentphone.__main__ import main\nsys.exit(main(['demo']))\n"
+    )
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stderr
+
+
+def test_version_and_help_need_no_extra() -> None:
+    blocked = "import sys\nsys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
+    for option, expected in (("--version", f"agentphone {agentphone.__version__}\n"), ("--help", "agentphone demo")):
+        done = run_python(f"{blocked}from agentphone.__main__ import main\nsys.exit(main([{option!r}]))\n")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert expected in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["sandbox"]])
+def test_help_fits_eighty_columns(command: list[str]) -> None:
+    done = run(*AGENTPHONE, *command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert widest(done.stdout) <= 80
