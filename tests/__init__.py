@@ -1,0 +1,1 @@
+"""The tests. Run `pytest` at the top of the repository."""

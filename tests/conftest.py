@@ -1,0 +1,53 @@
+"""Fixtures of all tests: both event loops, no settings from outside, a sandbox behind a real socket."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+import pytest
+from attrs import frozen
+
+from agentphone.sandbox import Sandbox
+
+SERVE = "import sys; from agentphone.sandbox.server import serve; sys.exit(serve(port=0, db=sys.argv[1]))"
+
+
+@pytest.fixture(params=["asyncio", "trio"], scope="module")
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Run each test of a coroutine on both event loops."""
+    return cast("str", request.param)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AGENTPHONE_API_KEY", "AGENTPHONE_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@frozen
+class Server:
+    """A sandbox in a process of its own."""
+
+    url: str
+    """Where it listens, on a free port of this machine."""
+    box: Sandbox
+    """The same database from within this process, to put messages in."""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serve a sandbox with uvicorn on a real socket, once for all tests."""
+    path = tmp_path_factory.mktemp("server") / "box.db"
+    root = Path(__file__).parent.parent
+    with subprocess.Popen([sys.executable, "-c", SERVE, path], stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        try:
+            first_line = cast("IO[str]", process.stdout).readline()
+            with Sandbox(path) as box:
+                yield Server(first_line.split()[-1], box)
+        finally:
+            process.terminate()
+            process.wait(30)

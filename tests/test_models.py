@@ -1,0 +1,93 @@
+"""The nouns: values that cannot change, can be hashed, copied and sent to another process."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import attrs
+import pytest
+
+from agentphone import Conversation, ConversationDetail, Message, Page
+
+T0 = datetime(2025, 6, 30, 12, tzinfo=UTC)
+MESSAGE = Message(
+    id="msg_1",
+    from_number="+15555550110",
+    to_number="+15555550100",
+    received_at=T0,
+    media_urls=("https://media.example/1.jpg",),
+    extra={"replyTo": {"id": "msg_0"}},
+)
+CONVERSATION = Conversation(
+    id="conv_1", phone_number="+15555550100", participant="+15555550110", metadata={"a": [1]}, extra={"isGroup": False}
+)
+DETAIL = ConversationDetail(id="conv_1", phone_number="+1", participant="+2", metadata={"a": 1}, messages=(MESSAGE,))
+MODELS = (MESSAGE, CONVERSATION, DETAIL, Page(data=(MESSAGE, MESSAGE), has_more=True, total=7))
+
+each_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
+
+
+@each_model
+def test_no_field_can_be_changed(model: Any) -> None:
+    for field in attrs.fields(type(model)):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(model, field.name, None)
+
+
+@each_model
+def test_a_model_takes_no_new_attributes_and_has_no_dict(model: Any) -> None:
+    with pytest.raises((AttributeError, attrs.exceptions.FrozenInstanceError)):
+        model.lastMessageAt = T0
+    assert not hasattr(model, "__dict__")
+
+
+@each_model
+def test_a_copy_from_a_pickle_or_from_copy_is_equal_and_hashes_the_same(model: Any) -> None:
+    for other in (pickle.loads(pickle.dumps(model)), copy.copy(model), copy.deepcopy(model), attrs.evolve(model)):
+        assert other == model
+        assert hash(other) == hash(model)
+        assert type(other) is type(model)
+
+
+def test_equality_looks_at_every_field() -> None:
+    later = T0 + timedelta(seconds=1)
+    changes: dict[str, Any] = {"id": "x", "body": "x", "received_at": later, "media_urls": (), "extra": {}}
+    for name, value in changes.items():
+        assert attrs.evolve(MESSAGE, **{name: value}) != MESSAGE
+    for name in ("metadata", "extra"):
+        assert attrs.evolve(CONVERSATION, **{name: {"other": 1}}) != CONVERSATION
+
+
+def test_a_detail_is_a_conversation_and_not_equal_to_the_bare_one() -> None:
+    assert isinstance(DETAIL, Conversation)
+    assert Conversation(id="conv_1", phone_number="+1", participant="+2", metadata={"a": 1}) != DETAIL
+
+
+def test_models_are_made_by_name_only() -> None:
+    with pytest.raises(TypeError):
+        Page((MESSAGE,), False)  # type: ignore[call-arg,misc]
+
+
+def test_a_page_is_read_like_the_tuple_in_it() -> None:
+    first, second = attrs.evolve(MESSAGE, id="a"), attrs.evolve(MESSAGE, id="b")
+    page = Page(data=(first, second), has_more=True)
+    assert list(page) == [first, second]
+    assert len(page) == 2
+    assert page[0] == first
+    assert page[-1] == second
+    assert page[1:] == (second,)
+    assert second in page
+    with pytest.raises(IndexError):
+        page[2]
+    assert page.total is None
+    assert not Page(data=(), has_more=False)
+    assert page
+
+
+def test_a_long_extra_does_not_drown_the_repr() -> None:
+    assert "replyTo" not in repr(MESSAGE)
+    assert "extra={...}" in repr(MESSAGE)
+    assert "extra={}" in repr(attrs.evolve(MESSAGE, extra={}))
