@@ -111,7 +111,13 @@ def encode(value: Mapping[str, Any] | None, name: str) -> bytes:
 
 def _plain(value: Any, where: str, above: frozenset[int]) -> Any:
     """Check `value` for JSON and give it with plain dicts and lists; `above` holds the ids of what contains it."""
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        try:
+            int.__repr__(value)  # as json.dumps prints it; Python refuses thousands of digits, written or read
+        except ValueError as error:
+            raise ValueError(f"{where} is too large a number ({error})") from None
         return value
     if isinstance(value, str):
         try:
