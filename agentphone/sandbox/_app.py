@@ -48,11 +48,18 @@ Handler = Callable[[Request, bytes], Response]
 class RefusalError(Exception):
     """A request that gets an error for an answer."""
 
-    def __init__(self, status: int, message: str, *, field: str | None = None, **headers: str) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers
-        self.details = [] if field is None else [{"field": field, "message": message, "type": "value_error"}]
+
+
+class FieldError(ValueError):
+    """A field that cannot be, by its name in the API: a 422, or a ValueError to who calls Python."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.details = [{"field": field, "message": str(self), "type": "value_error"}]
 
 
 class App:
@@ -96,8 +103,10 @@ class App:
         try:
             self._admit(request, body)
             return self._handler(request.method, path)(request, body)
+        except FieldError as error:
+            return _error(422, str(error), details=error.details)
         except RefusalError as refusal:
-            return _error(refusal.status, str(refusal), refusal.details, refusal.headers)
+            return _error(refusal.status, str(refusal), refusal.headers)
         except Exception:
             logger.exception("%s %s failed", request.method, path)
             return _error(500, "The sandbox failed; its log says why.")
@@ -107,8 +116,8 @@ class App:
         key = key.strip()
         good = bool(key) if self._api_key is None else hmac.compare_digest(key.encode(), self._api_key.encode())
         if scheme.lower() != "bearer" or not good:
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise RefusalError(401, "Missing or wrong API key: send it as Authorization: Bearer KEY.", **headers)
+            message = "Missing or wrong API key: send it as Authorization: Bearer KEY."
+            raise RefusalError(401, message, {"WWW-Authenticate": "Bearer"})
         if len(body) > MAX_BODY:
             raise RefusalError(413, f"The body is longer than {MAX_BODY} bytes.")
 
@@ -130,7 +139,7 @@ class App:
                 raise RefusalError(404, "There is nothing at this path.")
         if method not in handlers:
             allowed = ", ".join(handlers)
-            raise RefusalError(405, f"Only {allowed} is possible here.", Allow=allowed)
+            raise RefusalError(405, f"Possible here: {allowed}.", {"Allow": allowed})
         return handlers[method]
 
     def _list(self, request: Request, _: bytes) -> Response:
@@ -148,13 +157,13 @@ class App:
             return _found(self._store.conversation(conversation_id, message_limit=DETAIL_MESSAGES))
         metadata = fields["metadata"]
         if metadata is not None and not isinstance(metadata, dict):
-            raise RefusalError(422, "metadata must be an object or null.", field="metadata")
+            raise FieldError("metadata", "must be an object or null.")
         try:
             updated = self._store.set_metadata(
                 conversation_id, cast("dict[str, Any] | None", metadata), message_limit=DETAIL_MESSAGES
             )
         except ValueError as error:  # 1e999 is JSON, but what Python reads from it is not.
-            raise RefusalError(422, "metadata has a number out of range.", field="metadata") from error
+            raise FieldError("metadata", "has a number out of range.") from error
         return _found(updated)
 
     def _messages(self, request: Request, conversation_id: str) -> Response:
@@ -168,21 +177,8 @@ class App:
 
     def _add_message(self, body: bytes) -> Response:
         fields = _object(body)
-        try:
-            message = new_message(
-                fields.get("direction"), fields.get("from"), fields.get("to"), fields.get("body"), fields.get("at")
-            )
-        except FieldError as error:
-            raise RefusalError(422, str(error), field=error.field) from error
+        message = new_message(*(fields.get(name) for name in ("direction", "from", "to", "body", "at")))
         return _json(201, self._store.add(message))
-
-
-class FieldError(ValueError):
-    """A field of a new message that cannot be; `field` is its name in the API."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field} {message}")
-        self.field = field
 
 
 def new_message(direction: object, from_number: object, to_number: object, body: object, at: object) -> NewMessage:
@@ -245,7 +241,7 @@ def _integer(request: Request, field: str, default: int, *, lowest: int, highest
     value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None  # SQLite holds 18 digits.
     if value is None or value < lowest or (highest is not None and value > highest):
         bounds = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
-        raise RefusalError(422, f"{field} must be an integer, {bounds}.", field=field)
+        raise FieldError(field, f"must be an integer, {bounds}.")
     return value
 
 
@@ -254,19 +250,20 @@ def _instant(request: Request, field: str) -> int | None:
     try:
         return None if text is None else instant_of(text)
     except ValueError as error:
-        raise RefusalError(422, f"{field} must be ISO 8601 with an offset or Z.", field=field) from error
+        raise FieldError(field, "must be ISO 8601 with an offset or Z.") from error
 
 
 def _object(body: bytes) -> dict[str, object]:
     try:
         value: object = json.loads(body, parse_constant=_refuse_constant)
-        if not _nests_within(MAX_NESTING, value):
-            raise RefusalError(422, f"The body is nested deeper than {MAX_NESTING}.", field="body")
     except (ValueError, RecursionError) as error:
-        raise RefusalError(422, "The body is not JSON.", field="body") from error
+        raise FieldError("body", "must be JSON.") from error
     if not isinstance(value, dict):
-        raise RefusalError(422, "The body must be a JSON object.", field="body")
-    return cast("dict[str, object]", value)
+        raise FieldError("body", "must be a JSON object.")
+    fields = cast("dict[str, object]", value)
+    if not _nests_within(MAX_NESTING, fields):
+        raise FieldError("body", f"must not be nested deeper than {MAX_NESTING}.")
+    return fields
 
 
 def _refuse_constant(name: str) -> None:
@@ -294,7 +291,7 @@ def _json(status: int, content: object, headers: Mapping[str, str] | None = None
     return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
 
-def _error(status: int, message: str, details: object = (), headers: Mapping[str, str] | None = None) -> Response:
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None, details: object = ()) -> Response:
     code, kind = CODES.get(status, CODES[500 if status >= 500 else 400])
     return _json(status, {"error": {"message": message, "code": code, "type": kind, "details": details}}, headers)
 
@@ -303,7 +300,7 @@ def _faulty(fault: Fault) -> Response:
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     match fault.body:
         case None:
-            return _error(fault.status, "Scripted fault.", headers=headers)
+            return _error(fault.status, "Scripted fault.", headers)
         case str():
             return Response(fault.body, fault.status, headers, "text/html")
         case bytes():

@@ -10,6 +10,7 @@ from typing import Literal
 import attrs
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIMESPECS = {0: "seconds", 3: "milliseconds", 6: "microseconds"}  # Of isoformat, which cuts.
 
 
 @attrs.frozen(kw_only=True)
@@ -37,8 +38,8 @@ class Reading:
 
     def print(self, instant: int) -> str:
         """Print an instant as ISO 8601 in UTC with a `Z`, cut to this reading's digits."""
-        timespec = {0: "seconds", 3: "milliseconds", 6: "microseconds"}[self.digits]
-        return (EPOCH + timedelta(microseconds=instant)).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
+        moment = EPOCH.replace(tzinfo=None) + timedelta(microseconds=instant)
+        return moment.isoformat(timespec=TIMESPECS[self.digits]) + "Z"
 
 
 def instant_of(moment: datetime | str) -> int:

@@ -20,6 +20,9 @@ from agentphone.sandbox import Sandbox, _store
 
 from .conftest import ADA, AGENT, BEN
 
+# Python 3.12 and later warn of every fork beside threads; that it works here is what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 WRITER = """
 import sys
 from agentphone.sandbox import Sandbox

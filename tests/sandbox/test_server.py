@@ -92,13 +92,15 @@ def test_what_it_cannot_open_is_one_line_and_exit_code_1(options: dict[str, obje
 
 
 def test_a_call_on_a_connection_kept_alive_does_not_wait_for_an_acknowledgement() -> None:
-    # Without TCP_NODELAY each call takes 40 ms, 4 seconds in all; with it, about 0.2 in all.
+    # Without TCP_NODELAY every call takes 40 ms. The fastest of many is judged, so that a busy machine does not matter.
     with (
         server() as process,
         httpx.Client(base_url=url_of(process), headers={"Authorization": "Bearer any"}) as client,
     ):
         client.get("/v1/conversations")
-        started = time.perf_counter()
-        for _ in range(100):
+        elapsed: list[float] = []
+        for _ in range(50):
+            started = time.perf_counter()
             client.get("/v1/conversations")
-        assert time.perf_counter() - started < 3
+            elapsed.append(time.perf_counter() - started)
+    assert min(elapsed) < 0.02

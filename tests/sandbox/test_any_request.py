@@ -1,0 +1,78 @@
+"""Whatever arrives, the answer is one of the documented ones."""
+
+import asyncio
+import json
+from collections.abc import MutableMapping
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentphone.sandbox import Sandbox
+
+from .conftest import ADA, AGENT
+
+segments = st.sampled_from(
+    [b"v1", b"conversations", b"messages", b"sandbox", b"ID", b"", b"%2F", b"%", b"%00%ff", b".."]
+)
+known_paths = st.sampled_from(
+    [
+        [b"v1", b"conversations"],
+        [b"v1", b"conversations", b"ID"],
+        [b"v1", b"conversations", b"ID", b"messages"],
+        [b"sandbox", b"messages"],
+    ]
+)
+names = st.sampled_from([b"limit", b"offset", b"message_limit", b"before", b"after", b"other"])
+instants = st.datetimes().map(lambda moment: moment.isoformat().encode() + b"Z")
+values = st.one_of(st.binary(max_size=8), st.integers().map(lambda number: str(number).encode()), instants)
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text())
+trees = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
+fields = st.sampled_from(["metadata", "direction", "from", "to", "body", "at"])
+objects = st.dictionaries(fields, st.one_of(trees, st.sampled_from(["inbound", "outbound", ADA, AGENT])))
+bodies = st.one_of(st.binary(max_size=20), objects.map(lambda body: json.dumps(body).encode()))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    method=st.sampled_from(["GET", "PATCH", "POST", "HEAD", "X"]),
+    path=known_paths | st.lists(segments, max_size=5),
+    query=st.lists(st.tuples(names, values), max_size=3),
+    body=bodies,
+)
+def test_every_answer_is_json_has_an_id_and_is_no_failure(
+    method: str, path: list[bytes], query: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    with Sandbox() as sandbox:
+        known = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")["conversationId"].encode()
+        raw_path = b"/" + b"/".join(known if segment == b"ID" else segment for segment in path)
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        def call(method: str, raw_path: bytes, query_string: bytes) -> int:
+            scope = {
+                "type": "http",
+                "method": method,
+                "path": "unused",
+                "raw_path": raw_path,
+                "query_string": query_string,
+                "headers": [(b"authorization", b"Bearer any"), (b"x-odd", b"\xff")],
+            }
+            sent.clear()
+            asyncio.run(sandbox.app(scope, receive, send))
+            start, content = sent
+            assert b"x-request-id" in dict(start["headers"])
+            answer = json.loads(content["body"], parse_constant=lambda name: 1 / 0)
+            assert (start["status"] < 300) is ("error" not in answer)
+            status: int = start["status"]
+            return status
+
+        assert call(method, raw_path, b"&".join(b"=".join(pair) for pair in query)) in (200, 201, 404, 405, 422)
+        # And nothing that was accepted spoils the answers to others.
+        assert call("GET", b"/v1/conversations", b"") == 200
+        assert call("GET", b"/v1/conversations/" + known, b"") == 200
