@@ -96,7 +96,7 @@ class AsyncConversations:
             ValueError: An argument is out of its range.
             TypeError: An argument is not an integer.
         """
-        _check_count("limit", limit)
+        _check_count("limit", limit, optional=True)
         _check_count("offset", offset, least=0)
         _check_count("page_size", page_size, most=MAX_CONVERSATIONS)
         _check_count("concurrency", concurrency)
@@ -131,7 +131,7 @@ class AsyncConversations:
             ValueError: The id is empty, or `message_limit` out of its range.
             TypeError: An argument is of another type.
         """
-        _check_count("message_limit", message_limit, most=MAX_RECENT_MESSAGES)
+        _check_count("message_limit", message_limit, most=MAX_RECENT_MESSAGES, optional=True)
         return await self._transport.send(_wire.get_conversation(conversation_id, message_limit=message_limit))
 
     async def update(self, conversation_id: str, *, metadata: Mapping[str, Any] | None) -> ConversationDetail:
@@ -189,7 +189,7 @@ class AsyncConversations:
             ValueError: An argument is out of its range, or an instant has no time or no offset.
             TypeError: An argument is of another type.
         """
-        _check_count("limit", limit)
+        _check_count("limit", limit, optional=True)
         _check_count("page_size", page_size, most=MAX_MESSAGES)
         if order not in ("asc", "desc"):
             raise ValueError(f'order is "asc" or "desc", not {order!r}')
@@ -250,9 +250,11 @@ class _Items(Generic[T]):
             self._items = iter(await anext(self._pages))
 
 
-def _check_count(name: str, value: int | None, *, least: int = 1, most: int | None = None) -> None:
-    """Refuse what is not a whole number of things; None means that the caller leaves it open."""
-    if value is None:
+def _check_count(
+    name: str, value: int | None, *, least: int = 1, most: int | None = None, optional: bool = False
+) -> None:
+    """Refuse what is not a whole number of things; None only where the caller may leave it open."""
+    if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is an integer, not {value!r}")

@@ -31,6 +31,9 @@ from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 T = TypeVar("T")
 
+LONGEST_ID = 4096
+"""Far beyond any id of the API, and short enough for its URL: httpx refuses one of 64 KiB with an error of its own."""
+
 
 @frozen
 class Call(Generic[T]):
@@ -76,6 +79,8 @@ def _path(conversation_id: str) -> str:
         raise TypeError(f"conversation_id is a string, not {type(conversation_id).__name__}")
     if not conversation_id:
         raise ValueError("conversation_id is empty")
+    if len(conversation_id) > LONGEST_ID:
+        raise ValueError(f"conversation_id is longer than {LONGEST_ID} characters")
     segment = quote(conversation_id, safe="")
     if not segment.strip("."):  # "." and ".." would be taken for steps in the path
         segment = segment.replace(".", "%2E")

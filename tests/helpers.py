@@ -105,7 +105,8 @@ def ok(content: Any = None) -> httpx.Response:
 def client_of(*steps: Step, **settings: Any) -> tuple[AsyncClient, Scripted]:
     """Make a client that talks to a script, and give both."""
     script = Scripted(*steps)
-    return AsyncClient(**({"api_key": KEY, "base_url": BASE, "transport": script} | settings)), script
+    given: dict[str, Any] = {"api_key": KEY, "base_url": BASE, "transport": script}
+    return AsyncClient(**(given | settings)), script
 
 
 def open_sockets() -> set[int]:

@@ -166,6 +166,9 @@ def test_only_required_fields_must_be_there_and_not_null(
             assert getattr(model, re.sub("([A-Z])", r"_\1", name).lower()) is None
 
 
+NO_OBJECTS: tuple[Any, ...] = ([], "x", 5, True, None)
+
+
 @pytest.mark.parametrize(
     ("shape", "answer", "path"),
     [
@@ -186,7 +189,7 @@ def test_only_required_fields_must_be_there_and_not_null(
         (ConversationDetail, conversation(messages=[message(receivedAt="2025-06-30")]), "messages[0].receivedAt"),
         (ConversationDetail, conversation(messages="oops"), "messages"),
         (ConversationDetail, conversation(messages=None), "messages"),
-        *((shape, top, "") for shape in (Page[Message], ConversationDetail) for top in ([], "x", 5, True, None)),
+        *((shape, top, "") for shape in (Page[Message], ConversationDetail) for top in NO_OBJECTS),
     ],
 )  # fmt: skip
 def test_a_refusal_says_where_in_the_answers_own_names(shape: Any, answer: Any, path: str) -> None:
@@ -234,11 +237,12 @@ def test_an_instant_is_aware_and_in_utc_whatever_its_form(text: str, instant: da
 
 def test_unknown_fields_go_to_extra_in_order_and_as_received() -> None:
     unknown = {"zeta": 1, "extra": {"a": None}, "last_message_at": "x", "alpha": [1.5, "2025-06-30T12:00:00Z"]}
-    for shape, good in (
+    cases: list[tuple[Any, dict[str, Any]]] = [
         (Conversation, conversation()),
         (Message, message()),
         (ConversationDetail, conversation(messages=[])),
-    ):
+    ]
+    for shape, good in cases:
         found = decode(json.dumps(unknown | good).encode(), shape)
         assert found.extra == unknown
         assert list(found.extra) == list(unknown)
