@@ -6,10 +6,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -17,28 +14,7 @@ import pytest
 
 import agentphone
 from agentphone.__main__ import main
-
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("AGENTPHONE_")},
-    "PYTHONPATH": str(Path(agentphone.__file__).parents[1]),
-    "PYTHONIOENCODING": "utf-8",
-    "COLUMNS": "80",
-}
-PYTHON = (sys.executable, "-W", "error")
-AGENTPHONE = (*PYTHON, "-m", "agentphone")
-SECONDS = 60  # for what takes one: a limit that turns a hang into a failure, not a measure
-
-
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=ENVIRONMENT | environment,
-        timeout=SECONDS,
-        check=False,
-    )
+from tests.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, run, sandbox
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -160,23 +136,6 @@ def test_an_output_that_nobody_reads_ends_quietly(command: list[str]) -> None:
 # The sandbox command
 
 
-@contextmanager
-def sandbox(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start `agentphone sandbox` on a free port and give it with the URL of its first line."""
-    command = [*AGENTPHONE, "sandbox", "--port", "0", *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
-        try:
-            assert process.stdout is not None
-            first_line = process.stdout.readline()
-            url = re.search(r"http://127\.0\.0\.1:[1-9]\d*", first_line)
-            assert url, first_line
-            yield process, url[0]
-        finally:
-            process.kill()
-
-
 def test_sandbox_serves_at_the_url_of_its_first_line_until_ctrl_c() -> None:
     with sandbox() as (process, url):
         answer = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
@@ -216,16 +175,9 @@ def test_sandbox_accepts_one_key_and_never_tells_it() -> None:
 
 
 def test_sandbox_takes_no_key_from_the_environment() -> None:
-    taken = ENVIRONMENT | {"AGENTPHONE_API_KEY": "of-the-environment"}
-    command = [*AGENTPHONE, "sandbox", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=taken) as process:
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().split()[-1]
-            answer = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
-            assert answer.status_code == 200
-        finally:
-            process.kill()
+    with sandbox(AGENTPHONE_API_KEY="of-the-environment") as (_, url):
+        answer = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+        assert answer.status_code == 200
 
 
 def test_sandbox_says_in_one_line_that_its_port_is_taken() -> None:

@@ -1,0 +1,136 @@
+"""The README keeps its word: every example in it runs, as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+import httpx
+import pytest
+
+from agentphone import __main__, errors
+from tests.processes import ENVIRONMENT, PYTHON, SECONDS, run, sandbox
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Give the fenced blocks of a language, in their order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def file_name(block: str) -> str | None:
+    """Give the name in a block's first line (`# views.py`), for a block that is one file of several."""
+    name = re.match(r"# (\w+\.py)\n", block)
+    return name[1] if name else None
+
+
+PROGRAMS = [block for block in blocks("python") if file_name(block) is None]
+FILES = {name: block for block in blocks("python") if (name := file_name(block))}
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+def test_each_example_is_a_whole_program_that_runs_without_a_key(program: str, tmp_path: Path) -> None:
+    path = tmp_path / "example.py"
+    path.write_text(program, encoding="utf-8")
+    done = run(*PYTHON, str(path), cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:")
+    # One example scripts a failure, and the SDK logs that it tries again.
+    unexpected = [line for line in done.stderr.splitlines() if "trying again" not in line]
+    assert (done.returncode, unexpected) == (0, [])
+
+
+def test_comments_in_the_examples_tell_what_they_print(tmp_path: Path) -> None:
+    promised = [(program, line) for program in PROGRAMS for line in re.findall(r"print\(.*\)  # (.*)", program)]
+    assert promised
+    for program, line in promised:
+        assert line in run(*PYTHON, "-c", program, cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:").stdout.splitlines()
+
+
+SETTINGS = """\
+SECRET_KEY = "of a test"
+ALLOWED_HOSTS = ["127.0.0.1"]
+ROOT_URLCONF = "urls"
+MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+"""
+ASGI = "from django.core.asgi import get_asgi_application\n\napplication = get_asgi_application()\n"
+
+
+@contextmanager
+def django(project: Path, agentphone_url: str) -> Iterator[str]:
+    """Serve the README's views in a Django project, and give its URL."""
+    for name, text in ({"settings.py": SETTINGS, "asgi.py": ASGI} | FILES).items():
+        (project / name).write_text(text, encoding="utf-8")
+    environment = ENVIRONMENT | {
+        "DJANGO_SETTINGS_MODULE": "settings",
+        "AGENTPHONE_BASE_URL": agentphone_url,
+        "AGENTPHONE_API_KEY": "any-key",
+    }
+    command = [sys.executable, "-m", "uvicorn", "asgi:application", "--port", "0", "--lifespan", "off"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=project) as process:
+        try:
+            said: list[str] = []
+            for line in cast("IO[str]", process.stderr):
+                said.append(line)
+                if url := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    yield url[0]
+                    break
+            else:
+                pytest.fail("".join(said))
+        finally:
+            process.kill()
+
+
+def test_the_django_views_answer_real_requests(tmp_path: Path) -> None:
+    with (
+        sandbox("--demo") as (_, agentphone_url),
+        django(tmp_path, agentphone_url) as url,
+        httpx.Client(base_url=url, timeout=SECONDS) as browser,
+    ):
+        inbox = browser.get("/inbox").json()
+        assert (len(inbox["conversations"]), inbox["total"]) == (20, 36)
+        latest = inbox["conversations"][0]["id"]
+        resolved = browser.post(f"/conversations/{latest}/resolve").json()
+        assert resolved["id"] == latest
+        assert resolved["state"]["resolved"] is True
+        assert browser.post("/conversations/conv_nobody/resolve").status_code == 404
+        assert browser.get(f"/conversations/{latest}/resolve").status_code == 405
+
+
+def test_the_two_commands_are_what_continuous_integration_runs() -> None:
+    assert blocks("sh") == [
+        "pip install '.[sandbox]' && python -m agentphone demo\n",
+        "pip install '.[test]' && pytest\n",
+    ]
+    checks = ROOT / ".ci" / "run"
+    if not checks.exists():
+        pytest.skip("an unpacked source distribution has no .ci")
+    # It takes them from here, so that they cannot differ.
+    assert "awk '/^```sh$/ {inside = 1; next} /^```$/ {inside = 0} inside' README.md" in checks.read_text()
+
+
+def test_the_sandbox_is_started_with_options_that_exist() -> None:
+    commands = re.findall(r"^\$ python -m agentphone (.*)$", "".join(blocks("console")), re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert __main__._parser().parse_args(shlex.split(command)).command == "sandbox"
+
+
+def test_every_error_that_the_table_could_name_is_there() -> None:
+    told = {
+        error.__name__
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.AgentPhoneError) and not error.__name__.startswith("_")
+    }
+    told -= {"AgentPhoneError", "WebhookVerificationError"}  # the one is above the table; webhooks are not there yet
+    assert set(re.findall(r"^\| [↳ ]*`(\w+)`", README, re.MULTILINE)) >= told
+
+
+def test_the_reader_is_warned_of_the_other_package_of_this_name() -> None:
+    assert "Do not `pip install agentphone`" in README.partition("## ")[0]
