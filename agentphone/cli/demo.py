@@ -27,7 +27,7 @@ from agentphone.sandbox import Sandbox
 ROWS = 12
 INDENT = "  "
 STARTUP_SECONDS = 30.0
-STATE = {"customerName": "Ada", "topic": "order_tracking", "step": 3, "resolved": False}
+STATE: dict[str, Any] = {"customerName": "Ada", "topic": "order_tracking", "step": 3, "resolved": False}
 
 
 def demo() -> int:
