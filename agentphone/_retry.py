@@ -66,7 +66,7 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     Returns:
         Seconds from now, 0.0 for a date in the past, `inf` for one beyond all calendars; None for what cannot be read.
     """
-    if value is None:
+    if value is None or "_" in value:  # Python reads 1_000 as a number; HTTP does not
         return None
     try:
         seconds = float(value)
