@@ -1,10 +1,11 @@
 """AgentPhone conversations for Python: async first, blocking where you need it.
 
-Start at `AsyncClient`; every public name stands in `__all__`.
+Start at `AsyncClient`, or at `Client`, which is the same for blocking code; every public name stands in `__all__`.
 """
 
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations, AsyncPager
+from agentphone._sync import Client, Conversations, Pager
 from agentphone._version import __version__
 from agentphone.errors import (
     AgentPhoneError,
@@ -40,15 +41,18 @@ __all__ = [
     "Attempt",
     "AuthenticationError",
     "BadRequestError",
+    "Client",
     "ClientClosedError",
     "ConfigurationError",
     "ConflictError",
     "Conversation",
     "ConversationDetail",
+    "Conversations",
     "DeadlineExceededError",
     "Message",
     "NotFoundError",
     "Page",
+    "Pager",
     "PaginationError",
     "PermissionDeniedError",
     "RateLimitError",

@@ -74,10 +74,11 @@ class AsyncClient:
         if transport is not None and http_client is not None:
             raise ConfigurationError("transport and http_client both say what sends; give one of them.")
         url = find_base_url(base_url)
+        sandbox_path: str | None = None
         if url.startswith(SANDBOX_PREFIX):
             if transport is not None or http_client is not None:
                 raise ConfigurationError(f"base_url={url!r} brings its own transport; leave out the other one.")
-            transport = _SandboxTransport(url.removeprefix(SANDBOX_PREFIX))
+            sandbox_path = url.removeprefix(SANDBOX_PREFIX)
             url, api_key = SANDBOX_HOST, api_key or SANDBOX_KEY
         config = Config(
             api_key=find_api_key(api_key),
@@ -94,6 +95,8 @@ class AsyncClient:
             on_response=on_response,
             on_retry=on_retry,
         )
+        if sandbox_path is not None:  # after the settings were found good: it makes a file
+            transport = _SandboxTransport(sandbox_path)
         self._owns_connections = True
         self._wire_up(config, Connections(config, transport=transport, http_client=http_client))
 

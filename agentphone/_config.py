@@ -110,8 +110,10 @@ def _check_base_url(base_url: str, *, allow_http: bool) -> None:
         raise ConfigurationError("base_url holds a user name or password; the API key goes into api_key=...")
     if url.scheme not in ("https", "http") or not url.host:
         raise ConfigurationError(f"base_url begins with https:// and a host, or is sandbox:, not {base_url!r}")
-    if url.query or url.fragment:
-        raise ConfigurationError(f"base_url has no query and no fragment, unlike {base_url!r}")
+    if set(base_url) & set("?#\\ "):  # also an empty query, behind which every path would land
+        raise ConfigurationError(f"base_url has no query, no fragment, no space and no backslash, unlike {base_url!r}")
+    if url.port is not None and url.port > 65535:
+        raise ConfigurationError(f"base_url has a port from 0 to 65535, unlike {base_url!r}")
     if url.scheme == "http" and not allow_http and not _is_loopback(url.host):
         raise ConfigurationError(
             f"base_url {base_url!r} would send the API key unencrypted. Use https://, or allow_http=True if meant."

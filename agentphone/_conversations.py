@@ -6,12 +6,13 @@ Arguments are checked here, before anything is sent; what goes over the wire is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
 from agentphone import _wire
 from agentphone._pagination import CursorRequest, CursorWalk, OffsetRequest, OffsetWalk, Walk, read_bound
+from agentphone._portal import Batched
 from agentphone._transport import Transport
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
@@ -77,7 +78,7 @@ class AsyncConversations:
         self._transport = transport
 
     def list(
-        self, *, limit: int | None = None, offset: int = 0, page_size: int = MAX_CONVERSATIONS, concurrency: int = 1
+        self, *, limit: int | None = None, offset: int = 0, page_size: int = 100, concurrency: int = 1
     ) -> AsyncPager[Conversation]:
         """List the conversations, most recent activity first.
 
@@ -167,7 +168,7 @@ class AsyncConversations:
         before: datetime | str | Message | None = None,
         after: datetime | str | Message | None = None,
         order: Literal["asc", "desc"] = "desc",
-        page_size: int = MAX_MESSAGES,
+        page_size: int = 200,
     ) -> AsyncPager[Message]:
         """Read a conversation's messages, between two instants if wanted.
 
@@ -213,41 +214,33 @@ class AsyncConversations:
         return AsyncPager(lambda: fetch(first), lambda: _Pages(start(), fetch))
 
 
-class _Pages(Generic[R, T]):
+class _Pages(Batched[Page[T]]):
     """Drive one walk: ask for what it wants, hand it the answer. Nothing runs between two steps."""
 
     def __init__(self, walk: Walk[R, T], fetch: Callable[[R], Awaitable[Page[T]]]) -> None:
+        super().__init__()
         self._walk = walk
         self._fetch = fetch
 
-    def __aiter__(self) -> AsyncIterator[Page[T]]:
-        return self
-
-    async def __anext__(self) -> Page[T]:
+    async def next_batch(self) -> tuple[Page[T]]:
         while (request := self._walk.next_request()) is not None:
             page = await self._fetch(request)
             items = tuple(self._walk.receive(page))
             has_more = self._walk.next_request() is not None
             if items or not has_more:
-                return Page(data=items, has_more=has_more, total=page.total)
+                return (Page(data=items, has_more=has_more, total=page.total),)
         raise StopAsyncIteration
 
 
-class _Items(Generic[T]):
-    """Give the items of the pages one by one. A class: a generator that is dropped half-way would need closing."""
+class _Items(Batched[T]):
+    """Give the items of the pages one by one."""
 
     def __init__(self, pages: AsyncIterator[Page[T]]) -> None:
+        super().__init__()
         self._pages = pages
-        self._items: Iterator[T] = iter(())
 
-    def __aiter__(self) -> AsyncIterator[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        while True:
-            for item in self._items:
-                return item
-            self._items = iter(await anext(self._pages))
+    async def next_batch(self) -> tuple[T, ...]:
+        return (await anext(self._pages)).data
 
 
 def _check_count(

@@ -219,6 +219,8 @@ class Connections:
 
     async def aclose(self) -> None:
         """Close the connections of this loop now, and leave those of other loops to their own. Idempotent."""
+        if self.is_closed:
+            return
         self.is_closed = True
         loop = anyio.lowlevel.current_token().native_token
         pool = self._pools.pop(loop, None)
@@ -266,7 +268,7 @@ def _default_ssl_context() -> ssl.SSLContext:
 
 def _open(config: Config) -> httpx.AsyncBaseTransport:
     """Open a pool of httpx's, without the client layer on top: the SDK has one host, no cookies and no redirects."""
-    https = config.base_url.startswith("https:")
+    https = httpx.URL(config.base_url).scheme == "https"  # in lower case, however it was written
     context = config.ssl_context or (_default_ssl_context() if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     return httpx.AsyncHTTPTransport(
         verify=context,
