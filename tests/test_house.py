@@ -21,7 +21,7 @@ FLOORS: dict[str, float] = {
     "_version": 0,
     "errors": 0,
     "models": 0,
-    "_portal": 0,
+    "_portal": 0.5,  # on the stairs: it raises two of the errors, and no room beside it needs it
     "_config": 1,
     "_retry": 1,
     "_decoding": 1,
@@ -65,6 +65,7 @@ FOREIGN: dict[str, set[str]] = {
     "cli": {"anyio", "attrs", "click", "httpx", "rich", "typer", "uvicorn"},
     "__main__": {"anyio", "attrs", "click", "httpx", "rich", "typer", "uvicorn"},
     "sandbox": {"anyio", "attrs", "httpx", "starlette", "uvicorn"},
+    "_codegen": {"attrs"},
 }
 
 Sources = dict[str, str]
