@@ -150,11 +150,16 @@ class Transport:
             request_id=response.headers.get("x-request-id"),
         )
         try:
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > self._config.max_response_bytes:
-                    limit = self._config.max_response_bytes
-                    raise refuse(f"the body is larger than max_response_bytes={limit}", body=bytes(body[:500]))
+            with anyio.CancelScope() as scope:
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > self._config.max_response_bytes:
+                        # Cancelled and not left: trio warns of each generator of httpx's that is dropped half-way.
+                        scope.cancel()
+                        body = body[:500]
+            if scope.cancel_called:
+                limit = self._config.max_response_bytes
+                raise refuse(f"the body is larger than max_response_bytes={limit}", body=bytes(body[:500]))
         except httpx.DecodingError as error:
             encoding = response.headers.get("content-encoding")
             raise refuse(f"the body is not {encoding}, as its header says", body=bytes(body)) from error

@@ -30,7 +30,7 @@ from agentphone import (
 )
 from agentphone.sandbox import Sandbox
 from tests.conftest import Server
-from tests.helpers import KEY, client_of, message, ok, open_sockets, page
+from tests.helpers import KEY, client_of, conversation, message, ok, open_sockets, page
 
 pytestmark = pytest.mark.anyio
 
@@ -305,6 +305,12 @@ async def test_what_the_server_refuses_is_told_by_field(world: World) -> None:
     with pytest.raises(UnprocessableEntityError, match="offset: ") as caught:
         await world.client.conversations.list(offset=10**30)
     assert caught.value.details[0]["field"] == "offset"
+
+
+async def test_a_limit_holds_even_if_the_server_gives_more_than_asked() -> None:
+    client, script = client_of(ok(page(*(conversation(id=str(number)) for number in range(9)), has_more=True, total=9)))
+    assert [item.id async for item in client.conversations.list(limit=3)] == ["0", "1", "2"]
+    assert len(script.requests) == 1
 
 
 # ---- In the middle of a walk
