@@ -1,0 +1,108 @@
+"""What type checkers see of `AsyncClient`. Nobody runs it: mypy reads it in the tests and in `.ci/run`, pyright there.
+
+An `assert_type` says that a type is exactly this, and an ignore that a line is wrong: one that nothing is wrong with
+would itself be an error.
+"""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=error
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any, assert_type
+
+import httpx
+
+from agentphone import (
+    AsyncClient,
+    AsyncConversations,
+    AsyncPager,
+    Conversation,
+    ConversationDetail,
+    Message,
+    Page,
+)
+
+
+async def clients(transport: httpx.AsyncBaseTransport) -> None:
+    """Make, derive and close clients."""
+    client = AsyncClient("key", base_url="sandbox:", timeout=httpx.Timeout(5), deadline=None, transport=transport)
+    assert_type(client, AsyncClient)
+    assert_type(client.with_options(timeout=None, deadline=5, max_retries=0), AsyncClient)
+    assert_type(client.conversations, AsyncConversations)
+    assert_type(await client.aclose(), None)
+    async with AsyncClient() as entered:
+        assert_type(entered, AsyncClient)
+    async with client.with_options(deadline=1.5) as derived:
+        assert_type(derived, AsyncClient)
+
+    AsyncClient(5)  # type: ignore[arg-type]
+    AsyncClient(timout=5)  # type: ignore[call-arg]
+    client.with_options(max_retries="3")  # type: ignore[arg-type]
+    client.close()  # type: ignore[attr-defined]
+    client.conversations = client.conversations  # type: ignore[misc]
+    with client:  # type: ignore[attr-defined]
+        pass
+
+
+async def lists(client: AsyncClient) -> None:
+    """List conversations."""
+    pager = client.conversations.list(limit=3, offset=1, page_size=50, concurrency=2)
+    assert_type(pager, AsyncPager[Conversation])
+    assert_type(client.conversations.list(), AsyncPager[Conversation])
+    assert_type(aiter(pager), AsyncIterator[Conversation])
+    assert_type(pager.pages(), AsyncIterator[Page[Conversation]])
+    assert_type(await pager, Page[Conversation])
+    assert_type(await pager.page(), Page[Conversation])
+    async for conversation in pager:
+        assert_type(conversation, Conversation)
+    async for page in pager.pages():
+        assert_type(page, Page[Conversation])
+        assert_type(page[0], Conversation)
+        assert_type(page.data, tuple[Conversation, ...])
+        assert_type(page.total, int | None)
+        for conversation in page:
+            assert_type(conversation, Conversation)
+    assert_type([conversation.id async for conversation in pager], list[str])
+
+    client.conversations.list(limit="3")  # type: ignore[arg-type]
+    client.conversations.list(page_size=None)  # type: ignore[arg-type]
+    client.conversations.list(order="desc")  # type: ignore[call-arg]
+    for _ in pager:  # type: ignore[attr-defined]
+        pass
+
+
+async def one(client: AsyncClient, metadata: Mapping[str, Any], created: datetime) -> None:
+    """Get and update a conversation."""
+    detail = await client.conversations.get("conv_1", message_limit=20)
+    assert_type(detail, ConversationDetail)
+    assert_type(detail.messages, tuple[Message, ...])
+    assert_type(detail.created_at, datetime | None)
+    assert_type(await client.conversations.get("conv_1"), ConversationDetail)
+    assert_type(await client.conversations.update("conv_1", metadata=metadata), ConversationDetail)
+    assert_type(await client.conversations.update("conv_1", metadata={"topic": "order"}), ConversationDetail)
+    assert_type(await client.conversations.update("conv_1", metadata=None), ConversationDetail)
+
+    await client.conversations.get()  # type: ignore[call-arg]
+    await client.conversations.get(5)  # type: ignore[arg-type]
+    await client.conversations.update("conv_1")  # type: ignore[call-arg]
+    await client.conversations.update("conv_1", metadata="order")  # type: ignore[arg-type]
+    await client.conversations.update("conv_1", metadata={1: "order"})  # type: ignore[dict-item]
+    detail.metadata = None  # type: ignore[misc]
+
+
+async def messages(client: AsyncClient, instant: datetime, last: Message) -> None:
+    """Read messages."""
+    pager = client.conversations.messages("conv_1", before=instant, after="2025-06-30T12:00:00Z", order="asc")
+    assert_type(pager, AsyncPager[Message])
+    assert_type(client.conversations.messages("conv_1", before=last, page_size=5, limit=None), AsyncPager[Message])
+    assert_type(await pager, Page[Message])
+    async for message in pager:
+        assert_type(message, Message)
+        assert_type(message.received_at, datetime)
+        assert_type(message.body, str | None)
+    async for page in pager.pages():
+        assert_type(page, Page[Message])
+
+    client.conversations.messages()  # type: ignore[call-arg]
+    client.conversations.messages("conv_1", order="up")  # type: ignore[arg-type]
+    client.conversations.messages("conv_1", after=5)  # type: ignore[arg-type]

@@ -1,0 +1,112 @@
+"""What type checkers see of `Client`. Nobody runs it: mypy reads it in the tests and in `.ci/run`, pyright there.
+
+An `assert_type` says that a type is exactly this, and an ignore that a line is wrong: one that nothing is wrong with
+would itself be an error.
+"""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=error
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, assert_type
+
+import httpx
+
+from agentphone import (
+    Client,
+    Conversation,
+    ConversationDetail,
+    Conversations,
+    Message,
+    Page,
+    Pager,
+)
+
+
+def clients(transport: httpx.AsyncBaseTransport) -> None:
+    """Make, derive and close clients."""
+    client = Client("key", base_url="sandbox:", timeout=httpx.Timeout(5), deadline=None, transport=transport)
+    assert_type(client, Client)
+    assert_type(client.with_options(timeout=None, deadline=5, max_retries=0), Client)
+    assert_type(client.conversations, Conversations)
+    assert_type(client.close(), None)
+    with Client() as entered:
+        assert_type(entered, Client)
+    with client.with_options(deadline=1.5) as derived:
+        assert_type(derived, Client)
+
+    Client(5)  # type: ignore[arg-type]
+    Client(timout=5)  # type: ignore[call-arg]
+    client.with_options(max_retries="3")  # type: ignore[arg-type]
+    client.aclose()  # type: ignore[attr-defined]
+    client.conversations = client.conversations  # type: ignore[misc]
+
+
+async def awaited(client: Client, pager: Pager[Message]) -> None:
+    """Take it for the other client."""
+    async with client:  # type: ignore[attr-defined]
+        pass
+    async for _ in pager:  # type: ignore[attr-defined]
+        pass
+    await pager  # type: ignore[misc]
+    await client.conversations.get("conv_1")  # type: ignore[misc]
+
+
+def lists(client: Client) -> None:
+    """List conversations."""
+    pager = client.conversations.list(limit=3, offset=1, page_size=50, concurrency=2)
+    assert_type(pager, Pager[Conversation])
+    assert_type(client.conversations.list(), Pager[Conversation])
+    assert_type(iter(pager), Iterator[Conversation])
+    assert_type(pager.pages(), Iterator[Page[Conversation]])
+    assert_type(pager.page(), Page[Conversation])
+    for conversation in pager:
+        assert_type(conversation, Conversation)
+    for page in pager.pages():
+        assert_type(page, Page[Conversation])
+        assert_type(page[0], Conversation)
+        assert_type(page.data, tuple[Conversation, ...])
+        assert_type(page.total, int | None)
+        for conversation in page:
+            assert_type(conversation, Conversation)
+    assert_type([conversation.id for conversation in pager], list[str])
+
+    client.conversations.list(limit="3")  # type: ignore[arg-type]
+    client.conversations.list(page_size=None)  # type: ignore[arg-type]
+    client.conversations.list(order="desc")  # type: ignore[call-arg]
+
+
+def one(client: Client, metadata: Mapping[str, Any], created: datetime) -> None:
+    """Get and update a conversation."""
+    detail = client.conversations.get("conv_1", message_limit=20)
+    assert_type(detail, ConversationDetail)
+    assert_type(detail.messages, tuple[Message, ...])
+    assert_type(detail.created_at, datetime | None)
+    assert_type(client.conversations.get("conv_1"), ConversationDetail)
+    assert_type(client.conversations.update("conv_1", metadata=metadata), ConversationDetail)
+    assert_type(client.conversations.update("conv_1", metadata={"topic": "order"}), ConversationDetail)
+    assert_type(client.conversations.update("conv_1", metadata=None), ConversationDetail)
+
+    client.conversations.get()  # type: ignore[call-arg]
+    client.conversations.get(5)  # type: ignore[arg-type]
+    client.conversations.update("conv_1")  # type: ignore[call-arg]
+    client.conversations.update("conv_1", metadata="order")  # type: ignore[arg-type]
+    client.conversations.update("conv_1", metadata={1: "order"})  # type: ignore[dict-item]
+    detail.metadata = None  # type: ignore[misc]
+
+
+def messages(client: Client, instant: datetime, last: Message) -> None:
+    """Read messages."""
+    pager = client.conversations.messages("conv_1", before=instant, after="2025-06-30T12:00:00Z", order="asc")
+    assert_type(pager, Pager[Message])
+    assert_type(client.conversations.messages("conv_1", before=last, page_size=5, limit=None), Pager[Message])
+    for message in pager:
+        assert_type(message, Message)
+        assert_type(message.received_at, datetime)
+        assert_type(message.body, str | None)
+    for page in pager.pages():
+        assert_type(page, Page[Message])
+
+    client.conversations.messages()  # type: ignore[call-arg]
+    client.conversations.messages("conv_1", order="up")  # type: ignore[arg-type]
+    client.conversations.messages("conv_1", after=5)  # type: ignore[arg-type]
