@@ -11,7 +11,16 @@ from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
 from agentphone import _wire
-from agentphone._pagination import CursorRequest, CursorWalk, OffsetRequest, OffsetWalk, Walk, read_bound
+from agentphone._pagination import (
+    MAX_CONVERSATIONS,
+    MAX_MESSAGES,
+    CursorRequest,
+    CursorWalk,
+    OffsetRequest,
+    OffsetWalk,
+    Walk,
+    read_bound,
+)
 from agentphone._portal import Batched
 from agentphone._transport import Transport
 from agentphone.models import Conversation, ConversationDetail, Message, Page
@@ -19,8 +28,6 @@ from agentphone.models import Conversation, ConversationDetail, Message, Page
 R = TypeVar("R")
 T = TypeVar("T")
 
-MAX_CONVERSATIONS = 100
-MAX_MESSAGES = 200
 MAX_RECENT_MESSAGES = 100
 
 
@@ -102,15 +109,14 @@ class AsyncConversations:
         _check_count("page_size", page_size, most=MAX_CONVERSATIONS)
         _check_count("concurrency", concurrency)
 
-        async def fetch(request: OffsetRequest) -> Page[Conversation]:
-            call = _wire.list_conversations(limit=request.limit, offset=request.offset)
-            return await self._transport.send(call)
+        def call(request: OffsetRequest) -> _wire.Call[Page[Conversation]]:
+            return _wire.list_conversations(limit=request.limit, offset=request.offset)
 
-        def start() -> OffsetWalk:
-            return OffsetWalk(limit=limit, offset=offset, page_size=page_size)
+        def walk() -> OffsetWalk:
+            return OffsetWalk(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
 
-        first = OffsetRequest(limit=min(limit or page_size, page_size), offset=offset)
-        return AsyncPager(lambda: fetch(first), lambda: _Pages(start(), fetch))
+        first = call(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
+        return AsyncPager(lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport))
 
     async def get(self, conversation_id: str, *, message_limit: int | None = None) -> ConversationDetail:
         """Get a conversation with its recent messages.
@@ -199,36 +205,34 @@ class AsyncConversations:
         def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
             return _wire.list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
-        async def fetch(request: CursorRequest) -> Page[Message]:
-            return await self._transport.send(call(request))
-
-        def start() -> CursorWalk:
+        def walk() -> CursorWalk:
             return CursorWalk(limit=limit, before=upper, after=lower, oldest_first=order == "asc", page_size=page_size)
 
-        first = CursorRequest(
-            limit=min(limit or page_size, page_size),
-            before=upper.instant if upper else None,
-            after=lower.instant if lower else None,
+        first = call(
+            CursorRequest(
+                limit=min(limit or page_size, page_size),
+                before=upper.instant if upper else None,
+                after=lower.instant if lower else None,
+            )
         )
-        call(first)  # a wrong id is refused here, and not at the first step of an iterator
-        return AsyncPager(lambda: fetch(first), lambda: _Pages(start(), fetch))
+        return AsyncPager(lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport))
 
 
 class _Pages(Batched[Page[T]]):
-    """Drive one walk: ask for what it wants, hand it the answer. Nothing runs between two steps."""
+    """Drive one walk: ask for what it wants, hand it the answers. Nothing runs between two steps."""
 
-    def __init__(self, walk: Walk[R, T], fetch: Callable[[R], Awaitable[Page[T]]]) -> None:
+    def __init__(self, walk: Walk[R, T], call: Callable[[R], _wire.Call[Page[T]]], transport: Transport) -> None:
         super().__init__()
         self._walk = walk
-        self._fetch = fetch
+        self._call = call
+        self._transport = transport
 
     async def next_batch(self) -> tuple[Page[T]]:
-        while (request := self._walk.next_request()) is not None:
-            page = await self._fetch(request)
-            items = tuple(self._walk.receive(page))
-            has_more = self._walk.next_request() is not None
-            if items or not has_more:
-                return (Page(data=items, has_more=has_more, total=page.total),)
+        while requests := self._walk.next_requests():
+            pages = await self._transport.send_all([self._call(request) for request in requests])
+            items = tuple(self._walk.receive(pages))
+            if items or self._walk.is_over:
+                return (Page(data=items, has_more=not self._walk.is_over, total=pages[-1].total),)
         raise StopAsyncIteration
 
 

@@ -1,32 +1,75 @@
 """The walks: what to ask next, and which items may go out. Pure state machines: no I/O, no clock, no task.
 
-A walk is asked for its `next_request`, is given the page that answers it, and says which items are ready; no request
-means that it is over.
+A walk is asked for its `next_requests`, is given the pages that answer them, and gives the items that are ready.
+Inside, each is a generator that yields requests and is sent their pages, and reads from top to bottom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from abc import abstractmethod
+from collections.abc import Generator, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Generic, TypeVar
 
-from attrs import frozen
+from attrs import define, field, frozen
 
+from agentphone.errors import PaginationError
 from agentphone.models import Conversation, Message, Page
 
-R = TypeVar("R", covariant=True)
+R = TypeVar("R")
 T = TypeVar("T")
 
+MAX_CONVERSATIONS = 100
+MAX_MESSAGES = 200
+"""The largest pages that the API gives."""
 
-class Walk(Protocol[R, T]):
+PATIENCE = 5
+"""How many pages in a row may bring nothing, before the walk says that the API goes in circles."""
+
+TICK = timedelta(microseconds=1)
+SECOND = timedelta(seconds=1)
+MILLISECOND = timedelta(milliseconds=1)
+BEFORE_ALL_MESSAGES = datetime(1900, 1, 1, tzinfo=UTC)
+
+
+class Walk(Generic[R, T]):
     """One pass through a list."""
 
-    def next_request(self) -> R | None:
-        """Say what to ask; None when the walk is over. Asking twice gives the same request."""
+    def __init__(self) -> None:
+        self._ready: list[T] = []
+        self._failure: PaginationError | None = None
+        self._steps = self._walk()
+        self._requests: Sequence[R] = next(self._steps)
 
-    def receive(self, page: Page[T]) -> Sequence[T]:
-        """Take the page that answers the request, and give the items that may go out."""
-        ...
+    @abstractmethod
+    def _walk(self) -> Generator[Sequence[R], Sequence[Page[T]], None]:
+        """Yield requests, be sent their pages, put what may go out into `_ready`."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing more to ask, and nothing wrong to tell."""
+        return not self._requests and self._failure is None
+
+    def next_requests(self) -> Sequence[R]:
+        """Say what to ask; several may be in flight at once; none when the walk is over. Asking again is harmless.
+
+        Raises:
+            PaginationError: The pages contradict each other. Everything that could go out has gone out.
+        """
+        if self._failure is not None:
+            raise self._failure
+        return self._requests
+
+    def receive(self, pages: Sequence[Page[T]]) -> Sequence[T]:
+        """Take the pages that answer the requests, in their order, and give the items that may go out."""
+        self._ready, self._requests = [], ()
+        try:
+            self._requests = self._steps.send(pages)
+        except StopIteration:
+            pass
+        except PaginationError as error:
+            self._failure = error
+        return self._ready
 
 
 @frozen(kw_only=True)
@@ -39,11 +82,174 @@ class OffsetRequest:
 
 @frozen(kw_only=True)
 class CursorRequest:
-    """One page of a list that is read by instants, both exclusive."""
+    """One page of messages, between two instants."""
 
     limit: int
-    before: datetime | None
-    after: datetime | None
+    before: datetime | None = None
+    after: datetime | None = None
+
+
+OffsetSteps = Generator[Sequence[OffsetRequest], Sequence[Page[Conversation]], T]
+CursorSteps = Generator[Sequence[CursorRequest], Sequence[Page[Message]], T]
+
+
+# Conversations, by offset
+
+Trace = tuple[str, datetime | None, int | None]
+
+
+@define
+class _Sweep:
+    """What one way through the list, from its front, has shown."""
+
+    floor: datetime | None
+    """Where it may end: at conversations whose last message is older. None for the end of the list."""
+    size: int
+    concurrency: int = 1
+    is_checked: bool = True
+    """Whether it holds against a list that moves. Pages in flight at once are read in any order, so that only pages
+    that overlap show it; without the check, a list that has not moved is read with no request too many."""
+    began_at: datetime | None = None
+    """The server's time when it began: that of the newest message then."""
+    front: list[Trace] = field(factory=list)
+    """What stood at the front of the list, as many as a page can hold."""
+    requests: int = 0
+    has_moved: bool = False
+    ids: set[str] = field(factory=set)
+
+
+class OffsetWalk(Walk[OffsetRequest, Conversation]):
+    """Walk the conversations, most recent activity first, while the list moves.
+
+    What moves: a message brings its conversation to the front, and those above its old place down by one; a new
+    conversation does that to all; one that disappears brings those below it up. So:
+
+    - What moves down is read twice, and goes out once: ids are remembered.
+    - What moves up could be missed: `total` falls by as much, and the walk steps back by that. Where the API gives no
+      total, each page begins with the last item of the one before.
+    - What jumps to the front unseen is found by reading the front again, down to conversations older than the newest
+      message was when the walk began. When that takes more than one request it is itself a walk, and is done again.
+    """
+
+    def __init__(self, *, limit: int | None, offset: int, page_size: int, concurrency: int = 1) -> None:
+        self._left = limit
+        self._start = offset
+        self._page_size = page_size
+        self._concurrency = concurrency
+        self._traces: dict[str, Trace] = {}
+        super().__init__()
+
+    def _walk(self) -> OffsetSteps[None]:
+        is_promised = self._left is None and self._start == 0
+        one_at_a_time = self._concurrency == 1
+        sweep = yield from self._sweep(_Sweep(None, self._page_size, self._concurrency, is_checked=one_at_a_time))
+        while is_promised and sweep.requests > 1:
+            head = yield from self._sweep(_Sweep(sweep.began_at, MAX_CONVERSATIONS), front=sweep.front)
+            if sweep.is_checked or not (sweep.has_moved or head.has_moved):
+                sweep = head
+            else:
+                sweep = yield from self._sweep(_Sweep(None, self._page_size, self._concurrency))
+
+    def _sweep(self, sweep: _Sweep, front: list[Trace] | None = None) -> OffsetSteps[_Sweep]:
+        """Go through the list from its front; stop at once where the front is still `front`."""
+        offset = reached = self._start
+        total: int | None = None
+        back = idle = 0
+        while self._left != 0:
+            requests = self._plan(sweep, offset, back, total)
+            for request, page in zip(requests, (yield requests), strict=True):
+                is_first = sweep.requests == 0
+                sweep.requests += 1
+                fallen = 0 if total is None or page.total is None else max(0, total - page.total)
+                sweep.has_moved |= not is_first and page.total != total
+                total = page.total
+                fresh = [item for item in page.data if item.id not in sweep.ids]
+                if not fresh and not back and request.offset + request.limit > reached:
+                    idle, sweep.size = idle + 1, MAX_CONVERSATIONS
+                    self._refuse_circles(request, page, idle)
+                if request.offset > self._start and (fallen or not self._continues(request, page, offset)):
+                    # Items have moved up behind the walk's back: read this page again, from further ahead.
+                    sweep.has_moved = True
+                    offset, back = request.offset, max(fallen, 2 * back, 1)
+                    break
+                back = 0
+                sweep.has_moved |= len(fresh) < len(page.data)
+                self._take(sweep, page)
+                if is_first:
+                    sweep.began_at = max(
+                        (item.last_message_at for item in page.data if item.last_message_at), default=None
+                    )
+                    if front is not None:
+                        sweep.has_moved = sweep.front != front[: len(sweep.front)]
+                        if not sweep.has_moved:
+                            return sweep
+                offset = request.offset + len(page.data)
+                reached = max(reached, offset)
+                idle = 0 if fresh else idle
+                is_last = not page.has_more and (page.total is None or offset >= page.total or not page.data)
+                if is_last or any(_is_older(item, sweep.floor) for item in page.data):
+                    return sweep
+                if len(page.data) < request.limit:
+                    break  # shorter than asked for: the pages behind it, asked for at once, would leave a gap
+        return sweep
+
+    def _plan(self, sweep: _Sweep, offset: int, back: int, total: int | None) -> list[OffsetRequest]:
+        """Say what to ask from `offset` on, or from `back` before it."""
+        is_overlapping = sweep.requests > 0 and (total is None or (sweep.is_checked and sweep.concurrency > 1))
+        overlap = 1 if is_overlapping else 0
+        requests: list[OffsetRequest] = []
+        end = offset
+        while not requests or (len(requests) < sweep.concurrency and total is not None and end < total):
+            wanted = sweep.size if self._left is None else min(sweep.size, self._left - (end - offset))
+            if wanted <= 0:
+                break
+            begin = max(self._start, end - max(overlap, 0 if requests else back))
+            limit = min(MAX_CONVERSATIONS, wanted + end - begin)
+            requests.append(OffsetRequest(limit=limit, offset=begin))
+            end = begin + limit
+        return requests
+
+    def _continues(self, request: OffsetRequest, page: Page[Conversation], offset: int) -> bool:
+        """Whether nothing can lie between what was read and this page.
+
+        Two conversations change their order only when one of them gets a message. So a page that begins with one that
+        was read, and is as it was then, has behind it what was behind it then.
+        """
+        if request.offset >= offset:
+            return True  # asked for where the page before it ended: `total` alone tells
+        return bool(page.data) and self._traces.get(page.data[0].id) == _trace(page.data[0])
+
+    def _take(self, sweep: _Sweep, page: Page[Conversation]) -> None:
+        """Remember the page's items, and let out those that were not read before."""
+        for item in page.data:
+            if item.id not in sweep.ids:
+                sweep.ids.add(item.id)
+                if len(sweep.front) < MAX_CONVERSATIONS:
+                    sweep.front.append(_trace(item))
+            if item.id not in self._traces and self._left != 0:
+                self._ready.append(item)
+                if self._left is not None:
+                    self._left -= 1
+            self._traces[item.id] = _trace(item)
+
+    def _refuse_circles(self, request: OffsetRequest, page: Page[Conversation], idle: int) -> None:
+        if idle > PATIENCE and page.has_more:
+            raise PaginationError(
+                f"GET /v1/conversations goes in circles: {idle} pages, the last at offset {request.offset}, held"
+                " nothing that was not read before, and still say hasMore. The API or a proxy is at fault."
+            )
+
+
+def _trace(item: Conversation) -> Trace:
+    """Give what tells a conversation, and changes whenever it moves."""
+    return item.id, item.last_message_at, item.message_count
+
+
+def _is_older(item: Conversation, floor: datetime | None) -> bool:
+    return floor is not None and (item.last_message_at is None or item.last_message_at < floor)
+
+
+# Messages, by instant
 
 
 @frozen
@@ -79,40 +285,37 @@ def read_bound(value: datetime | str | Message | None, name: str) -> Bound | Non
         raise ValueError(f"{name} lies outside the years 1 to 9999 in UTC: {value!r}") from None
 
 
-class OffsetWalk:
-    """Walk a list by offset, from the front."""
+@frozen
+class _Slice:
+    """A page of messages, oldest first whatever the API's order."""
 
-    def __init__(self, *, limit: int | None, offset: int, page_size: int) -> None:
-        self._left = limit
-        self._page_size = page_size
-        self._next: OffsetRequest | None = OffsetRequest(limit=self._ask(), offset=offset)
-        self._seen: set[str] = set()
+    items: list[Message]
+    has_more: bool
 
-    def _ask(self) -> int:
-        return self._page_size if self._left is None else min(self._page_size, self._left)
+    @property
+    def low(self) -> datetime:
+        return self.items[0].received_at
 
-    def next_request(self) -> OffsetRequest | None:
-        """Say which page to ask for."""
-        return self._next
+    @property
+    def high(self) -> datetime:
+        return self.items[-1].received_at
 
-    def receive(self, page: Page[Conversation]) -> Sequence[Conversation]:
-        """Give what the page holds and no page before it held."""
-        asked = self._next
-        assert asked is not None  # noqa: S101  # receive() answers a request
-        fresh = [item for item in page.data if item.id not in self._seen]
-        if self._left is not None:
-            fresh = fresh[: self._left]
-            self._left -= len(fresh)
-        self._seen.update(item.id for item in fresh)
-        over = not page.has_more or not page.data or self._left == 0
-        self._next = None if over else OffsetRequest(limit=self._ask(), offset=asked.offset + len(page.data))
-        return fresh
+    def at(self, instant: datetime) -> int:
+        """Count the messages of one instant."""
+        return sum(item.received_at == instant for item in self.items)
 
 
-class CursorWalk:
-    """Walk messages by instant, from the newest to the oldest.
+class CursorWalk(Walk[CursorRequest, Message]):
+    """Walk messages in the order of `(received_at, id)`, whichever way the API reads what its page leaves open.
 
-    It asks by `before` alone: what the API returns for `after` alone is open, so where the walk ends is judged here.
+    The API may print instants cut to milliseconds or seconds and compare whole ones. So the messages printed as `t` are
+    those from `t` up to, not including, `t` plus one printed unit: a group. A page may end inside a group, so its last
+    group goes out only when the next page, which reads that group again, has shown something beyond it.
+
+    It asks by `before` or by `after`, never by both, but to look at a single instant. What `before` gives is certain:
+    the newest ones before it. `after` may give the oldest after it, or the newest; `_up` finds out which. Inside, a
+    stretch of time has its first instant in it (`start`) and the instant at its end not (`end`); `_ask` turns these
+    into the cursors of an API that includes them or does not.
     """
 
     def __init__(
@@ -121,58 +324,303 @@ class CursorWalk:
         self._left = limit
         self._before = before
         self._after = after
-        self._page_size = page_size
         self._oldest_first = oldest_first
-        self._held: list[Message] = []
-        self._seen_at_edge: set[str] = set()
-        self._next: CursorRequest | None = self._ask(None if before is None else before.instant)
+        self._page_size = page_size
+        self._unit = SECOND
+        self._is_inclusive = False
+        for bound in (before, after):
+            if bound is not None and bound.message_id is not None:
+                self._learn_unit(bound.instant)  # printed by the API
+        super().__init__()
 
-    def _ask(self, before: datetime | None) -> CursorRequest:
-        # Oldest first, the wanted items come last: the whole way there is read in full pages.
-        size = self._page_size if self._left is None or self._oldest_first else min(self._page_size, self._left)
-        return CursorRequest(limit=size, before=before, after=None)
+    def _walk(self) -> CursorSteps[None]:
+        return self._up() if self._oldest_first else self._down()
 
-    def next_request(self) -> CursorRequest | None:
-        """Say which page to ask for."""
-        return self._next
+    # Newest first
 
-    def receive(self, page: Page[Message]) -> Sequence[Message]:
-        """Give what the page holds between the bounds; oldest first, everything at the end."""
-        newest_first = sorted(page.data, key=_key, reverse=True)
-        fresh = [item for item in newest_first if item.id not in self._seen_at_edge]
-        wanted = [item for item in fresh if self._is_inside(item)]
-        over = not page.has_more or not fresh or (self._after is not None and not self._is_after(fresh[-1]))
-        if not over:
-            edge = fresh[-1].received_at
-            self._seen_at_edge = {item.id for item in newest_first if item.received_at == edge}
-            self._next = self._ask(edge)
-        if self._oldest_first:
-            self._held += wanted
-            if not over:
-                return []
-            wanted = self._held[::-1]
-        if self._left is not None:
-            wanted = wanted[: self._left]
-            self._left -= len(wanted)
-            over = over or self._left == 0
-        if over:
-            self._next = None
-        return wanted
+    def _down(self) -> CursorSteps[None]:
+        """Read by `before`, from the newest to the oldest."""
+        end = self._top()
+        edge: datetime | None = None  # what is printed later has gone out; the group at `edge` has not
+        size = self._want()
+        while True:
+            page = yield from self._ask(size, end=end)
+            items = [item for item in page.items if edge is None or item.received_at <= edge]
+            if not page.has_more or (items and self._is_past_lower(items[0])):
+                self._emit(reversed(items))
+                return
+            if items and (edge is None or items[0].received_at < edge):
+                edge = items[0].received_at
+                if self._emit(item for item in reversed(items) if item.received_at > edge):
+                    return
+                end, size = edge + self._unit, self._want(held=page.at(edge))
+            elif size < MAX_MESSAGES:
+                size = min(MAX_MESSAGES, 2 * size)
+            elif not items or edge is None:
+                raise self._contradiction(end)
+            else:
+                group = yield from self._group(edge)
+                if self._emit(reversed(group)):
+                    return
+                end, edge, size = edge, edge - TICK, self._want()  # the whole group has gone out
+
+    # Oldest first
+
+    def _up(self) -> CursorSteps[None]:
+        """Find out what `after` alone gives, then read by it, or climb by `before`."""
+        start = BEFORE_ALL_MESSAGES
+        if self._after is not None:
+            start = self._after.instant if self._after.message_id is not None else self._after.instant + TICK
+        page = yield from self._open(start)
+        if not page.has_more:
+            self._emit(page.items)
+        elif (yield from self._is_next(page, None)):
+            yield from self._forward(page)
+        else:
+            yield from self._climb(None)
+
+    def _open(self, start: datetime) -> CursorSteps[_Slice]:
+        """Read a page by `after` that shows more than one instant, if a page can."""
+        size = self._want()
+        while True:
+            page = yield from self._ask(size, start=start)
+            if not page.has_more or page.low < page.high or size == MAX_MESSAGES:
+                return page
+            size = min(MAX_MESSAGES, 2 * size)
+
+    def _is_next(self, page: _Slice, done: datetime | None) -> CursorSteps[bool]:
+        """Look whether a page that `after` gave is the oldest: whether nothing lies between `done` and it."""
+        ids = {item.id for item in page.items}
+        top = self._top()
+        end = page.low + self._unit if top is None else min(page.low + self._unit, top)
+        size = self._want(held=page.at(page.low))
+        while True:
+            probe = yield from self._ask(size, end=end)
+            # A boundary that is included adds a part of the group that begins there.
+            whole = [
+                item for item in probe.items if item.received_at < end and (done is None or item.received_at > done)
+            ]
+            if any(item.id not in ids and not self._is_past_lower(item) for item in whole):
+                return False
+            if not probe.has_more or (probe.items[0].received_at < min(page.low, end)):
+                return True
+            if size == MAX_MESSAGES:
+                return False
+            size = min(MAX_MESSAGES, 2 * size)
+
+    def _forward(self, page: _Slice) -> CursorSteps[None]:
+        """Read by `after`, given the oldest page, where `after` gives the oldest ones."""
+        size = 0
+        while True:
+            edge = page.high
+            if not page.has_more or self._is_past_upper(page.items[-1]):
+                self._emit(page.items)
+                return
+            if self._emit(item for item in page.items if item.received_at < edge):
+                return
+            held = {item.id for item in page.items if item.received_at == edge}
+            size = max(size, self._want(held=len(held)))
+            was_inclusive = self._is_inclusive
+            following = yield from self._ask(size, start=edge)
+            items = [item for item in following.items if item.received_at >= edge]
+            if not held <= {item.id for item in items}:
+                if self._is_inclusive and not was_inclusive:
+                    page = _Slice([item for item in page.items if item.received_at == edge], has_more=True)
+                    continue
+                # Not what follows: messages came so fast that this is the newest page after all.
+                yield from self._climb(edge - TICK)
+                return
+            page = _Slice(items, following.has_more)
+            if page.high > edge or not page.has_more:
+                size = 0
+            elif size < MAX_MESSAGES:
+                size = min(MAX_MESSAGES, 2 * size)
+            else:
+                group = yield from self._group(edge)
+                if self._emit(group):
+                    return
+                page = yield from self._open(edge + self._unit)
+                page = _Slice([item for item in page.items if item.received_at > edge], page.has_more)
+                if not page.items:
+                    return
+                if page.has_more and not (yield from self._is_next(page, edge)):
+                    yield from self._climb(edge)
+                    return
+                size = 0
+
+    def _climb(self, done: datetime | None) -> CursorSteps[None]:
+        """Read by `before`, oldest first: down to what has gone out, noting where each page began, then up again.
+
+        Each page is read twice, and one is held at a time. `done`: what is printed up to then has gone out.
+        """
+        settled: datetime | None = None  # all that the server has before this instant has gone out
+        stack = [(self._top(), self._page_size)]
+        while stack:
+            end, size = stack[-1]
+            was_inclusive = self._is_inclusive
+            page = yield from self._ask(size, end=end)
+            # A boundary that is included adds a part of the group that begins there.
+            whole = [item for item in page.items if end is None or item.received_at < end]
+            items = [item for item in whole if done is None or item.received_at > done]
+            if not page.has_more or len(items) < len(whole) or (items and self._is_past_lower(items[0])):
+                if self._emit(items):
+                    return
+                done, settled = (items[-1].received_at if items else done), end
+                stack.pop()
+            elif not items:
+                if was_inclusive or not self._is_inclusive:
+                    raise self._contradiction(end)
+            else:
+                low = items[0].received_at
+                if end is None or low + self._unit < end:
+                    held = sum(item.received_at == low for item in items)
+                    stack.append((low + self._unit, min(MAX_MESSAGES, self._page_size + held)))
+                elif size < MAX_MESSAGES:
+                    stack[-1] = (end, min(MAX_MESSAGES, 2 * size))
+                elif settled == low:
+                    group = yield from self._group(low)
+                    if self._emit(group):
+                        return
+                    done, settled = low, end
+                    stack.pop()
+                else:
+                    stack.append((low, self._page_size))
+
+    # One instant
+
+    def _group(self, instant: datetime) -> CursorSteps[list[Message]]:
+        """Read every message printed as `instant`, when they fill more than the largest page.
+
+        It reads pages that end at ever earlier instants inside the printed unit. Each must share a message with the one
+        above it, so that nothing lies between, and bring a new one.
+        """
+        found: dict[str, Message] = {}
+        lower, upper = instant, instant + self._unit
+        step = self._unit / 2
+        page = yield from self._ask(MAX_MESSAGES, end=upper)
+        while True:
+            found.update((item.id, item) for item in page.items if item.received_at == instant)
+            if not page.has_more or page.low < instant:
+                return sorted(found.values(), key=_key)
+            above = {item.id for item in page.items}
+            lower, guess = instant, upper - step
+            while upper - lower > TICK:
+                if not lower < guess < upper:
+                    guess = lower + (upper - lower) // 2
+                page = yield from self._ask(MAX_MESSAGES, end=guess)
+                ids = {item.id for item in page.items}
+                if not ids & above:
+                    lower = guess
+                elif page.has_more and page.low == instant and ids <= found.keys():
+                    upper, step = guess, min(2 * step, self._unit)
+                else:
+                    step, upper = upper - guess, guess
+                    break
+            else:
+                upper = yield from self._pass_tick(instant, lower, above)
+                page = yield from self._ask(MAX_MESSAGES, end=upper)
+
+    def _pass_tick(self, instant: datetime, tick: datetime, ids: set[str]) -> CursorSteps[datetime]:
+        """Make sure that one instant of the server's own clock holds nothing but `ids`; give the end to go on from."""
+        page = yield from self._ask(MAX_MESSAGES, start=tick, end=tick + TICK)
+        if page.has_more and not self._is_inclusive:
+            # Perhaps the API includes its boundaries, so that the neighbours count too, and what is full may be the
+            # next instant. Only such an API gives anything for a stretch that ends where it starts.
+            for exact in (tick + TICK, tick):
+                self._is_inclusive = True
+                alone = yield from self._ask(MAX_MESSAGES, start=exact, end=exact + TICK)
+                self._is_inclusive = bool(alone.items)
+                if alone.items:
+                    page, tick = alone, exact
+                    break
+        if page.has_more or not {item.id for item in page.items} <= ids:
+            raise PaginationError(
+                f"More than {MAX_MESSAGES} messages were received at {instant.isoformat()}, more than a page can hold,"
+                " and the API has no cursor inside an instant. All that the order allows was given before; to go on"
+                " behind that instant, give it as before= or after=."
+            )
+        return tick
+
+    # What all of them use
+
+    def _ask(self, limit: int, *, start: datetime | None = None, end: datetime | None = None) -> CursorSteps[_Slice]:
+        """Ask for a page of a stretch of time, and learn from what it shows of the API."""
+        inside = timedelta(0) if self._is_inclusive else TICK
+        after = None if start is None else start - inside
+        before = None if end is None else end - TICK + inside
+        request = CursorRequest(limit=limit, before=before, after=after)
+        for _ in range(PATIENCE):
+            (page,) = yield (request,)
+            items = sorted({item.id: item for item in page.data}.values(), key=_key)
+            for item in items:
+                self._learn_unit(item.received_at)
+                if (before and item.received_at >= before) or (self._unit == TICK and item.received_at == after):
+                    self._is_inclusive = True
+            if items or not page.has_more:
+                return _Slice(items, page.has_more)
+        raise self._contradiction(end or start)
+
+    def _contradiction(self, cursor: datetime | None) -> PaginationError:
+        where = "" if cursor is None else f" at {cursor.isoformat()}"
+        return PaginationError(
+            f"The messages{where} go in circles: the page holds nothing that was not read before, and still says"
+            " hasMore. The API or a proxy is at fault."
+        )
+
+    def _learn_unit(self, printed: datetime) -> None:
+        """Notice the finest digits that the API prints."""
+        if printed.microsecond % 1000:
+            self._unit = TICK
+        elif printed.microsecond:
+            self._unit = min(self._unit, MILLISECOND)
+
+    def _top(self) -> datetime | None:
+        """Give the end of what is wanted; None for now."""
+        if self._before is None:
+            return None
+        if self._before.message_id is not None:
+            return self._before.instant + self._unit
+        beyond = (self._before.instant - BEFORE_ALL_MESSAGES) % self._unit
+        return self._before.instant + (self._unit - beyond if beyond else beyond)
+
+    def _want(self, held: int = 0) -> int:
+        """Say how many to ask for: what is wanted, and what is `held` back and will be read again."""
+        wanted = self._page_size if self._left is None else min(self._page_size, self._left)
+        return min(MAX_MESSAGES, wanted + held)
+
+    def _emit(self, items: Iterable[Message]) -> bool:
+        """Let out what lies between the bounds, up to the limit; say whether that is reached."""
+        for item in items:
+            if self._left == 0:
+                return True
+            if self._is_inside(item):
+                self._ready.append(item)
+                if self._left is not None:
+                    self._left -= 1
+        return self._left == 0
 
     def _is_inside(self, item: Message) -> bool:
-        bound = self._before
-        if bound is not None and not (
-            item.received_at < bound.instant
-            or (bound.message_id is not None and _key(item) < (bound.instant, bound.message_id))
-        ):
+        """Whether the caller wants an item: strictly between the bounds."""
+        upper, lower = self._before, self._after
+        if self._is_past_upper(item) or self._is_past_lower(item):
             return False
-        return self._is_after(item)
+        if upper and upper.message_id is not None and _key(item) >= (upper.instant, upper.message_id):
+            return False
+        return not (lower and lower.message_id is not None and _key(item) <= (lower.instant, lower.message_id))
 
-    def _is_after(self, item: Message) -> bool:
+    def _is_past_upper(self, item: Message) -> bool:
+        """Whether an item's whole instant, and all later ones, lie beyond the upper bound."""
+        bound = self._before
+        if bound is None:
+            return False
+        return item.received_at > bound.instant or (bound.message_id is None and item.received_at == bound.instant)
+
+    def _is_past_lower(self, item: Message) -> bool:
+        """Whether an item's whole instant, and all earlier ones, lie beyond the lower bound."""
         bound = self._after
-        if bound is None or item.received_at > bound.instant:
-            return True
-        return bound.message_id is not None and _key(item) > (bound.instant, bound.message_id)
+        if bound is None:
+            return False
+        return item.received_at < bound.instant or (bound.message_id is None and item.received_at == bound.instant)
 
 
 def _key(item: Message) -> tuple[datetime, str]:

@@ -11,7 +11,7 @@ import logging
 import math
 import ssl
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
@@ -96,6 +96,31 @@ class Transport:
                 if self._config.on_retry is not None:
                     self._config.on_retry(error, pause)
             await anyio.sleep(pause)
+
+    async def send_all(self, calls: Sequence[_wire.Call[T]]) -> Sequence[T]:
+        """Send calls at once and give their answers in order; the first that fails cancels the others.
+
+        Raises:
+            AgentPhoneError: As `send` does, for the first call that failed.
+        """
+        if len(calls) == 1:
+            return [await self.send(calls[0])]
+        answers: dict[int, T] = {}
+        failures: list[Exception] = []
+
+        async def send(index: int, call: _wire.Call[T]) -> None:
+            try:
+                answers[index] = await self.send(call)
+            except Exception as error:  # noqa: BLE001  # raised below, alone: a task group would wrap it in a group
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for index, call in enumerate(calls):
+                group.start_soon(send, index, call)
+        if failures:
+            raise failures[0]
+        return [answers[index] for index in range(len(calls))]
 
     async def _attempt(self, call: _wire.Call[T], give_up_at: float, number: int) -> T:
         """Send a call once, within the time of this attempt and of the whole call."""

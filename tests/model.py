@@ -1,0 +1,119 @@
+"""A model of the API's two lists, with every reading that the documentation leaves open, for the walks' property tests.
+
+Whole and simple rather than fast: a list in memory, sorted anew for each page. The tests move it between requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from attrs import define, field, frozen
+
+from agentphone import Conversation, Message, Page
+
+START = datetime(2025, 1, 15, 12, tzinfo=UTC)
+
+
+@frozen
+class Reading:
+    """What the server does where its documentation is silent."""
+
+    inclusive: bool = False
+    after_alone: str = "oldest"
+    listed: str = "newest"
+    digits: int = 6
+    has_total: bool = True
+
+
+def printed(micros: int, digits: int) -> datetime:
+    """Cut an instant, microseconds after START, to the digits that are printed."""
+    unit = 10 ** (6 - digits)
+    return START + timedelta(microseconds=micros // unit * unit)
+
+
+def micros_of(instant: datetime) -> int:
+    return (instant - START) // timedelta(microseconds=1)
+
+
+@define
+class Thread:
+    """One conversation's messages: pairs of microseconds after START and an id."""
+
+    reading: Reading = field(factory=Reading)
+    messages: list[tuple[int, str]] = field(factory=list)
+    requests: int = 0
+
+    def page(self, limit: int, before: datetime | None, after: datetime | None) -> Page[Message]:
+        self.requests += 1
+        inclusive = self.reading.inclusive
+        found = sorted(self.messages)
+        if before is not None:
+            bound = micros_of(before)
+            found = [item for item in found if item[0] < bound or (inclusive and item[0] == bound)]
+        if after is not None:
+            bound = micros_of(after)
+            found = [item for item in found if item[0] > bound or (inclusive and item[0] == bound)]
+        takes_oldest = after is not None and before is None and self.reading.after_alone == "oldest"
+        page = found[:limit] if takes_oldest else found[-limit:]
+        if self.reading.listed == "newest":
+            page.reverse()
+        return Page(data=tuple(map(self.message, page)), has_more=len(found) > len(page))
+
+    def message(self, item: tuple[int, str]) -> Message:
+        return Message(
+            id=item[1],
+            from_number="+15550100001",
+            to_number="+15550100002",
+            received_at=printed(item[0], self.reading.digits),
+        )
+
+    def all(self) -> list[Message]:
+        """Give all messages as printed, in the order that the walk promises."""
+        return sorted(map(self.message, self.messages), key=key)
+
+
+def key(message: Message) -> tuple[datetime, str]:
+    return message.received_at, message.id
+
+
+@define
+class Inbox:
+    """The list of conversations: id to the microseconds of its last message, and to the count of its messages."""
+
+    reading: Reading = field(factory=Reading)
+    last: dict[str, int] = field(factory=dict)
+    count: dict[str, int] = field(factory=dict)
+    now: int = 0
+    requests: int = 0
+    made: Iterator[int] = field(factory=lambda: iter(range(10**9)))
+
+    def receive(self, conversation_id: str | None = None, *, wait: int = 1) -> str:
+        """Let a message come in: the conversation moves to the front, or begins."""
+        self.now += wait
+        conversation_id = conversation_id or f"conv_{next(self.made)}"
+        self.last[conversation_id] = self.now
+        self.count[conversation_id] = self.count.get(conversation_id, 0) + 1
+        return conversation_id
+
+    def remove(self, conversation_id: str) -> None:
+        del self.last[conversation_id], self.count[conversation_id]
+
+    def page(self, limit: int, offset: int) -> Page[Conversation]:
+        self.requests += 1
+        order = sorted(self.last, key=lambda item: (self.last[item], item), reverse=True)
+        page = order[offset : offset + limit]
+        return Page(
+            data=tuple(map(self.conversation, page)),
+            has_more=offset + len(page) < len(order),
+            total=len(order) if self.reading.has_total else None,
+        )
+
+    def conversation(self, conversation_id: str) -> Conversation:
+        return Conversation(
+            id=conversation_id,
+            phone_number="+15550100002",
+            participant="+15550100001",
+            last_message_at=printed(self.last[conversation_id], self.reading.digits),
+            message_count=self.count[conversation_id],
+        )
