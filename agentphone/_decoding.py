@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 Hook = Callable[[Any, Any], Any]
 
+NULL_IS_EMPTY = {"media_urls"}
+"""Lists that no page promises to be there: null there says what their absence says."""
+
 
 class DecodeError(Exception):
     """The bytes are not JSON, or not of the shape asked for; `path` says where, in the JSON's own names."""
@@ -224,12 +227,17 @@ def _converter(*, detailed: bool) -> Converter:
 
         return structure
 
+    def null_is_empty(value: Any, shape: Any) -> Any:
+        return () if value is None else converter.structure(value, shape)
+
     @converter.register_structure_hook_factory(lambda shape: attrs.has(_origin(shape)))
     def model(shape: Any) -> Hook:
         cls: Any = _origin(shape)
         names = [field.name for field in attrs.fields(cls) if field.name != "extra"]
         known = frozenset(map(camel, names))
         overrides = {name: override(rename=camel(name)) for name in names}
+        for name in NULL_IS_EMPTY & set(names):
+            overrides[name] = override(rename=camel(name), struct_hook=null_is_empty)
         has_extra = len(names) < len(attrs.fields(cls))
         if has_extra:
             overrides["extra"] = override(omit=True)

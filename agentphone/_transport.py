@@ -38,6 +38,7 @@ from agentphone.errors import (
 T = TypeVar("T")
 
 logger = logging.getLogger("agentphone")
+logger.addHandler(logging.NullHandler())  # or Python prints warnings of programs that have set up no logging
 
 KEEPALIVE_SECONDS = 30.0
 """How long an idle connection is kept. A server that closes it earlier does no harm: httpcore looks before it sends."""
@@ -92,7 +93,8 @@ class Transport:
                 error.attempts = attempts
                 if pause is None:
                     raise
-                logger.warning("%s: %s; trying again in %.2f s", call.method, attempts[-1].outcome, pause)
+                failed = attempts[-1].outcome
+                logger.warning("%s %s: %s; trying again in %.2f s", call.method, call.path, failed, pause)
                 if self._config.on_retry is not None:
                     self._config.on_retry(error, pause)
             await anyio.sleep(pause)
@@ -131,8 +133,7 @@ class Transport:
                 with anyio.CancelScope(deadline=began + self._timeout):
                     status, headers, body = await self._exchange(call, pool)
                     milliseconds = (anyio.current_time() - began) * 1000
-                    path = call.target.partition("?")[0]
-                    logger.debug("%s %s: %s, attempt %d, %.1f ms", call.method, path, status, number, milliseconds)
+                    logger.debug("%s %s: %s, attempt %d, %.1f ms", call.method, call.path, status, number, milliseconds)
                     return _wire.read(call, status, headers, body, now=time.time())
             raise APITimeoutError(f"no whole answer within {self._timeout:g} s", request=str(call))
         raise DeadlineExceededError(f"no whole answer within {self._config.deadline:g} s", request=str(call))
@@ -218,7 +219,7 @@ class Connections:
         self._transport = transport
         self._http_client = http_client
         self._pools: WeakKeyDictionary[object, _Pool] = WeakKeyDictionary()
-        self.is_closed = False
+        self.is_closed: bool = False
 
     async def pool(self) -> _Pool:
         """Give the pool of the running event loop, opening it at the first call.

@@ -45,6 +45,11 @@ class Call(Generic[T]):
     shape: type[T]
     body: bytes | None = None
 
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
+
     def __str__(self) -> str:
         return f"{self.method} {self.target}"
 

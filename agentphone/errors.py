@@ -140,7 +140,7 @@ class ResponseDecodeError(_RequestError):
         self.path = path
         self.status_code = status_code
         self.request_id = request_id
-        self.body = body[:500]
+        self.body: bytes = body[:500]
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
@@ -185,11 +185,11 @@ class APIStatusError(_RequestError):
         self.status_code = status_code
         self.code = code
         self.type = type
-        self.details = details or []
+        self.details: list[dict[str, Any]] = details or []
         self.retry_after = retry_after
         self.request_id = request_id
         self.location = location
-        self.body = body[:500]
+        self.body: bytes = body[:500]
 
     def __str__(self) -> str:
         facts = [

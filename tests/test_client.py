@@ -371,6 +371,14 @@ async def test_a_sandbox_in_memory_needs_no_key_and_belongs_to_one_client(monkey
         assert (await client.conversations.list()).total == page.total
 
 
+async def test_a_transport_given_wins_over_a_sandbox_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTPHONE_BASE_URL", "sandbox:")
+    with Sandbox() as box:
+        async with AsyncClient("key", transport=box.transport()) as client:
+            assert (await client.conversations.list()).total == 0
+        assert box.requests[0].headers["host"] == "api.agentphone.to"
+
+
 async def test_a_sandbox_in_a_file_keeps_its_data_from_client_to_client(tmp_path: Path) -> None:
     path = tmp_path / "my box.db"
     async with AsyncClient(base_url=f"sandbox:{path}") as client:

@@ -169,11 +169,17 @@ def test_only_required_fields_must_be_there_and_not_null(
 NO_OBJECTS: tuple[Any, ...] = ([], "x", 5, True, None)
 
 
+def test_media_that_are_null_are_none() -> None:
+    assert decode(json.dumps(message(mediaUrls=None)).encode(), Message).media_urls == ()
+
+
 @pytest.mark.parametrize(
     ("shape", "answer", "path"),
     [
         (Page[Conversation], page(conversation(), conversation(), conversation(), conversation(lastMessageAt="soon")), "data[3].lastMessageAt"),  # noqa: E501
         (Page[Conversation], page(conversation(), conversation(metadata=[])), "data[1].metadata"),
+        (Page[Conversation], {**page(), "data": None}, "data"),
+        (ConversationDetail, conversation(messages=None), "messages"),
         (Page[Conversation], page(conversation(), 5), "data[1]"),  # type: ignore[arg-type]
         (Page[Conversation], page(conversation(), total="1"), "total"),
         (Page[Conversation], page(conversation(), total=1.0), "total"),
@@ -188,7 +194,6 @@ NO_OBJECTS: tuple[Any, ...] = ([], "x", 5, True, None)
         (ConversationDetail, conversation(messages=[message(), message(mediaUrls=[5])]), "messages[1].mediaUrls[0]"),
         (ConversationDetail, conversation(messages=[message(receivedAt="2025-06-30")]), "messages[0].receivedAt"),
         (ConversationDetail, conversation(messages="oops"), "messages"),
-        (ConversationDetail, conversation(messages=None), "messages"),
         *((shape, top, "") for shape in (Page[Message], ConversationDetail) for top in NO_OBJECTS),
     ],
 )  # fmt: skip
