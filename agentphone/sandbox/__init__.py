@@ -43,9 +43,9 @@ class Sandbox:
         if api_key is not None and not api_key.strip():
             raise ValueError("api_key must not be empty")
         self._store = Store(path)
-        self.faults = Faults()
-        self.requests = Requests()
-        self.app = App(self._store, api_key, self.faults, self.requests)
+        self.faults: Faults = Faults()
+        self.requests: Requests = Requests()
+        self.app: App = App(self._store, api_key, self.faults, self.requests)
 
     @property
     def reading(self) -> Reading:

@@ -85,7 +85,7 @@ class Store:
     """Keep conversations and messages, for any number of threads and, in a file, of processes."""
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self.reading = Reading()
+        self.reading: Reading = Reading()
         # Absolute, because a connection may be opened again after somebody has changed the directory.
         self._path = None if path is None else Path(path).absolute()
         self._lock = threading.Lock()
