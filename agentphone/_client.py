@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from attrs import NOTHING, NothingType, evolve
 
-from agentphone._config import DEFAULT_BASE_URL, Config, find_api_key, find_base_url
+from agentphone._config import DEFAULT_BASE_URL, Config, Secret, find_api_key, find_base_url
 from agentphone._conversations import AsyncConversations
 from agentphone._transport import Connections, Transport
 from agentphone.errors import ConfigurationError
@@ -71,19 +71,22 @@ class AsyncClient:
         on_response: Callable[[httpx.Response], object] | None = None,
         on_retry: Callable[[Exception, float], object] | None = None,
     ) -> None:
+        secret = Secret(api_key)
+        del api_key  # from here on no error of ours shows it among the locals of this frame
         if transport is not None and http_client is not None:
             raise ConfigurationError("transport and http_client both say what sends; give one of them.")
         url = find_base_url(base_url)
         sandbox_path: str | None = None
+        default_key: str | None = None
         if url.startswith(SANDBOX_PREFIX) and (transport is not None or http_client is not None):
             if base_url is not None:
                 raise ConfigurationError(f"base_url={url!r} brings its own transport; leave out the other one.")
             url = DEFAULT_BASE_URL  # what was given wins over the environment
         elif url.startswith(SANDBOX_PREFIX):
             sandbox_path = url.removeprefix(SANDBOX_PREFIX)
-            url, api_key = SANDBOX_HOST, api_key or SANDBOX_KEY
+            url, default_key = SANDBOX_HOST, SANDBOX_KEY
         config = Config(
-            api_key=find_api_key(api_key),
+            api_key=find_api_key(secret, default_key),
             base_url=url,
             timeout=timeout,
             deadline=deadline,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-from attrs import field, frozen
+from attrs import frozen
 
 from agentphone._version import __version__
 from agentphone.errors import ConfigurationError
@@ -37,11 +37,21 @@ def _count(name: str, value: Any, *, least: int) -> None:
         raise ConfigurationError(f"{name} is at least {least}, not {value}")
 
 
+@frozen(repr=False)
+class Secret:
+    """A value that no text of ours tells: tracebacks print the locals of each frame, the settings among them."""
+
+    value: str | None
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
 @frozen(kw_only=True)
 class Config:
     """The settings of one client. `AsyncClient` describes each; making one checks them all."""
 
-    api_key: str = field(repr=False)
+    api_key: Secret
     base_url: str
     timeout: float | httpx.Timeout | None
     deadline: float | None
@@ -56,7 +66,6 @@ class Config:
     on_retry: Callable[[Exception, float], object] | None
 
     def __attrs_post_init__(self) -> None:
-        _check_api_key(self.api_key)
         _check_base_url(self.base_url, allow_http=self.allow_http)
         if self.timeout is not None and not isinstance(self.timeout, httpx.Timeout):
             _seconds("timeout", self.timeout)
@@ -68,18 +77,26 @@ class Config:
         _count("max_response_bytes", self.max_response_bytes, least=1)
 
 
-def find_api_key(api_key: str | None) -> str:
-    """Give the key of the argument, else of the environment.
+def find_api_key(given: Secret, default: str | None = None) -> Secret:
+    """Give the key of the argument, else of the environment, else `default`.
 
     Raises:
-        ConfigurationError: Neither has one.
+        ConfigurationError: None of them has one, or it cannot stand in a header; the text does not tell it.
+        TypeError: It is not a string.
     """
-    found = os.environ.get("AGENTPHONE_API_KEY") if api_key is None else api_key
-    if not found:
+    key = given if given.value is not None else Secret(os.environ.get("AGENTPHONE_API_KEY") or default)
+    if not key.value:
         raise ConfigurationError(
             "No API key. Pass api_key=... or set AGENTPHONE_API_KEY; base_url='sandbox:' tries the SDK without one."
         )
-    return found
+    if not isinstance(key.value, str):
+        raise TypeError(f"api_key is a string, not {type(key.value).__name__}")
+    if not key.value.isascii() or not key.value.isprintable() or " " in key.value:
+        raise ConfigurationError(
+            "The API key holds a space, a line break or another character that no header can carry; was it cut out"
+            " of a file with its line end? Try api_key.strip()."
+        )
+    return key
 
 
 def find_base_url(base_url: str | httpx.URL | None) -> str:
@@ -88,17 +105,6 @@ def find_base_url(base_url: str | httpx.URL | None) -> str:
     if not isinstance(found, str | httpx.URL):
         raise TypeError(f"base_url is a string or an httpx.URL, not {type(found).__name__}")
     return str(found).rstrip("/")
-
-
-def _check_api_key(api_key: str) -> None:
-    """Refuse a key that cannot stand in a header, without telling it."""
-    if not isinstance(api_key, str):
-        raise TypeError(f"api_key is a string, not {type(api_key).__name__}")
-    if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
-        raise ConfigurationError(
-            "The API key holds a space, a line break or another character that no header can carry; was it cut out"
-            " of a file with its line end? Try api_key.strip()."
-        )
 
 
 def _check_base_url(base_url: str, *, allow_http: bool) -> None:

@@ -50,6 +50,40 @@ class RetryPolicy:
         return self.rand() * min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt - 1, 16))
 
 
+class RetryBudget:
+    """Keeps retries a small share of the calls, so that an API that fails is not hit harder for failing.
+
+    A retry takes one from it; a call that succeeds puts `share` back, and so does time, slowly. While it is empty,
+    calls fail with their first error.
+    """
+
+    def __init__(self, *, size: float = 100.0, share: float = 0.5, per_second: float = 1.0) -> None:
+        self._size = size
+        self._share = share
+        self._per_second = per_second
+        self._left = size
+        self._filled_at = -math.inf
+
+    def succeed(self) -> None:
+        """Note that a call succeeded."""
+        self._left = min(self._size, self._left + self._share)
+
+    def take(self, now: float) -> bool:
+        """Take one retry, if there is one.
+
+        Args:
+            now: Seconds of a clock that only goes forward.
+        """
+        if now > self._filled_at:
+            if self._filled_at > -math.inf:
+                self._left = min(self._size, self._left + (now - self._filled_at) * self._per_second)
+            self._filled_at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 def _is_temporary(error: AgentPhoneError) -> bool:
     if isinstance(error, APIStatusError):
         return error.status_code in RETRIED_STATUSES

@@ -11,7 +11,8 @@ import logging
 import math
 import ssl
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
@@ -24,15 +25,16 @@ from attrs import frozen
 
 from agentphone import _wire
 from agentphone._config import USER_AGENT, Config
-from agentphone._retry import RetryPolicy
+from agentphone._decoding import DecodeError
+from agentphone._retry import RetryBudget, RetryPolicy
 from agentphone.errors import (
     APIConnectionError,
     APIStatusError,
     APITimeoutError,
     Attempt,
     ClientClosedError,
+    ConfigurationError,
     DeadlineExceededError,
-    ResponseDecodeError,
 )
 
 T = TypeVar("T")
@@ -61,9 +63,9 @@ class Transport:
         # httpx.Headers and not a dict: its repr hides the key, also where a traceback prints the locals.
         self._headers = httpx.Headers(
             {
-                "Authorization": f"Bearer {config.api_key}",
+                "Authorization": f"Bearer {config.api_key.value}",
                 "Accept": "application/json",
-                "Accept-Encoding": "gzip, deflate",
+                "Accept-Encoding": _wire.ACCEPTED_ENCODINGS,
                 "User-Agent": USER_AGENT,
             }
         )
@@ -83,11 +85,11 @@ class Transport:
         while True:
             began = anyio.current_time()
             try:
-                return await self._attempt(call, give_up_at, len(attempts) + 1)
+                answer = await self._attempt(call, give_up_at, len(attempts) + 1)
             except (APIConnectionError, APIStatusError) as error:
                 pause = self._policy.pause(error, len(attempts) + 1)
                 now = anyio.current_time()
-                if pause is not None and now + pause >= give_up_at:
+                if pause is not None and (now + pause >= give_up_at or not self._connections.retry_budget.take(now)):
                     pause = None
                 attempts += (Attempt(_outcome(error), now - began, pause or 0.0),)
                 error.attempts = attempts
@@ -97,6 +99,9 @@ class Transport:
                 logger.warning("%s %s: %s; trying again in %.2f s", call.method, call.path, failed, pause)
                 if self._config.on_retry is not None:
                     self._config.on_retry(error, pause)
+            else:
+                self._connections.retry_budget.succeed()
+                return answer
             await anyio.sleep(pause)
 
     async def send_all(self, calls: Sequence[_wire.Call[T]]) -> Sequence[T]:
@@ -168,28 +173,32 @@ class Transport:
 
     async def _read_body(self, call: _wire.Call[Any], response: httpx.Response) -> bytes:
         """Read and decompress the body, up to the size that the client allows."""
-        body = bytearray()
-        refuse = partial(
-            ResponseDecodeError,
-            request=str(call),
-            status_code=response.status_code,
-            request_id=response.headers.get("x-request-id"),
-        )
-        try:
-            with anyio.CancelScope() as scope:
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > self._config.max_response_bytes:
+        if response.is_stream_consumed:  # a transport that does not stream has given it whole, and decompressed
+            reader = _wire.Body(None, self._config.max_response_bytes)
+            chunks = _once(response.content)
+        else:
+            reader = _wire.Body(response.headers.get("content-encoding"), self._config.max_response_bytes)
+            chunks = response.aiter_raw()
+        failure: DecodeError | None = None
+        with anyio.CancelScope() as scope:
+            async for chunk in chunks:
+                if failure is None:
+                    try:
+                        reader.feed(chunk)
+                    except DecodeError as error:
                         # Cancelled and not left: trio warns of each generator of httpx's that is dropped half-way.
+                        failure = error
                         scope.cancel()
-                        body = body[:500]
-            if scope.cancel_called:
-                limit = self._config.max_response_bytes
-                raise refuse(f"the body is larger than max_response_bytes={limit}", body=bytes(body[:500]))
-        except httpx.DecodingError as error:
-            encoding = response.headers.get("content-encoding")
-            raise refuse(f"the body is not {encoding}, as its header says", body=bytes(body)) from error
-        return bytes(body)
+        try:
+            if failure is not None:
+                raise failure
+            return reader.finish()
+        except DecodeError as error:
+            raise _wire.decode_error(call, response.status_code, response.headers, error, reader.beginning) from None
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 def _outcome(error: APIConnectionError | APIStatusError) -> str:
@@ -220,6 +229,7 @@ class Connections:
         self._http_client = http_client
         self._pools: WeakKeyDictionary[object, _Pool] = WeakKeyDictionary()
         self.is_closed: bool = False
+        self.retry_budget = RetryBudget()
 
     async def pool(self) -> _Pool:
         """Give the pool of the running event loop, opening it at the first call.
@@ -301,11 +311,25 @@ def _open(config: Config) -> httpx.AsyncBaseTransport:
     """Open a pool of httpx's, without the client layer on top: the SDK has one host, no cookies and no redirects."""
     https = httpx.URL(config.base_url).scheme == "https"  # in lower case, however it was written
     context = config.ssl_context or (_default_ssl_context() if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-    return httpx.AsyncHTTPTransport(
-        verify=context,
-        limits=httpx.Limits(
-            max_connections=config.max_connections,
-            max_keepalive_connections=config.max_connections,
-            keepalive_expiry=KEEPALIVE_SECONDS,
-        ),
+    limits = httpx.Limits(
+        max_connections=config.max_connections,
+        max_keepalive_connections=config.max_connections,
+        keepalive_expiry=KEEPALIVE_SECONDS,
     )
+    try:
+        return httpx.AsyncHTTPTransport(verify=context, proxy=_proxy(config.base_url), limits=limits)
+    except (ImportError, ValueError) as error:  # SOCKS without its package; no URL; an unknown scheme
+        raise ConfigurationError(
+            f"The proxy that the environment names for {config.base_url} cannot be used ({type(error).__name__})."
+            " See HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, or give http_client= with a proxy of your own."
+        ) from None
+
+
+def _proxy(base_url: str) -> str | None:
+    """Find the proxy that the environment names for the API's host: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY."""
+    url = httpx.URL(base_url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(url.netloc.decode("ascii")):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"

@@ -5,6 +5,7 @@ Each endpoint is one function that gives a `Call`; `read` turns any answer to it
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -103,6 +104,72 @@ def _print(instant: datetime | None) -> str | None:
     return instant.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
+class Body:
+    """Collects the body of an answer, decompressed, up to a size.
+
+    httpx can decompress too, but whole chunks: a few kilobytes of zeros in gzip become gigabytes before anybody looks.
+    """
+
+    def __init__(self, encoding: str | None, max_bytes: int) -> None:
+        self._encoding = (encoding or "identity").strip().lower()
+        self._max_bytes = max_bytes
+        self._bytes = bytearray()
+        self._inflater = None if self._encoding == "identity" else zlib.decompressobj(_GZIP)
+
+    @property
+    def beginning(self) -> bytes:
+        """Its first bytes, for an error."""
+        return bytes(self._bytes[:500])
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes as they came.
+
+        Raises:
+            DecodeError: It is too large, or not compressed as its header says.
+        """
+        if self._encoding not in ("identity", "gzip"):
+            raise DecodeError(f"the body is compressed in {self._encoding!r}, which was not asked for")
+        if self._inflater is not None:
+            try:
+                chunk = self._inflater.decompress(chunk, self._max_bytes - len(self._bytes) + 1)
+            except zlib.error as error:
+                raise self._wrong_encoding(str(error)) from None
+        self._bytes += chunk
+        if len(self._bytes) > self._max_bytes:
+            raise DecodeError(f"the body is larger than max_response_bytes={self._max_bytes}")
+
+    def finish(self) -> bytes:
+        """Give the whole body.
+
+        Raises:
+            DecodeError: It ends in the middle of what was compressed.
+        """
+        if self._inflater is not None and not self._inflater.eof:
+            raise self._wrong_encoding("it ends too early")
+        return bytes(self._bytes)
+
+    def _wrong_encoding(self, why: str) -> DecodeError:
+        return DecodeError(f"the body is not {self._encoding}, as its Content-Encoding says ({why})")
+
+
+_GZIP = 16 + zlib.MAX_WBITS
+ACCEPTED_ENCODINGS = "gzip"
+
+
+def decode_error(
+    call: Call[Any], status: int, headers: Mapping[str, str], error: DecodeError, body: bytes
+) -> Exception:
+    """Make the public error for a body that cannot be read."""
+    return ResponseDecodeError(
+        error.what,
+        request=str(call),
+        path=error.path,
+        status_code=status,
+        request_id=headers.get("x-request-id"),
+        body=body,
+    )
+
+
 def read(call: Call[T], status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> T:
     """Read an answer.
 
@@ -125,14 +192,7 @@ def read(call: Call[T], status: int, headers: Mapping[str, str], body: bytes, *,
     try:
         return decode(body, call.shape)
     except DecodeError as error:
-        raise ResponseDecodeError(
-            error.what,
-            request=str(call),
-            path=error.path,
-            status_code=status,
-            request_id=headers.get("x-request-id"),
-            body=body,
-        ) from None
+        raise decode_error(call, status, headers, error, body) from None
 
 
 _STATUS_ERRORS = {
@@ -147,7 +207,7 @@ _STATUS_ERRORS = {
 
 
 def _status_error(call: Call[Any], status: int, headers: Mapping[str, str], body: bytes, now: float) -> APIStatusError:
-    cls = _STATUS_ERRORS.get(status, ServerError if status >= 500 else APIStatusError)
+    cls = _STATUS_ERRORS.get(status, ServerError if 500 <= status < 600 else APIStatusError)
     said = _read_error(body)
     return cls(
         said.message or _phrase(status, body),

@@ -86,7 +86,7 @@ async def test_each_call_sends_exactly_this(
         "host": "api.agentphone.test",
         "authorization": f"Bearer {KEY}",
         "accept": "application/json",
-        "accept-encoding": "gzip, deflate",
+        "accept-encoding": "gzip",
         "user-agent": f"agentphone-conversations-python/{__version__}",
     }
 
