@@ -492,8 +492,7 @@ async def test_a_server_that_goes_away_in_the_middle_is_a_connection_error(garbl
 COMPRESSED = {"Content-Encoding": "gzip"}
 
 
-# asyncio alone: on trio httpx leaves a generator half-read when its decoder fails, and trio warns of that.
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_body_that_is_not_compressed_as_it_says_is_a_decode_error() -> None:
     client, _ = client_of(httpx.Response(200, stream=httpx.ByteStream(b"no gzip"), headers=COMPRESSED))
     with pytest.raises(ResponseDecodeError, match="gzip"):
