@@ -1,8 +1,9 @@
 """The sandbox as a server of its own: a socket, uvicorn, one line that is true, and a quiet end.
 
-It parses no command line and says nothing but its URL and why it cannot start; the key is in neither.
+It parses no command line and says nothing but its URL, why it cannot start and why it failed; the key is in none.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -54,6 +55,7 @@ def serve(
         with sandbox:
             if demo:
                 sandbox.load_demonstration()
+            _say_failures()
             # No log configuration and no access log: nothing of a request, such as its key, is ever written.
             config = uvicorn.Config(
                 sandbox.app,
@@ -114,6 +116,12 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _say_failures() -> None:
+    # Python would itself, were it not for the silent handler that the package's core gives to the logger above.
+    if logging.lastResort is not None and not logging.root.handlers:
+        logging.getLogger("agentphone.sandbox").addHandler(logging.lastResort)
 
 
 def _fail(reason: str) -> int:
