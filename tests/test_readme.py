@@ -57,20 +57,27 @@ ALLOWED_HOSTS = ["127.0.0.1"]
 ROOT_URLCONF = "urls"
 MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
 """
-ASGI = "from django.core.asgi import get_asgi_application\n\napplication = get_asgi_application()\n"
+GATES = {
+    f"{gate}.py": f"from django.core.{gate} import get_{gate}_application\n\napplication = get_{gate}_application()\n"
+    for gate in ("asgi", "wsgi")
+}
+SERVERS = {
+    "uvicorn": ["uvicorn", "asgi:application", "--port", "0", "--lifespan", "off"],
+    "gunicorn": ["gunicorn", "wsgi:application", "--bind", "127.0.0.1:0", "--preload", "--workers", "2"],
+}
 
 
 @contextmanager
-def django(project: Path, agentphone_url: str) -> Iterator[str]:
+def django(project: Path, agentphone_url: str, server: str) -> Iterator[str]:
     """Serve the README's views in a Django project, and give its URL."""
-    for name, text in ({"settings.py": SETTINGS, "asgi.py": ASGI} | FILES).items():
+    for name, text in ({"settings.py": SETTINGS} | GATES | FILES).items():
         (project / name).write_text(text, encoding="utf-8")
     environment = ENVIRONMENT | {
         "DJANGO_SETTINGS_MODULE": "settings",
         "AGENTPHONE_BASE_URL": agentphone_url,
         "AGENTPHONE_API_KEY": "any-key",
     }
-    command = [sys.executable, "-m", "uvicorn", "asgi:application", "--port", "0", "--lifespan", "off"]
+    command = [sys.executable, "-m", *SERVERS[server]]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=project) as process:
         try:
             said: list[str] = []
@@ -82,13 +89,14 @@ def django(project: Path, agentphone_url: str) -> Iterator[str]:
             else:
                 pytest.fail("".join(said))
         finally:
-            process.kill()
+            process.terminate()
 
 
-def test_the_django_views_answer_real_requests(tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_django_views_answer_real_requests(tmp_path: Path, server: str) -> None:
     with (
         sandbox("--demo") as (_, agentphone_url),
-        django(tmp_path, agentphone_url) as url,
+        django(tmp_path, agentphone_url, server) as url,
         httpx.Client(base_url=url, timeout=SECONDS) as browser,
     ):
         inbox = browser.get("/inbox").json()
