@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The command line makes no sense, or asked for help or the version, which is printed.
     """
+    if getattr(sys, "stdout", None) is None:  # closed by whoever started this: `>&-`, pythonw
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False)
     try:
         try:
             return _run(_parser().parse_args(arguments))
@@ -63,9 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a reader who went away can still be told from a failure
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its exit
-        return 141
+        if isinstance(error, BrokenPipeError):
+            return 141
+        sys.stderr.write(f"agentphone: {error.strerror or error}\n")
+        return 1
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -109,6 +109,7 @@ def test_ctrl_c_in_the_demo_is_130_and_quiet() -> None:
         "import asyncio, os, signal, sys\n"
         "from agentphone.__main__ import main\n"
         "from agentphone.cli import demo\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run behind a shell's &
         "async def interrupted(*_):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    await asyncio.sleep(60)\n"
@@ -131,6 +132,23 @@ def test_an_output_that_nobody_reads_ends_quietly(command: list[str]) -> None:
     finally:
         os.close(writer)
     assert (process.returncode, stderr) == (141, "")
+
+
+def run_with_output(target: str, *command: str) -> tuple[int, str]:
+    """Run a command whose stdout is what the shell's `>` makes of `target`; give its exit code and its stderr."""
+    shell = f'exec "$@" >{target}'
+    done = run("sh", "-c", shell, "sh", *AGENTPHONE, *command)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("command", [["demo"], ["sandbox", "--port", "0"]])
+def test_an_output_that_cannot_be_written_is_one_line_and_exit_1(command: list[str]) -> None:
+    assert run_with_output("/dev/full", *command) == (1, "agentphone: No space left on device\n")
+
+
+def test_the_demo_does_without_an_output() -> None:
+    assert run_with_output("&-", "demo") == (0, "")
 
 
 # The sandbox command
