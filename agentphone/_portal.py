@@ -18,7 +18,7 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -30,19 +30,45 @@ from agentphone.errors import ClientClosedError, ConfigurationError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent) + os.sep
 _CANCELLATION_SECONDS = 1.0
+_PAUSE_SECONDS = 1.0
+_INSTEAD = {"_advance": "iterate with `async for`", "__aexit__": "use `async with`"}
+_TOO_LATE = "The interpreter is exiting, and it is too late for a call. Make it before the program ends."
 
 _USED_BY_THE_THREAD = (
     "anyio._backends._asyncio",
     "anyio.streams.tls",
-    "concurrent.futures.thread",
     "encodings.idna",
     "httpcore",
     "httpcore._backends.anyio",
 )
 """What the thread would import while it works. A fork in that moment would leave the child with import locks that
 nobody releases, so it is imported before the thread starts."""
+
+
+class _Lookups(ThreadPoolExecutor):
+    """Look up names, each on a daemon thread: Python waits for an executor's own threads before it exits.
+
+    At exit an executor takes no more work and threads may no longer start; then the event loop itself waits for the
+    answer, which nothing else needs by then.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001  # whoever waits for the future gets it
+                future.set_exception(error)
+
+        future.set_running_or_notify_cancel()
+        try:
+            threading.Thread(target=work, name="agentphone lookup", daemon=True).start()
+        except RuntimeError:
+            work()
+        return future
 
 
 class Portal:
@@ -52,6 +78,8 @@ class Portal:
         self.loop: asyncio.AbstractEventLoop
         self._started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=self._work, name="agentphone", daemon=True)
+        self._is_paused = threading.Event()
+        self._may_go_on = threading.Event()
 
     def start(self) -> None:
         """Start the thread, and wait until its event loop runs."""
@@ -61,6 +89,21 @@ class Portal:
     def is_current(self) -> bool:
         """Say whether this is the thread of the portal itself."""
         return threading.get_ident() == self._thread.ident
+
+    def pause(self) -> None:
+        """Hold the thread between two steps of its event loop, if it comes there in time."""
+        self._may_go_on.clear()
+        self._is_paused.clear()
+        self.loop.call_soon_threadsafe(self._stand_still)
+        self._is_paused.wait(_PAUSE_SECONDS)
+
+    def go_on(self) -> None:
+        """Let the thread go on."""
+        self._may_go_on.set()
+
+    def _stand_still(self) -> None:
+        self._is_paused.set()
+        self._may_go_on.wait()
 
     def _work(self) -> None:
         try:
@@ -72,39 +115,67 @@ class Portal:
         with contextlib.suppress(ImportError):
             # Calls come with their caller's context, which may say that trio runs there; the thread's own word wins.
             importlib.import_module("sniffio").thread_local.name = "asyncio"
-        self._started.set_result(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(_Lookups())
+        self._started.set_result(loop)
         await anyio.sleep_forever()
 
 
 _portal: Portal | None = None
 _lock = threading.RLock()
+_is_fork_watched = False
 _inherited: list[Portal | None] = []
 
 
-def _forget_after_fork() -> None:
-    """Leave the parent's portal alone in a forked child: its loop shares sockets with the parent's."""
+def _before_fork() -> None:
+    """Let no fork happen while the portal starts or its thread is at work.
+
+    The child would inherit locks that nobody releases: of half-done imports, and those inside OpenSSL, which hung one
+    child in a few hundred. The first of our hooks to run is the one that was registered last; see `_start`.
+    """
+    _lock.acquire()
+    if _portal is not None and not _portal.is_current() and not sys.is_finalizing():
+        _portal.pause()
+
+
+def _after_fork_in_parent() -> None:
+    if _portal is not None:
+        _portal.go_on()
+    with contextlib.suppress(RuntimeError):  # this was registered in the middle of the fork
+        _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    """Leave the parent's portal alone: its loop shares sockets with the parent's."""
     global _portal, _lock
     _inherited.append(_portal)
     _portal = None
     _lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
-
-
 def _start() -> Portal:
-    global _portal
+    global _portal, _is_fork_watched
     with _lock:
         if _portal is None:
             _refuse_gevent()
+            if not _is_fork_watched and hasattr(os, "register_at_fork"):
+                # Not before the first call: a sandbox is made by then, and its hook, which takes locks that the
+                # portal's thread may wait for, is to run after the one that pauses that thread.
+                os.register_at_fork(
+                    before=_before_fork,
+                    after_in_parent=_after_fork_in_parent,
+                    after_in_child=_after_fork_in_child,
+                )
+                _is_fork_watched = True
             for module in _USED_BY_THE_THREAD:
                 importlib.import_module(module)
             portal = Portal()
             try:
                 portal.start()
-            except RuntimeError as error:  # "can't start new thread at interpreter shutdown"
-                raise ClientClosedError(f"The interpreter is exiting: {error}.") from None
+            except RuntimeError as error:
+                if "shutdown" not in str(error):  # "can't start new thread at interpreter shutdown"
+                    raise
+                raise ClientClosedError(_TOO_LATE) from None
             _portal = portal
         return _portal
 
@@ -115,8 +186,9 @@ def _refuse_gevent() -> None:
     if monkey is not None and monkey.is_module_patched("threading"):
         raise ConfigurationError(
             "gevent has patched the threads, which the blocking Client cannot work among. Run the server with real"
-            " threads (gunicorn --worker-class gthread), or call gevent.monkey.patch_all(thread=False, ...) and make"
-            " the calls in gevent.get_hub().threadpool, or use AsyncClient in an asyncio server."
+            " threads (gunicorn --worker-class gthread), or call gevent.monkey.patch_all(thread=False,"
+            " subprocess=False) and make the calls by gevent.get_hub().threadpool.apply(), or use AsyncClient in an"
+            " asyncio server."
         )
 
 
@@ -172,6 +244,8 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
         ConfigurationError: gevent has patched the threads.
         RuntimeError: It was called from inside the portal's own loop, by a hook or a transport.
     """
+    if sys.is_finalizing():  # a `__del__` at the very end: the portal's thread does not run any more
+        raise ClientClosedError(_TOO_LATE)
     portal = _portal or _start()
     _check_loops(portal, function)
     call = _Call(lambda: function(*args, **kwargs))
@@ -184,32 +258,49 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
     error = call.error
     if error is None:
         return call.result
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback = traceback.tb_next  # how the call came to the other thread says nothing of what went wrong
     try:
-        raise error
+        raise error.with_traceback(traceback)
     finally:
-        del call, error  # the traceback holds this frame, and would hold itself
+        del call, error, traceback  # the traceback holds this frame, and would hold itself
 
 
 def _check_loops(portal: Portal, function: Callable[..., Any]) -> None:
     """Refuse a call from the portal's own thread, and warn of one that blocks an event loop."""
-    try:
-        anyio.lowlevel.current_token()
-    except RuntimeError:
+    if not _is_loop_running():
         return
     name = getattr(function, "__qualname__", repr(function))
+    instead = _INSTEAD.get(name.rpartition(".")[2], f"await {name}")
     if portal.is_current():
         raise RuntimeError(
             "A blocking call was made inside the SDK's own event loop (from a hook or a transport), where it would wait"
-            f" for itself. Await {name} there instead."
+            f" for itself. With an AsyncClient, {instead} there."
         )
     level, frame = 2, sys._getframe(1)  # noqa: SLF001  # the way to a frame that CPython, PyPy and `warnings` itself go
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(
-        f"A blocking call stops the event loop that runs in this thread; await {name} of the AsyncClient instead.",
+        f"A blocking call stops the event loop that runs in this thread; with an AsyncClient, {instead} instead.",
         RuntimeWarning,
         stacklevel=level,
     )
+
+
+def _is_loop_running() -> bool:
+    """Say whether this thread runs an event loop; also inside a callback of asyncio's, where anyio sees no task."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        return True
+    try:
+        anyio.lowlevel.current_token()
+    except RuntimeError:
+        return False
+    return True
 
 
 class Batched(AsyncIterator[T]):
@@ -247,9 +338,13 @@ class _Iterator(Iterator[T]):
             for item in self._items:
                 return item
             try:
-                self._items = iter(run(self._source.next_batch))
+                run(self._advance)
             except StopAsyncIteration:
                 raise StopIteration from None
+
+    async def _advance(self) -> None:
+        """Take the next batch: in the portal's thread, so that no signal in the caller's loses what the walk gave."""
+        self._items = iter(await self._source.next_batch())
 
 
 def iterate(source: AsyncIterator[T]) -> Iterator[T]:
