@@ -1,0 +1,47 @@
+"""A project's views, blocking and async: each lists, reads and updates conversations with a client of the module's.
+
+Address, key and all else come from the environment; both clients are made when the module is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from django.http import HttpRequest, JsonResponse  # type: ignore[import-untyped]
+from django.urls import path  # type: ignore[import-untyped]
+
+from agentphone import AsyncClient, Client, Conversation, ConversationDetail, Page
+
+client = Client()
+async_client = AsyncClient()
+
+
+def blocking(request: HttpRequest, conversation_id: str, token: str) -> JsonResponse:
+    page = client.conversations.list(limit=3).page()
+    before = client.conversations.get(conversation_id, message_limit=1)
+    after = client.conversations.update(conversation_id, metadata={"token": token})
+    return answer(page, before, after)
+
+
+async def awaiting(request: HttpRequest, conversation_id: str, token: str) -> JsonResponse:
+    page = await async_client.conversations.list(limit=3)
+    before = await async_client.conversations.get(conversation_id, message_limit=1)
+    after = await async_client.conversations.update(conversation_id, metadata={"token": token})
+    return answer(page, before, after)
+
+
+def answer(page: Page[Conversation], before: ConversationDetail, after: ConversationDetail) -> JsonResponse:
+    told: dict[str, Any] = {
+        "listed": [len(page), page.total],
+        "read": [before.id, len(before.messages)],
+        "updated": [after.id, (after.metadata or {})["token"]],
+        "process": os.getpid(),
+    }
+    return JsonResponse(told)
+
+
+urlpatterns = [
+    path("blocking/<str:conversation_id>/<str:token>", blocking),
+    path("async/<str:conversation_id>/<str:token>", awaiting),
+]
