@@ -75,6 +75,13 @@ class AsyncClient:
         del api_key  # from here on no error of ours shows it among the locals of this frame
         if transport is not None and http_client is not None:
             raise ConfigurationError("transport and http_client both say what sends; give one of them.")
+        # Those of httpx's blocking half are easily taken for it, above all with `Client`, and fail at the first call.
+        if not isinstance(transport, httpx.AsyncBaseTransport | None):
+            raise TypeError(
+                f"transport is an httpx.AsyncBaseTransport, also for Client, not {type(transport).__name__}"
+            )
+        if not isinstance(http_client, httpx.AsyncClient | None):
+            raise TypeError(f"http_client is an httpx.AsyncClient, also for Client, not {type(http_client).__name__}")
         url = find_base_url(base_url)
         sandbox_path: str | None = None
         default_key: str | None = None

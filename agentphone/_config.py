@@ -10,6 +10,7 @@ import math
 import os
 import ssl
 from collections.abc import Callable
+from inspect import iscoroutinefunction
 from typing import Any
 
 import httpx
@@ -47,6 +48,14 @@ class Secret:
         return "Secret(...)"
 
 
+def _hook(name: str, value: Any) -> None:
+    """Refuse what cannot be called, and what httpx's own async client would await: here nobody does."""
+    if value is None:
+        return
+    if not callable(value) or iscoroutinefunction(value):
+        raise TypeError(f"{name} is a function that is called and not awaited, or None, not {value!r}")
+
+
 @frozen(kw_only=True)
 class Config:
     """The settings of one client. `AsyncClient` describes each; making one checks them all."""
@@ -66,6 +75,10 @@ class Config:
     on_retry: Callable[[Exception, float], object] | None
 
     def __attrs_post_init__(self) -> None:
+        if not isinstance(self.allow_http, bool):  # "no" would be a yes, and the key unencrypted
+            raise TypeError(f"allow_http is True or False, not {self.allow_http!r}")
+        if not isinstance(self.ssl_context, ssl.SSLContext | None):
+            raise TypeError(f"ssl_context is an ssl.SSLContext or None, not {type(self.ssl_context).__name__}")
         _check_base_url(self.base_url, allow_http=self.allow_http)
         if self.timeout is not None and not isinstance(self.timeout, httpx.Timeout):
             _seconds("timeout", self.timeout)
@@ -75,6 +88,8 @@ class Config:
         _count("max_retries", self.max_retries, least=0)
         _count("max_connections", self.max_connections, least=1)
         _count("max_response_bytes", self.max_response_bytes, least=1)
+        for name in ("on_request", "on_response", "on_retry"):
+            _hook(name, getattr(self, name))
 
 
 def find_api_key(given: Secret, default: str | None = None) -> Secret:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 import agentphone._transport
-from agentphone import AsyncClient, AuthenticationError, ClientClosedError, ConfigurationError
+from agentphone import AsyncClient, AuthenticationError, Client, ClientClosedError, ConfigurationError
 from agentphone.sandbox import Sandbox
 from tests.conftest import Server
 from tests.helpers import BASE, KEY, Scripted, client_of, ok, open_sockets
@@ -191,6 +191,35 @@ def test_a_setting_out_of_its_range_or_of_another_type_is_refused_by_name(name: 
         for value in other_type:
             with pytest.raises(TypeError, match=name):
                 make(**{name: value})
+
+
+async def asynchronous(_: object) -> None:
+    """Be a hook as httpx's own async client wants it; nobody here would await it."""
+
+
+@pytest.mark.parametrize("client", [AsyncClient, Client])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("transport", httpx.HTTPTransport()),  # of httpx's blocking half, as a user of `Client` may try
+        ("transport", "https://proxy.example"),
+        ("http_client", httpx.Client()),  # it would send, block the event loop, and fail afterwards
+        ("http_client", httpx.AsyncHTTPTransport()),
+        ("ssl_context", True),
+        ("ssl_context", "ca.pem"),
+        ("allow_http", "no"),  # which is true
+        ("allow_http", None),
+        ("on_request", "print"),
+        ("on_request", asynchronous),
+        ("on_response", asynchronous),
+        ("on_retry", asynchronous),
+    ],
+)
+def test_what_cannot_send_be_trusted_or_be_called_is_refused_by_name(
+    client: type[AsyncClient] | type[Client], name: str, value: Any
+) -> None:
+    with pytest.raises(TypeError, match=f"^{name} is "):
+        client(KEY, **{name: value})
 
 
 def test_settings_are_named() -> None:
