@@ -242,8 +242,10 @@ class Connections:
         loop = anyio.lowlevel.current_token().native_token
         pool = self._pools.get(loop)
         if pool is None or pool.is_closed:
-            for ended in [loop for loop, pool in list(self._pools.items()) if pool.is_closed]:
-                del self._pools[ended]  # a pool refers to its loop, so that the weak key alone would not go
+            # A pool refers to its loop, so that the weak key alone would not go. Other threads do the same meanwhile.
+            for ended in filter(None, [reference() for reference in self._pools.keyrefs()]):
+                if (old := self._pools.get(ended)) is not None and old.is_closed:
+                    self._pools.pop(ended, None)
             pool = self._pools[loop] = await self._make_pool()
         return pool
 

@@ -109,6 +109,26 @@ def test_an_iterator_begun_in_one_thread_goes_on_and_is_dropped_in_another() -> 
     assert [request.url.params["offset"] for request in script.requests][:2] == ["0", "2"]
 
 
+def test_one_async_client_in_many_short_event_loops_of_many_threads(server: Server) -> None:
+    # As Django runs async views under a threaded WSGI server: a loop for each request.
+    client = AsyncClient(KEY, base_url=server.url)
+
+    async def use() -> None:
+        await client.conversations.list(limit=1)
+
+    def work(_: int) -> None:
+        for _ in range(30):
+            asyncio.run(use())
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads meet where they rarely do
+    try:
+        with ThreadPoolExecutor(12) as threads:
+            list(threads.map(work, range(12)))
+    finally:
+        sys.setswitchinterval(interval)
+
+
 # ---- What the caller has set is seen
 
 
