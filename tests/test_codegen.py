@@ -257,7 +257,7 @@ each_face = pytest.mark.parametrize(("asynchronous", "blocking"), FACES.items(),
 def public(cls: type) -> dict[str, Any]:
     """Give what a class defines for its users."""
     names = {name for name in vars(cls) if name.startswith("__") or not name.startswith("_")}
-    names.discard("__slotnames__")  # what copying an instance leaves behind
+    names -= {"__slotnames__", "__firstlineno__", "__static_attributes__"}  # left by copy, and by Python 3.13 itself
     return {name: inspect.getattr_static(cls, name) for name in names - OF_ALL_CLASSES}
 
 
