@@ -115,7 +115,8 @@ class _Sweep:
     """What stood at the front of the list, as many as a page can hold."""
     requests: int = 0
     has_moved: bool = False
-    ids: set[str] = field(factory=set)
+    traces: dict[str, Trace] = field(factory=dict)
+    """What it has read, as it was then, by id."""
 
 
 class OffsetWalk(Walk[OffsetRequest, Conversation]):
@@ -136,7 +137,7 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
         self._start = offset
         self._page_size = page_size
         self._concurrency = concurrency
-        self._traces: dict[str, Trace] = {}
+        self._given: set[str] = set()
         super().__init__()
 
     def _walk(self) -> OffsetSteps[None]:
@@ -163,11 +164,11 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                 fallen = 0 if total is None or page.total is None else max(0, total - page.total)
                 sweep.has_moved |= not is_first and page.total != total
                 total = page.total
-                fresh = [item for item in page.data if item.id not in sweep.ids]
+                fresh = [item for item in page.data if item.id not in sweep.traces]
                 if not fresh and not back and request.offset + request.limit > reached:
                     idle, sweep.size = idle + 1, MAX_CONVERSATIONS
                     self._refuse_circles(request, page, idle)
-                if request.offset > self._start and (fallen or not self._continues(request, page, offset)):
+                if request.offset > self._start and (fallen or not _continues(sweep, request, page, offset)):
                     # Items have moved up behind the walk's back: read this page again, from further ahead.
                     sweep.has_moved = True
                     offset, back = request.offset, max(fallen, 2 * back, 1)
@@ -209,28 +210,17 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
             end = begin + limit
         return requests
 
-    def _continues(self, request: OffsetRequest, page: Page[Conversation], offset: int) -> bool:
-        """Whether nothing can lie between what was read and this page.
-
-        Two conversations change their order only when one of them gets a message. So a page that begins with one that
-        was read, and is as it was then, has behind it what was behind it then.
-        """
-        if request.offset >= offset:
-            return True  # asked for where the page before it ended: `total` alone tells
-        return bool(page.data) and self._traces.get(page.data[0].id) == _trace(page.data[0])
-
     def _take(self, sweep: _Sweep, page: Page[Conversation]) -> None:
         """Remember the page's items, and let out those that were not read before."""
         for item in page.data:
-            if item.id not in sweep.ids:
-                sweep.ids.add(item.id)
-                if len(sweep.front) < MAX_CONVERSATIONS:
-                    sweep.front.append(_trace(item))
-            if item.id not in self._traces and self._left != 0:
+            if item.id not in sweep.traces and len(sweep.front) < MAX_CONVERSATIONS:
+                sweep.front.append(_trace(item))
+            sweep.traces[item.id] = _trace(item)
+            if item.id not in self._given and self._left != 0:
+                self._given.add(item.id)
                 self._ready.append(item)
                 if self._left is not None:
                     self._left -= 1
-            self._traces[item.id] = _trace(item)
 
     def _refuse_circles(self, request: OffsetRequest, page: Page[Conversation], idle: int) -> None:
         if idle > PATIENCE and page.has_more:
@@ -238,6 +228,17 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                 f"GET /v1/conversations goes in circles: {idle} pages, the last at offset {request.offset}, held"
                 " nothing that was not read before, and still say hasMore. The API or a proxy is at fault."
             )
+
+
+def _continues(sweep: _Sweep, request: OffsetRequest, page: Page[Conversation], offset: int) -> bool:
+    """Whether nothing can lie between what a sweep has read and this page.
+
+    Two conversations change their order only when one of them gets a message. So a page that begins with one that was
+    read, and is as it was then, has behind it what was behind it then.
+    """
+    if request.offset >= offset:
+        return True  # asked for where the page before it ended: `total` alone tells
+    return bool(page.data) and sweep.traces.get(page.data[0].id) == _trace(page.data[0])
 
 
 def _trace(item: Conversation) -> Trace:
@@ -517,11 +518,12 @@ class CursorWalk(Walk[CursorRequest, Message]):
                     step, upper = upper - guess, guess
                     break
             else:
-                upper = yield from self._pass_tick(instant, lower, above)
+                upper, tick = yield from self._tick(instant, lower)
+                found.update((item.id, item) for item in tick.items if item.received_at == instant)
                 page = yield from self._ask(MAX_MESSAGES, end=upper)
 
-    def _pass_tick(self, instant: datetime, tick: datetime, ids: set[str]) -> CursorSteps[datetime]:
-        """Make sure that one instant of the server's own clock holds nothing but `ids`; give the end to go on from."""
+    def _tick(self, instant: datetime, tick: datetime) -> CursorSteps[tuple[datetime, _Slice]]:
+        """Read one instant of the server's own clock; give the end to go on from, and what it holds."""
         page = yield from self._ask(MAX_MESSAGES, start=tick, end=tick + TICK)
         if page.has_more and not self._is_inclusive:
             # Perhaps the API includes its boundaries, so that the neighbours count too, and what is full may be the
@@ -533,13 +535,13 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 if alone.items:
                     page, tick = alone, exact
                     break
-        if page.has_more or not {item.id for item in page.items} <= ids:
+        if page.has_more:
             raise PaginationError(
                 f"More than {MAX_MESSAGES} messages were received at {instant.isoformat()}, more than a page can hold,"
                 " and the API has no cursor inside an instant. All that the order allows was given before; to go on"
                 " behind that instant, give it as before= or after=."
             )
-        return tick
+        return tick, page
 
     # What all of them use
 

@@ -1,0 +1,522 @@
+"""The walks against a model of the API that moves between any two requests: nothing lost, nothing repeated, an end.
+
+The maxima of the API are made small here, so that small examples reach the paths that big groups take; the tables below
+run with the real ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any
+
+import pytest
+from attrs import frozen
+from hypothesis import HealthCheck, Phase, example, find, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
+
+from agentphone import Conversation, Message, Page, PaginationError, _pagination
+from agentphone._pagination import (
+    Bound,
+    CursorRequest,
+    CursorWalk,
+    OffsetRequest,
+    OffsetWalk,
+    Walk,
+)
+from tests.model import START, Inbox, Reading, Thread, key
+
+MANY = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+UNSHRUNK = settings(MANY, phases=[Phase.generate])
+GAPS = st.sampled_from([0, 0, 0, 1, 1, 2, 999, 1000, 300_000, 1_000_000, 5_000_000])
+"""Microseconds between one message and the next: ties, neighbours, and what shows in each number of digits."""
+ENDLESS = 3000
+
+
+def walk_to_the_end(
+    walk: Walk[Any, Any], answer: Callable[[Any], Page[Any]], between: Callable[[], None] = lambda: None
+) -> tuple[list[Any], PaginationError | None, int]:
+    """Drive a walk; give what came out, how it failed, and how many requests it took."""
+    out: list[Any] = []
+    asked = 0
+    try:
+        while requests := walk.next_requests():
+            pages = []
+            for request in requests:
+                pages.append(answer(request))
+                asked += 1
+                assert asked < ENDLESS, "the walk does not end"
+                between()
+            out += walk.receive(pages)
+    except PaginationError as error:
+        return out, error, asked
+    assert walk.is_over
+    return out, None, asked
+
+
+# Messages
+
+
+@frozen
+class History:
+    """One case: a conversation as the server has it, what is asked of it, and what comes in meanwhile."""
+
+    thread: Thread
+    largest: int
+    before: Bound | None = None
+    after: Bound | None = None
+    oldest_first: bool = False
+    page_size: int = 1
+    limit: int | None = None
+    bursts: Sequence[tuple[int, int]] = ()
+
+    def walk(self) -> CursorWalk:
+        return CursorWalk(
+            limit=self.limit,
+            before=self.before,
+            after=self.after,
+            oldest_first=self.oldest_first,
+            page_size=self.page_size,
+        )
+
+    def wanted(self) -> list[Message]:
+        """Give what the walk promises, by the definition of the bounds and nothing cleverer."""
+        return sorted(filter(self.is_wanted, self.thread.all()), key=key, reverse=not self.oldest_first)
+
+    def is_wanted(self, message: Message) -> bool:
+        return is_behind(message, self.after) and is_before(message, self.before)
+
+
+def is_before(message: Message, bound: Bound | None) -> bool:
+    if bound is None:
+        return True
+    if bound.message_id is None:
+        return message.received_at < bound.instant
+    return key(message) < (bound.instant, bound.message_id)
+
+
+def is_behind(message: Message, bound: Bound | None) -> bool:
+    if bound is None:
+        return True
+    if bound.message_id is None:
+        return message.received_at > bound.instant
+    return key(message) > (bound.instant, bound.message_id)
+
+
+def thread(*messages: tuple[int, int], **reading: Any) -> Thread:
+    """Make a thread of so many messages at so many microseconds; ids go up in that order."""
+    made = [instant for instant, count in messages for _ in range(count)]
+    return Thread(Reading(**reading), [(instant, f"msg_{index:03}") for index, instant in enumerate(made)])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    reading = Reading(
+        inclusive=draw(st.booleans()),
+        after_alone=draw(st.sampled_from(["oldest", "newest"])),
+        listed=draw(st.sampled_from(["newest", "oldest"])),
+        digits=draw(st.sampled_from([0, 3, 6])),
+    )
+    instant = draw(st.integers(0, 2_000_000))
+    messages = []
+    for number in draw(st.permutations(range(draw(st.integers(0, 25))))):
+        instant += draw(GAPS)
+        messages.append((instant, f"msg_{number:03}"))
+    made = Thread(reading, messages)
+
+    def bound() -> Bound | None:
+        kind = draw(st.sampled_from(["none", "none", "message", "instant", "between"]))
+        if kind == "none" or not messages:
+            return None
+        message = draw(st.sampled_from(made.all()))
+        if kind == "message":
+            return Bound(message.received_at, message.id)
+        off = 0 if kind == "instant" else draw(st.sampled_from([-1, 1, 500, 400_000]))
+        return Bound(message.received_at + timedelta(microseconds=off))
+
+    largest = draw(st.integers(2, 6))
+    return History(
+        made,
+        largest,
+        before=bound(),
+        after=bound(),
+        oldest_first=draw(st.booleans()),
+        page_size=draw(st.integers(1, largest)),
+        limit=draw(st.none() | st.integers(1, 12)),
+        bursts=draw(st.lists(st.tuples(st.integers(0, 4), GAPS), max_size=6)),
+    )
+
+
+def fullest(thread: Thread) -> int:
+    """Count the messages that the server cannot tell apart by a cursor."""
+    count = Counter(instant for instant, _ in thread.messages)
+    if thread.reading.inclusive:
+        # Until the boundaries have shown that they are included, the neighbours may stand in the same page.
+        return max((count[at - 1] + count[at] + count[at + 1] for at in list(count)), default=0)
+    return max(count.values(), default=0)
+
+
+def check_history(history: History, make: Callable[[History], Walk[CursorRequest, Message]] = History.walk) -> None:
+    """Walk once, and hold what came out against the promise."""
+    server, promised, bursts = history.thread, history.wanted(), list(history.bursts)
+
+    def between() -> None:
+        if bursts:
+            count, gap = bursts.pop()
+            for _ in range(count):
+                latest = max((instant for instant, _ in server.messages), default=0)
+                server.messages.append((latest + gap, f"new_{len(server.messages):03}"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pagination, "MAX_MESSAGES", history.largest)
+        walk = make(history)
+
+        def answer(request: CursorRequest) -> Page[Message]:
+            assert 1 <= request.limit <= history.largest
+            return server.page(request.limit, request.before, request.after)
+
+        before_the_walk = len(server.messages)
+        out, failure, _ = walk_to_the_end(walk, answer, between)
+    keys = list(map(key, out))
+    assert keys == sorted(keys, reverse=not history.oldest_first)
+    assert len(set(keys)) == len(keys)
+    assert all(map(history.is_wanted, out))
+    if failure is not None:
+        assert fullest(server) > history.largest, failure
+    if history.limit is not None:
+        assert len(out) <= history.limit
+        if len(server.messages) > before_the_walk:
+            return
+        promised = promised[: history.limit]
+    old = [message for message in out if message.id.startswith("msg")]
+    assert old == (promised if failure is None else promised[: len(old)])
+
+
+@MANY
+@example(History(thread((0, 2), (1, 1), after_alone="newest"), 2, oldest_first=True, page_size=2))
+@example(History(thread((0, 6), (1, 1), after_alone="newest"), 2, Bound(START, "msg_001"), oldest_first=True))
+@example(History(thread((0, 2), after_alone="newest", digits=3), 3, oldest_first=True, bursts=[(1, 1000)]))
+@example(History(thread((0, 1), (1, 1), after_alone="newest", inclusive=True), 2, oldest_first=True))
+@example(History(thread((0, 5), (1, 2), inclusive=True, digits=0), 6))
+@example(History(thread((0, 2), (1, 2), (2, 1), inclusive=True, digits=0), 2))
+@example(
+    History(
+        thread((0, 5), (1, 2), (2, 1), inclusive=True, after_alone="newest"),
+        2,
+        Bound(START, "msg_001"),
+        oldest_first=True,
+    )
+)  # one case a line
+@example(History(thread((0, 3), (1, 2), (1000, 2), (1999, 2), (2000, 2), (2999, 2), digits=0), 2))
+@example(History(thread((0, 2), (998, 2), (999, 2), inclusive=True), 2))
+@given(histories())
+def test_every_message_between_the_bounds_comes_once_and_in_order(history: History) -> None:
+    check_history(history)
+
+
+class NaiveCursorWalk(CursorWalk):
+    """What most SDKs do: the last instant of a page is the cursor of the next."""
+
+    def _walk(self) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
+        before = self._before.instant if self._before else None
+        while True:
+            (page,) = yield (CursorRequest(limit=self._page_size, before=before),)
+            self._ready += page.data
+            if not page.has_more or not page.data:
+                return
+            before = page.data[-1].received_at
+
+
+def fails(check: Callable[[Any], None]) -> Callable[[Any], bool]:
+    def condition(case: Any) -> bool:
+        try:
+            check(case)
+        except AssertionError:
+            return True
+        return False
+
+    return condition
+
+
+@pytest.mark.parametrize("reading", [{}, {"digits": 0}, {"inclusive": True}, {"listed": "oldest"}])
+def test_the_properties_bite_a_naive_walk_of_messages(reading: dict[str, Any]) -> None:
+    def naive(history: History) -> Walk[CursorRequest, Message]:
+        return NaiveCursorWalk(limit=None, before=None, after=None, oldest_first=False, page_size=history.page_size)
+
+    threads = st.lists(st.tuples(st.sampled_from([0, 1, 500_000, 2_000_000]), st.integers(1, 3)), max_size=5)
+    cases = threads.map(lambda made: History(thread(*sorted(made), **reading), 3, page_size=2))
+    found = find(cases, fails(lambda history: check_history(history, naive)), settings=UNSHRUNK)
+    check_history(found)
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("digits", [0, 3, 6])
+@pytest.mark.parametrize("after_alone", ["oldest", "newest"])
+@pytest.mark.parametrize("page_size", [7, 199, 200])
+@pytest.mark.parametrize("pages", [1, 2, 9, 100])
+def test_a_history_of_n_pages_costs_at_most_n_and_two_requests(
+    pages: int, page_size: int, after_alone: str, digits: int, oldest_first: bool
+) -> None:
+    server = thread(
+        *((second * 1_000_000, 1) for second in range(pages * page_size)), after_alone=after_alone, digits=digits
+    )
+    walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=page_size)
+    messages = server.all()
+    by_instant = {message.received_at: index for index, message in enumerate(messages)}
+
+    def answer(request: CursorRequest) -> Page[Message]:
+        # The model sorts anew for each page; this is its answer for one message a second, found by index.
+        end = len(messages) if request.before is None else index_of(request.before)
+        start = 0 if request.after is None else index_of(request.after + timedelta(microseconds=1))
+        found = messages[start:end]
+        takes_oldest = request.after is not None and after_alone == "oldest"
+        page = found[: request.limit] if takes_oldest else found[-request.limit :]
+        return Page(data=tuple(page), has_more=len(page) < len(found))
+
+    def index_of(instant: datetime) -> int:
+        seconds = -((START - instant) // timedelta(seconds=1))
+        return min(max(0, seconds), len(by_instant))
+
+    out, failure, asked = walk_to_the_end(walk, answer)
+    assert failure is None
+    assert out == (messages if oldest_first else messages[::-1])
+    assert asked <= (2 * pages + 4 if oldest_first and after_alone == "newest" else pages + 2)
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 2), (3, 2), (200, 2), (250, 3)])
+def test_a_limit_of_messages_asks_for_no_more_than_is_wanted(limit: int, most: int) -> None:
+    server = thread(*((second * 1_000_000, 1) for second in range(1000)))
+    asked: list[int] = []
+
+    def answer(request: CursorRequest) -> Page[Message]:
+        asked.append(request.limit)
+        return server.page(request.limit, request.before, request.after)
+
+    walk = CursorWalk(limit=limit, before=None, after=None, oldest_first=False, page_size=200)
+    out, _, requests = walk_to_the_end(walk, answer)
+    assert out == server.all()[::-1][:limit]
+    assert requests <= most
+    assert asked[0] <= limit
+    assert sum(asked) <= limit + 2 * (requests - 1)  # each further request reads one again, and looks one further
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize("digits", [0, 6])
+def test_an_instant_that_just_fits_a_page_is_given_and_a_fuller_one_is_named(
+    digits: int, inclusive: bool, oldest_first: bool
+) -> None:
+    def walk(full: int) -> tuple[list[Message], PaginationError | None, int]:
+        server = thread((0, 3), (5_000_000, full), (9_000_000, 3), digits=digits, inclusive=inclusive)
+        walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
+        return walk_to_the_end(walk, lambda request: server.page(request.limit, request.before, request.after))
+
+    out, failure, _ = walk(full=200)
+    assert (failure, len(out)) == (None, 206)
+    out, failure, _ = walk(full=201)
+    assert len(out) == 3
+    assert "2025-01-15T12:00:05" in str(failure)
+
+
+def test_ten_thousand_messages_in_one_printed_second_come_out_whole() -> None:
+    server = thread(*((index * 97, 1) for index in range(10_000)), digits=0)
+    walk = CursorWalk(limit=None, before=None, after=None, oldest_first=False, page_size=200)
+    instants = sorted(server.messages)
+
+    def answer(request: CursorRequest) -> Page[Message]:
+        end = START + timedelta(days=1) if request.before is None else request.before
+        below = [item for item in instants if START + timedelta(microseconds=item[0]) < end]
+        return Page(data=tuple(map(server.message, below[-request.limit :])), has_more=len(below) > request.limit)
+
+    out, failure, asked = walk_to_the_end(walk, answer)
+    assert failure is None
+    assert [message.id for message in out] == [
+        f"msg_{index:03}" for index in sorted(range(10_000), key=lambda i: f"msg_{i:03}")
+    ][::-1]
+    assert asked < 3 * 50  # 50 pages hold them
+
+
+# Conversations
+
+
+@frozen
+class List:
+    """One case: a list as the server has it, how it is read, and how it moves after each request."""
+
+    inbox: Inbox
+    largest: int
+    page_size: int
+    concurrency: int
+    moves: Sequence[Sequence[tuple[str, int]]]
+    order: Random
+
+    def walk(self) -> OffsetWalk:
+        return OffsetWalk(limit=None, offset=0, page_size=self.page_size, concurrency=self.concurrency)
+
+
+@st.composite
+def lists(draw: st.DrawFn, concurrency: int = 4, kinds: Sequence[str] = ("jump", "new", "remove")) -> List:
+    inbox = Inbox(Reading(digits=draw(st.sampled_from([0, 3, 6])), has_total=draw(st.booleans())))
+    for _ in range(draw(st.integers(0, 25))):
+        inbox.receive(wait=draw(st.sampled_from([1, 1000, 400_000, 3_000_000])))
+    # Where more moves between two requests than a page holds, nobody could come to an end.
+    largest = draw(st.integers(5, 7))
+    moves = st.tuples(st.sampled_from(kinds), st.integers(0, 100))
+    return List(
+        inbox,
+        largest,
+        page_size=draw(st.integers(1, largest)),
+        concurrency=draw(st.integers(1, concurrency)),
+        moves=draw(st.lists(st.lists(moves, max_size=3), max_size=25)),
+        order=draw(st.randoms(use_true_random=False)),
+    )
+
+
+def check_list(case: List, make: Callable[[List], Walk[OffsetRequest, Conversation]] = List.walk) -> None:
+    """Walk once while the list moves, with the pages in flight answered in any order."""
+    inbox, moves = case.inbox, list(case.moves)
+    there = set(inbox.last)
+    removed: set[str] = set()
+    out: list[Conversation] = []
+
+    def move() -> None:
+        for what, which in moves.pop() if moves else ():
+            ids = list(inbox.last)
+            if what == "new" or not ids:
+                inbox.receive(wait=1 + which % 3)
+            elif what == "jump":
+                inbox.receive(ids[which % len(ids)], wait=1 + which % 3)
+            else:
+                removed.add(ids[which % len(ids)])
+                inbox.remove(ids[which % len(ids)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pagination, "MAX_CONVERSATIONS", case.largest)
+        walk = make(case)
+        while requests := walk.next_requests():
+            assert inbox.requests < ENDLESS, "the walk does not end"
+            assert len(requests) <= case.concurrency
+            pages: dict[int, Page[Conversation]] = {}
+            for index in case.order.sample(range(len(requests)), len(requests)):
+                assert 1 <= requests[index].limit <= case.largest
+                pages[index] = inbox.page(requests[index].limit, requests[index].offset)
+                move()
+            out += walk.receive([pages[index] for index in range(len(requests))])
+    ids = [conversation.id for conversation in out]
+    assert len(set(ids)) == len(ids)
+    assert there - removed <= set(ids)
+
+
+@MANY
+@given(lists())
+def test_every_conversation_comes_once_while_the_list_moves(case: List) -> None:
+    check_list(case)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 8])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_long_list_with_many_pages_in_flight_gives_everybody_once(seed: int, concurrency: int) -> None:
+    """What was read in an earlier sweep says nothing about the place of a page in this one."""
+    random = Random(seed)
+    inbox = Inbox()
+    for _ in range(260):
+        inbox.receive()
+    moves = [[("jump", random.randrange(260)), ("jump", random.randrange(260))] for _ in range(60)]
+    check_list(List(inbox, 20, 20, concurrency, moves, random))
+
+
+class NaiveOffsetWalk(OffsetWalk):
+    """What most SDKs do: the offset goes up by what a page held."""
+
+    def _walk(self) -> Generator[Sequence[OffsetRequest], Sequence[Page[Conversation]], None]:
+        offset = 0
+        while True:
+            (page,) = yield (OffsetRequest(limit=self._page_size, offset=offset),)
+            self._ready += page.data
+            offset += len(page.data)
+            if not page.has_more:
+                return
+
+
+@pytest.mark.parametrize("what", ["jump", "new", "remove"])
+def test_the_properties_bite_a_naive_walk_of_the_list(what: str) -> None:
+    def naive(case: List) -> Walk[OffsetRequest, Conversation]:
+        return NaiveOffsetWalk(limit=None, offset=0, page_size=case.page_size)
+
+    find(lists(concurrency=1, kinds=[what]), fails(lambda case: check_list(case, naive)), settings=UNSHRUNK)
+
+
+def test_the_search_for_what_bites_finds_nothing_in_a_list_that_stands_still() -> None:
+    still = lists(concurrency=1).map(lambda case: List(case.inbox, case.largest, case.page_size, 1, (), case.order))
+    with pytest.raises(NoSuchExample):
+        find(still, fails(check_list), settings=settings(UNSHRUNK, max_examples=100))
+
+
+@pytest.mark.parametrize("digits", [0, 6])
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+@pytest.mark.parametrize("page_size", [7, 100])
+@pytest.mark.parametrize("pages", [0, 1, 2, 3, 10, 30])
+def test_a_list_of_n_pages_that_stands_still_costs_at_most_n_and_one_requests(
+    pages: int, page_size: int, concurrency: int, digits: int
+) -> None:
+    inbox = Inbox(Reading(digits=digits))
+    for _ in range(pages * page_size):
+        inbox.receive()
+    whole = inbox.page(10**6, 0).data
+    walk = OffsetWalk(limit=None, offset=0, page_size=page_size, concurrency=concurrency)
+
+    def answer(request: OffsetRequest) -> Page[Conversation]:
+        data = whole[request.offset : request.offset + request.limit]
+        return Page(data=data, has_more=request.offset + len(data) < len(whole), total=len(whole))
+
+    out, failure, asked = walk_to_the_end(walk, answer)
+    assert failure is None
+    assert tuple(out) == whole
+    assert asked <= max(1, pages) + 1
+
+
+def conversation(number: int) -> Conversation:
+    return Conversation(id=f"conv_{number}", phone_number="+1", participant="+1", last_message_at=START)
+
+
+SAME_PAGE = tuple(conversation(number) for number in range(100))
+
+
+@pytest.mark.parametrize("total", [None, 100, 10_000])
+@pytest.mark.parametrize(
+    "page",
+    [
+        lambda request: (),
+        lambda request: SAME_PAGE[: request.limit],
+        lambda request: SAME_PAGE[request.offset : request.offset + request.limit],
+        lambda request: tuple(reversed(SAME_PAGE[: request.limit])),
+    ],
+    ids=["empty", "the same", "empty at the end", "the same, backwards"],
+)
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_list_that_says_has_more_for_ever_ends_in_an_error(
+    page: Callable[[OffsetRequest], tuple[Conversation, ...]], total: int | None, concurrency: int
+) -> None:
+    walk = OffsetWalk(limit=None, offset=0, page_size=50, concurrency=concurrency)
+    out, failure, asked = walk_to_the_end(walk, lambda request: Page(data=page(request), has_more=True, total=total))
+    assert "circles" in str(failure)
+    assert asked < 60
+    assert len({item.id for item in out}) == len(out)
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("messages", [0, 1, 200])
+def test_messages_that_say_has_more_for_ever_end_in_an_error(messages: int, oldest_first: bool) -> None:
+    """The API ignores every cursor."""
+    page = Page(
+        data=tuple(thread((0, 1)).message((second * 10**6, f"m{second:03}")) for second in range(messages)),
+        has_more=True,
+    )
+    walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
+    out, failure, asked = walk_to_the_end(walk, lambda _: page)
+    assert failure is not None
+    assert asked < 60
+    assert len({item.id for item in out}) == len(out)
