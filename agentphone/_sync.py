@@ -41,6 +41,7 @@ class Pager(Generic[T]):
         """Iterate over the items, each once.
 
         Raises:
+            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
             AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
         """
         return _portal.iterate(self._async.__aiter__())
@@ -53,6 +54,7 @@ class Pager(Generic[T]):
             server's page did; `has_more` says whether the walk goes on.
 
         Raises:
+            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
             AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
         """
         return _portal.iterate(self._async.pages())
@@ -82,13 +84,19 @@ class Conversations:
     ) -> Pager[Conversation]:
         """List the conversations, most recent activity first.
 
+        Without `limit` and `offset`, every conversation that is there from the start of an iteration to its end comes
+        exactly once, however the list moves meanwhile, in the order in which the API listed it; what moved out of the
+        way comes late. With either, nothing is repeated. A list of N pages that stands still takes N + 1 requests at
+        most.
+
         Source: `GET /v1/conversations`.
 
         Args:
             limit: How many to give in all, from 1; None for every one. 250 takes three requests.
             offset: How many to skip, from 0.
             page_size: How many one request asks for, 1 to 100.
-            concurrency: How many requests may be in flight at once, from 1.
+            concurrency: How many requests may be in flight at once, from 1. If the list moved while several were, it is
+                read a second time, with pages that overlap.
 
         Returns:
             A pager: iterate over it, or call its `page()` for one page. Nothing is sent before.
@@ -158,13 +166,18 @@ class Conversations:
     ) -> Pager[Message]:
         """Read a conversation's messages, between two instants if wanted.
 
+        Every message between the bounds that is there when the walk passes it comes exactly once, in the order of
+        `(received_at, id)`, however many share an instant. A history of N pages takes N + 2 requests at most; with
+        `order="asc"` 2N + 4, if the API takes `after` alone to mean the newest page.
+
         Source: `GET /v1/conversations/{id}/messages`.
 
         Args:
             conversation_id: Its id (`conv_...`).
             limit: How many to give in all, from 1; None for every one.
             before: Give what was received earlier than this: an aware `datetime`, an ISO 8601 string with an offset, or
-                a message to go on exactly behind it.
+                a message to go on exactly behind it. A string or `datetime` is compared with instants as the API prints
+                them.
             after: Give what was received later than this; the same forms.
             order: `"desc"` for newest first, `"asc"` for oldest first.
             page_size: How many one request asks for, 1 to 200.
