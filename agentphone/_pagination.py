@@ -357,8 +357,10 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 end, size = edge + self._unit, self._want(held=page.at(edge))
             elif size < MAX_MESSAGES:
                 size = min(MAX_MESSAGES, 2 * size)
-            elif not items or edge is None:
+            elif edge is None or (not items and end == edge + self._unit):
                 raise self._contradiction(end)
+            elif not items:
+                end = edge + self._unit  # what came in behind the group has shown finer digits, and shuts it out
             else:
                 group = yield from self._group(edge)
                 if self._emit(reversed(group)):

@@ -212,6 +212,7 @@ def check_history(history: History, make: Callable[[History], Walk[CursorRequest
 )  # one case a line
 @example(History(thread((0, 3), (1, 2), (1000, 2), (1999, 2), (2000, 2), (2999, 2), digits=0), 2))
 @example(History(thread((0, 2), (998, 2), (999, 2), inclusive=True), 2))
+@example(History(thread((0, 2), digits=3), 2, bursts=[(2, 1000)]))
 @given(histories())
 def test_every_message_between_the_bounds_comes_once_and_in_order(history: History) -> None:
     check_history(history)
