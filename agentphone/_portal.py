@@ -186,9 +186,9 @@ def _refuse_gevent() -> None:
     if monkey is not None and monkey.is_module_patched("threading"):
         raise ConfigurationError(
             "gevent has patched the threads, which the blocking Client cannot work among. Run the server with real"
-            " threads (gunicorn --worker-class gthread), or call gevent.monkey.patch_all(thread=False,"
-            " subprocess=False) and make the calls by gevent.get_hub().threadpool.apply(), or use AsyncClient in an"
-            " asyncio server."
+            " threads (gunicorn --worker-class gthread), or call gevent.monkey.patch_all(thread=False, os=False,"
+            " signal=False, subprocess=False) and make the calls by gevent.get_hub().threadpool.apply(), or use"
+            " AsyncClient in an asyncio server."
         )
 
 
@@ -255,7 +255,7 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
     except BaseException:
         call.abandon(portal.loop)
         raise
-    error = call.error
+    error, call.error = call.error, None  # which the traceback leads back to
     if error is None:
         return call.result
     traceback = error.__traceback__
