@@ -187,7 +187,8 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                 offset = request.offset + len(page.data)
                 reached = max(reached, offset)
                 idle = 0 if fresh else idle
-                is_last = not page.has_more and (page.total is None or offset >= page.total or not page.data)
+                # A total that says more than hasMore is followed as long as that brings anything.
+                is_last = not page.has_more and (page.total is None or offset >= page.total or not fresh)
                 if is_last or any(_is_older(item, sweep.floor) for item in page.data):
                     return sweep
                 if len(page.data) < request.limit:

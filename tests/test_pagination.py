@@ -508,6 +508,25 @@ def test_a_list_that_says_has_more_for_ever_ends_in_an_error(
     assert len({item.id for item in out}) == len(out)
 
 
+def test_a_total_without_end_is_followed_only_while_it_brings_something() -> None:
+    walk = OffsetWalk(limit=None, offset=0, page_size=50)
+    page = Page(data=SAME_PAGE[:50], has_more=False, total=10**9)
+    out, failure, asked = walk_to_the_end(walk, lambda _: page)
+    assert (len(out), failure) == (50, None)
+    assert asked <= 3
+
+
+def test_a_page_cut_short_in_spite_of_its_total_is_followed() -> None:
+    whole = [conversation(number) for number in range(120)]
+    walk = OffsetWalk(limit=None, offset=0, page_size=50)
+
+    def answer(request: OffsetRequest) -> Page[Conversation]:
+        return Page(data=tuple(whole[request.offset : request.offset + 30]), has_more=False, total=120)
+
+    out, failure, _ = walk_to_the_end(walk, answer)
+    assert (out, failure) == (whole, None)
+
+
 @pytest.mark.parametrize("oldest_first", [False, True])
 @pytest.mark.parametrize("messages", [0, 1, 200])
 def test_messages_that_say_has_more_for_ever_end_in_an_error(messages: int, oldest_first: bool) -> None:
