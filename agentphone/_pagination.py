@@ -445,9 +445,10 @@ class CursorWalk(Walk[CursorRequest, Message]):
                     return
                 page = yield from self._open(edge + self._unit)
                 page = _Slice([item for item in page.items if item.received_at > edge], page.has_more)
-                if not page.items:
+                if not page.items and not page.has_more:
                     return
-                if page.has_more and not (yield from self._is_next(page, edge)):
+                # An empty one is full of the instant at its boundary, which the API includes.
+                if page.has_more and not (page.items and (yield from self._is_next(page, edge))):
                     yield from self._climb(edge)
                     return
                 size = 0

@@ -20,6 +20,7 @@ from hypothesis.errors import NoSuchExample
 
 from agentphone import Conversation, Message, Page, PaginationError, _pagination
 from agentphone._pagination import (
+    TICK,
     Bound,
     CursorRequest,
     CursorWalk,
@@ -213,6 +214,11 @@ def check_history(history: History, make: Callable[[History], Walk[CursorRequest
 @example(History(thread((0, 3), (1, 2), (1000, 2), (1999, 2), (2000, 2), (2999, 2), digits=0), 2))
 @example(History(thread((0, 2), (998, 2), (999, 2), inclusive=True), 2))
 @example(History(thread((0, 2), digits=3), 2, bursts=[(2, 1000)]))
+@example(
+    History(
+        thread((0, 3), (2, 8), inclusive=True), 3, Bound(START + 2 * TICK, "msg_004"), oldest_first=True, page_size=3
+    )
+)
 @given(histories())
 def test_every_message_between_the_bounds_comes_once_and_in_order(history: History) -> None:
     check_history(history)
