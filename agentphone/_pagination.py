@@ -355,18 +355,18 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 edge = items[0].received_at
                 if self._emit(item for item in reversed(items) if item.received_at > edge):
                     return
-                end, size = edge + self._unit, self._want(held=page.at(edge))
+                end, size = self._end_of(edge), self._want(held=page.at(edge))
             elif size < MAX_MESSAGES:
                 size = min(MAX_MESSAGES, 2 * size)
-            elif edge is None or (not items and end == edge + self._unit):
+            elif edge is None or (not items and end == self._end_of(edge)):
                 raise self._contradiction(end)
             elif not items:
-                end = edge + self._unit  # what came in behind the group has shown finer digits, and shuts it out
+                end = self._end_of(edge)  # what came in behind the group has shown finer digits, and shuts it out
             else:
                 group = yield from self._group(edge)
                 if self._emit(reversed(group)):
                     return
-                end, edge, size = edge, edge - TICK, self._want()  # the whole group has gone out
+                end, edge, size = edge, _shift(edge, -TICK), self._want()  # the whole group has gone out
 
     # Oldest first
 
@@ -374,7 +374,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         """Find out what `after` alone gives, then read by it, or climb by `before`."""
         start = BEFORE_ALL_MESSAGES
         if self._after is not None:
-            start = self._after.instant if self._after.message_id is not None else self._after.instant + TICK
+            start = self._after.instant if self._after.message_id is not None else _shift(self._after.instant, TICK)
         page = yield from self._open(start)
         if not page.has_more:
             self._emit(page.items)
@@ -396,7 +396,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         """Look whether a page that `after` gave is the oldest: whether nothing lies between `done` and it."""
         ids = {item.id for item in page.items}
         top = self._top()
-        end = page.low + self._unit if top is None else min(page.low + self._unit, top)
+        end = self._end_of(page.low) if top is None else min(self._end_of(page.low), top)
         size = self._want(held=page.at(page.low))
         while True:
             probe = yield from self._ask(size, end=end)
@@ -432,7 +432,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
                     page = _Slice([item for item in page.items if item.received_at == edge], has_more=True)
                     continue
                 # Not what follows: messages came so fast that this is the newest page after all.
-                yield from self._climb(edge - TICK)
+                yield from self._climb(_shift(edge, -TICK))
                 return
             page = _Slice(items, following.has_more)
             if page.high > edge or not page.has_more:
@@ -443,7 +443,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 group = yield from self._group(edge)
                 if self._emit(group):
                     return
-                page = yield from self._open(edge + self._unit)
+                page = yield from self._open(self._end_of(edge))
                 page = _Slice([item for item in page.items if item.received_at > edge], page.has_more)
                 if not page.items and not page.has_more:
                     return
@@ -477,9 +477,9 @@ class CursorWalk(Walk[CursorRequest, Message]):
                     raise self._contradiction(end)
             else:
                 low = items[0].received_at
-                if end is None or low + self._unit < end:
+                if end is None or self._end_of(low) < end:
                     held = sum(item.received_at == low for item in items)
-                    stack.append((low + self._unit, min(MAX_MESSAGES, self._page_size + held)))
+                    stack.append((self._end_of(low), min(MAX_MESSAGES, self._page_size + held)))
                 elif size < MAX_MESSAGES:
                     stack[-1] = (end, min(MAX_MESSAGES, 2 * size))
                 elif settled == low:
@@ -500,7 +500,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         above it, so that nothing lies between, and bring a new one.
         """
         found: dict[str, Message] = {}
-        lower, upper = instant, instant + self._unit
+        lower, upper = instant, self._end_of(instant)
         step = self._unit / 2
         page = yield from self._ask(MAX_MESSAGES, end=upper)
         while True:
@@ -552,8 +552,8 @@ class CursorWalk(Walk[CursorRequest, Message]):
     def _ask(self, limit: int, *, start: datetime | None = None, end: datetime | None = None) -> CursorSteps[_Slice]:
         """Ask for a page of a stretch of time, and learn from what it shows of the API."""
         inside = timedelta(0) if self._is_inclusive else TICK
-        after = None if start is None else start - inside
-        before = None if end is None else end - TICK + inside
+        after = None if start is None else _shift(start, -inside)
+        before = None if end is None else _shift(end, inside - TICK)
         request = CursorRequest(limit=limit, before=before, after=after)
         for _ in range(PATIENCE):
             (page,) = yield (request,)
@@ -580,14 +580,18 @@ class CursorWalk(Walk[CursorRequest, Message]):
         elif printed.microsecond:
             self._unit = min(self._unit, MILLISECOND)
 
+    def _end_of(self, instant: datetime) -> datetime:
+        """Give the end of the group that is printed as `instant`."""
+        return _shift(instant, self._unit)
+
     def _top(self) -> datetime | None:
         """Give the end of what is wanted; None for now."""
         if self._before is None:
             return None
         if self._before.message_id is not None:
-            return self._before.instant + self._unit
+            return self._end_of(self._before.instant)
         beyond = (self._before.instant - BEFORE_ALL_MESSAGES) % self._unit
-        return self._before.instant + (self._unit - beyond if beyond else beyond)
+        return _shift(self._before.instant, self._unit - beyond if beyond else beyond)
 
     def _want(self, held: int = 0) -> int:
         """Say how many to ask for: what is wanted, and what is `held` back and will be read again."""
@@ -627,6 +631,14 @@ class CursorWalk(Walk[CursorRequest, Message]):
         if bound is None:
             return False
         return item.received_at < bound.instant or (bound.message_id is None and item.received_at == bound.instant)
+
+
+def _shift(instant: datetime, by: timedelta) -> datetime:
+    """Add to an instant, as far as the calendar goes: the years 1 and 9999 stand for nothing and for ever."""
+    try:
+        return instant + by
+    except OverflowError:
+        return (datetime.max if by > timedelta(0) else datetime.min).replace(tzinfo=UTC)
 
 
 def _key(item: Message) -> tuple[datetime, str]:

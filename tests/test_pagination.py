@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -28,7 +28,7 @@ from agentphone._pagination import (
     OffsetWalk,
     Walk,
 )
-from tests.model import START, Inbox, Reading, Thread, key
+from tests.model import START, Inbox, Reading, Thread, key, micros_of
 
 MANY = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 UNSHRUNK = settings(MANY, phases=[Phase.generate])
@@ -344,6 +344,20 @@ def test_ten_thousand_messages_in_one_printed_second_come_out_whole() -> None:
         f"msg_{index:03}" for index in sorted(range(10_000), key=lambda i: f"msg_{i:03}")
     ][::-1]
     assert asked < 3 * 50  # 50 pages hold them
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("page_size", [1, 2, 200])
+@pytest.mark.parametrize("after_alone", ["oldest", "newest"])
+def test_bounds_at_the_ends_of_the_calendar_are_bounds_like_others(
+    page_size: int, oldest_first: bool, after_alone: str
+) -> None:
+    first, last = micros_of(datetime(1901, 1, 1, tzinfo=UTC)), micros_of(datetime(9999, 12, 31, 23, 59, 58, tzinfo=UTC))
+    server = thread((first, 2), (0, 1), (last, 2), after_alone=after_alone)
+    for bound in (None, Bound(datetime.min.replace(tzinfo=UTC)), Bound(datetime.max.replace(tzinfo=UTC))):
+        for before, after in ((bound, None), (None, bound)):
+            history = History(server, 200, before, after, oldest_first=oldest_first, page_size=page_size)
+            check_history(history)
 
 
 # Conversations
