@@ -178,12 +178,19 @@ class _SandboxTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, path: str) -> None:
         try:
+            import sqlite3
+
             from agentphone.sandbox import Sandbox
         except ImportError as error:
             raise ConfigurationError(
                 f"base_url='sandbox:' needs the extra packages of the sandbox ({error}): pip install '.[sandbox]'"
             ) from None
-        self._sandbox = Sandbox(path or None)
+        if path.startswith("//"):  # written as URLs are, it would be a file in the root of the disk
+            raise ConfigurationError(f"base_url={SANDBOX_PREFIX + path!r}: write sandbox:FILE.db, without //")
+        try:
+            self._sandbox = Sandbox(path or None)
+        except (sqlite3.Error, ValueError) as error:
+            raise ConfigurationError(f"base_url={SANDBOX_PREFIX + path!r}: {error}") from error
         if not path:
             self._sandbox.load_demonstration()
         self._transport = self._sandbox.transport()

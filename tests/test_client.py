@@ -193,6 +193,21 @@ def test_a_setting_out_of_its_range_or_of_another_type_is_refused_by_name(name: 
                 make(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["", "missing/box.db", "text.db", "nul\0.db"])
+@pytest.mark.parametrize("client", [AsyncClient, Client])
+def test_a_sandbox_file_that_cannot_be_one_is_a_configuration_error(
+    client: type[AsyncClient] | type[Client], name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "text.db").write_text("These are words, and no database at all.")
+    with pytest.raises(ConfigurationError, match="^base_url='sandbox:.*: "):
+        client(base_url=f"sandbox:{tmp_path / name if name else tmp_path}")
+
+
+def test_a_sandbox_written_as_urls_are_is_no_file_in_the_root_of_the_disk() -> None:
+    with pytest.raises(ConfigurationError, match="without //"):
+        AsyncClient(base_url="sandbox://box.db")
+
+
 async def asynchronous(_: object) -> None:
     """Be a hook as httpx's own async client wants it; nobody here would await it."""
 
