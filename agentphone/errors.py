@@ -2,7 +2,7 @@
 
     AgentPhoneError
     ├── ConfigurationError           the client was set up wrongly; nothing was sent
-    ├── ClientClosedError            the client was used after close; nothing was sent
+    ├── ClientClosedError            the client was used after close, or closed during the call
     ├── APIConnectionError           no whole answer came: network, proxy, TLS, server gone
     │   └── APITimeoutError          ... within `timeout`, the seconds for one attempt
     │       └── DeadlineExceededError    ... within `deadline`, the seconds for the whole call
@@ -35,7 +35,7 @@ class Attempt:
     outcome: str
     """The status (`"503"`) or the name of the failure (`"ReadTimeout"`)."""
     elapsed: float
-    """Seconds from sending to the outcome."""
+    """Seconds until the outcome, waiting for a free connection included."""
     pause: float
     """Seconds waited afterwards, before the next attempt; 0.0 after the last."""
 
@@ -43,6 +43,11 @@ class Attempt:
 def _rebuild(cls: type[E], args: tuple[Any, ...]) -> E:
     """Make an exception without its `__init__`, whose keyword arguments pickle does not know."""
     return cls.__new__(cls, *args)
+
+
+def _one_line(text: str) -> str:
+    """Escape what could forge a line of a log or steer a terminal: the texts of servers end in both."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class AgentPhoneError(Exception):
@@ -60,7 +65,10 @@ class ConfigurationError(AgentPhoneError, ValueError):
 
 
 class ClientClosedError(AgentPhoneError):
-    """The client was used after `aclose()` or `close()`. Nothing was sent; make a new client."""
+    """The client was used after `aclose()` or `close()`, or closed in the middle of the call, which the text says.
+
+    Nothing was sent in the first case. Make a new client.
+    """
 
 
 class PaginationError(AgentPhoneError):
@@ -89,7 +97,7 @@ class _RequestError(AgentPhoneError):
 
     def __str__(self) -> str:
         tries = f" (after {len(self.attempts)} attempts)" if len(self.attempts) > 1 else ""
-        return " ".join(filter(None, (f"{self.request}: {self.args[0]}{tries}.", self.advice)))
+        return _one_line(" ".join(filter(None, (f"{self.request}: {self.args[0]}{tries}.", self.advice))))
 
 
 class APIConnectionError(_RequestError):
@@ -145,7 +153,8 @@ class ResponseDecodeError(_RequestError):
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
         facts = f"status {self.status_code}" + (f", request id {self.request_id}" if self.request_id else "")
-        return f"{self.request}: {where}{self.args[0]} ({facts}). The body begins {self.body!r}. {self.advice}"
+        text = f"{self.request}: {where}{self.args[0]} ({facts}). The body begins {self.body!r}. {self.advice}"
+        return _one_line(text)
 
 
 class APIStatusError(_RequestError):
@@ -207,7 +216,7 @@ class APIStatusError(_RequestError):
         text += f" [{complaints}]" if complaints else ""
         text += f" ({told})" if told else ""
         text += f". It points to {self.location}" if self.location else ""
-        return f"{text}. {self.advice}"
+        return _one_line(f"{text}. {self.advice}")
 
 
 class BadRequestError(APIStatusError):

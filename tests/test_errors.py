@@ -317,6 +317,16 @@ def test_every_attribute_named_in_the_design_is_there(error: Exception) -> None:
         )
 
 
+def test_a_servers_text_forges_no_line_and_steers_no_terminal() -> None:
+    said = "no\nFAKE LINE \x1b[31m \ud800 \u2028 caf\u00e9"
+    error = APIStatusError(said, request="GET /v1/conversations", status_code=418)
+    assert error.message == said
+    assert str(error).isprintable()
+    assert r"no\nFAKE LINE \x1b[31m \ud800 \u2028 café" in str(error)
+    decode_error = ResponseDecodeError("odd\rtext", request="GET /", path="data\n", status_code=200, body=b"\x1b\n")
+    assert str(decode_error).isprintable()
+
+
 @each_error
 def test_the_text_names_the_request_the_facts_and_what_to_do_next(error: Exception) -> None:
     text = str(error)
