@@ -125,7 +125,8 @@ def find_base_url(base_url: str | httpx.URL | None) -> str:
 def _check_base_url(base_url: str, *, allow_http: bool) -> None:
     try:
         url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
+        url.host.encode("idna")  # or the first call fails, under trio with a bare UnicodeError
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise ConfigurationError(f"base_url is not a URL: {error}") from None
     if url.userinfo:
         raise ConfigurationError("base_url holds a user name or password; the API key goes into api_key=...")
@@ -135,13 +136,14 @@ def _check_base_url(base_url: str, *, allow_http: bool) -> None:
         raise ConfigurationError(f"base_url has no query, no fragment, no space and no backslash, unlike {base_url!r}")
     if url.port is not None and url.port > 65535:
         raise ConfigurationError(f"base_url has a port from 0 to 65535, unlike {base_url!r}")
-    if url.scheme == "http" and not allow_http and not _is_loopback(url.host):
+    if url.scheme == "http" and not allow_http and not is_loopback(url.host):
         raise ConfigurationError(
             f"base_url {base_url!r} would send the API key unencrypted. Use https://, or allow_http=True if meant."
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether a host is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

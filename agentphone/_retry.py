@@ -90,12 +90,14 @@ def _is_temporary(error: AgentPhoneError) -> bool:
     return isinstance(error, APIConnectionError) and not isinstance(error, DeadlineExceededError)
 
 
-def parse_retry_after(value: str | None, now: float) -> float | None:
+def parse_retry_after(value: str | None, now: float, date: str | None = None) -> float | None:
     """Read a `Retry-After` header.
 
     Args:
         value: The header, or None: a number of seconds or an HTTP date.
         now: Unix seconds, for a date.
+        date: The `Date` header: what the server's own clock said. It goes before `now`, or a clock here that is ahead
+            would make the retry early.
 
     Returns:
         Seconds from now, 0.0 for a date in the past, `inf` for one beyond all calendars; None for what cannot be read.
@@ -105,11 +107,19 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     try:
         seconds = float(value)
     except ValueError:
-        date = parsedate_tz(value)
-        if date is None:
+        when, there = _parse_date(value), _parse_date(date or "")
+        if when is None:
             return None
-        try:
-            return max(0.0, mktime_tz(date) - now)
-        except (ValueError, OverflowError):
-            return math.inf if date[0] > 9999 else None
+        return max(0.0, when - (now if there is None or math.isinf(there) else there))
     return seconds if seconds >= 0 else None  # nan is not >= 0 either
+
+
+def _parse_date(value: str) -> float | None:
+    """Read an HTTP date as Unix seconds; `inf` beyond all calendars, None for what is no date."""
+    date = parsedate_tz(value)
+    if date is None:
+        return None
+    try:
+        return mktime_tz(date)
+    except (ValueError, OverflowError):
+        return math.inf if date[0] > 9999 else None

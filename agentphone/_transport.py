@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
@@ -21,11 +23,9 @@ from weakref import WeakKeyDictionary
 import anyio
 import anyio.lowlevel
 import httpx
-from attrs import frozen
 
 from agentphone import _wire
-from agentphone._config import USER_AGENT, Config
-from agentphone._decoding import DecodeError
+from agentphone._config import USER_AGENT, Config, is_loopback
 from agentphone._retry import RetryBudget, RetryPolicy
 from agentphone.errors import (
     APIConnectionError,
@@ -35,9 +35,11 @@ from agentphone.errors import (
     ClientClosedError,
     ConfigurationError,
     DeadlineExceededError,
+    ResponseDecodeError,
 )
 
 T = TypeVar("T")
+H = TypeVar("H")
 
 logger = logging.getLogger("agentphone")
 logger.addHandler(logging.NullHandler())  # or Python prints warnings of programs that have set up no logging
@@ -60,6 +62,7 @@ class Transport:
         elif config.timeout is not None:
             self._timeout = config.timeout
         self._extensions = {"timeout": phases.as_dict()}
+        self._secret = config.api_key
         # httpx.Headers and not a dict: its repr hides the key, also where a traceback prints the locals.
         self._headers = httpx.Headers(
             {
@@ -74,35 +77,48 @@ class Transport:
         """Send a call, trying again where that makes sense, and give its answer.
 
         Raises:
-            ClientClosedError: The connections were closed.
+            ClientClosedError: The connections were closed, before the call or in the middle of it.
             APIConnectionError: No whole answer came. So do its kinds for `timeout` and `deadline`.
             APIStatusError: The API said no.
             ResponseDecodeError: The answer is not what the API promises.
         """
-        deadline = self._config.deadline
-        give_up_at = math.inf if deadline is None else anyio.current_time() + deadline
+        pool = await self._connections.pool()
+        began = anyio.current_time()
+        give_up_at = math.inf if self._config.deadline is None else began + self._config.deadline
         attempts: tuple[Attempt, ...] = ()
-        while True:
-            began = anyio.current_time()
-            try:
-                answer = await self._attempt(call, give_up_at, len(attempts) + 1)
-            except (APIConnectionError, APIStatusError) as error:
-                pause = self._policy.pause(error, len(attempts) + 1)
-                now = anyio.current_time()
-                if pause is not None and (now + pause >= give_up_at or not self._connections.retry_budget.take(now)):
-                    pause = None
-                attempts += (Attempt(_outcome(error), now - began, pause or 0.0),)
-                error.attempts = attempts
-                if pause is None:
-                    raise
-                failed = attempts[-1].outcome
-                logger.warning("%s %s: %s; trying again in %.2f s", call.method, call.path, failed, pause)
-                if self._config.on_retry is not None:
-                    self._config.on_retry(error, pause)
-            else:
-                self._connections.retry_budget.succeed()
-                return answer
-            await anyio.sleep(pause)
+        with anyio.CancelScope(deadline=give_up_at) as scope, pool.under_way(scope):
+            while True:
+                try:
+                    answer = await self._attempt(call, pool, len(attempts) + 1)
+                except _HookError as raised:
+                    raise raised.error from raised.error.__cause__
+                except (APIConnectionError, APIStatusError, ResponseDecodeError) as error:
+                    if self._connections.is_closed:
+                        break
+                    pause = self._policy.pause(error, len(attempts) + 1)
+                    now = anyio.current_time()
+                    if pause is not None and not (
+                        now + pause < give_up_at and self._connections.retry_budget.take(time.monotonic())
+                    ):
+                        pause = None
+                    attempts += (Attempt(_outcome(error), now - began, pause or 0.0),)
+                    error.attempts = attempts
+                    if pause is None:
+                        raise
+                    failed = attempts[-1].outcome
+                    logger.warning("%s %s: %s; trying again in %.2f s", call.method, call.path, failed, pause)
+                    if self._config.on_retry is not None:
+                        self._config.on_retry(error, pause)
+                else:
+                    self._connections.retry_budget.succeed()
+                    return answer
+                began = anyio.current_time() + pause
+                await anyio.sleep(pause)
+        if self._connections.is_closed:
+            raise ClientClosedError(f"{call}: the client was closed before the answer came; it may have been sent.")
+        late = DeadlineExceededError(f"no whole answer within {self._config.deadline:g} s", request=str(call))
+        late.attempts = (*attempts, Attempt(_outcome(late), max(0.0, anyio.current_time() - began), 0.0))
+        raise late
 
     async def send_all(self, calls: Sequence[_wire.Call[T]]) -> Sequence[T]:
         """Send calls at once and give their answers in order; the first that fails cancels the others.
@@ -129,21 +145,33 @@ class Transport:
             raise failures[0]
         return [answers[index] for index in range(len(calls))]
 
-    async def _attempt(self, call: _wire.Call[T], give_up_at: float, number: int) -> T:
-        """Send a call once, within the time of this attempt and of the whole call."""
-        pool = await self._connections.pool()
-        with anyio.CancelScope(deadline=give_up_at):
-            async with pool.limiter:
-                began = anyio.current_time()
+    async def _attempt(self, call: _wire.Call[T], pool: _Pool, number: int) -> T:
+        """Send a call once, on a connection of its own, within the time of one attempt."""
+        async with pool.limiter:
+            if self._connections.is_closed:  # while the call waited for its turn
+                raise ClientClosedError(_CLOSED)
+            began = anyio.current_time()
+            line = await pool.take()
+            try:
                 with anyio.CancelScope(deadline=began + self._timeout):
-                    status, headers, body = await self._exchange(call, pool)
-                    milliseconds = (anyio.current_time() - began) * 1000
-                    logger.debug("%s %s: %s, attempt %d, %.1f ms", call.method, call.path, status, number, milliseconds)
-                    return _wire.read(call, status, headers, body, now=time.time())
-            raise APITimeoutError(f"no whole answer within {self._timeout:g} s", request=str(call))
-        raise DeadlineExceededError(f"no whole answer within {self._config.deadline:g} s", request=str(call))
+                    status, headers, body = await self._exchange(call, line)
+                    _log(call, str(status), number, began)
+                    answer = _wire.read(call, status, headers, body, now=time.time(), secret=self._secret)
+                    pool.give_back(line)
+                    return answer
+                raise APITimeoutError(f"no whole answer within {self._timeout:g} s", request=str(call))  # noqa: TRY301
+            except APIStatusError:
+                pool.give_back(line)
+                raise
+            except BaseException as error:
+                if isinstance(error, APIConnectionError):
+                    _log(call, _outcome(error), number, began)
+                await pool.throw_away(line)  # also after an answer that cannot be read: its rest may be still to come
+                raise
 
-    async def _exchange(self, call: _wire.Call[Any], pool: _Pool) -> tuple[int, httpx.Headers, bytes]:
+    async def _exchange(
+        self, call: _wire.Call[Any], line: httpx.AsyncBaseTransport
+    ) -> tuple[int, httpx.Headers, _wire.Body]:
         """Send one request and read its answer; whatever fails on the way becomes one of our errors."""
         config = self._config
         request = httpx.Request(
@@ -155,63 +183,100 @@ class Transport:
         )
         if call.body is not None:
             request.headers["Content-Type"] = "application/json"
-        if config.on_request is not None:
-            config.on_request(request)
+        _call_hook(config.on_request, request)
+        with _typed(call):
+            response = await line.handle_async_request(request)
         try:
-            response = await pool.send(request)
-            try:
-                if config.on_response is not None:
-                    config.on_response(response)
-                body = await self._read_body(call, response)
-            finally:
+            _call_hook(config.on_response, response)
+            with _typed(call):
+                body = await self._read_body(response)
+        finally:
+            # Shielded: a close that is cancelled half-way leaves the connection counted and never used again.
+            with anyio.CancelScope(shield=True):
                 await response.aclose()
-        except httpx.TimeoutException as error:
-            raise APITimeoutError(_describe(error), request=str(call)) from error
-        except httpx.RequestError as error:
-            raise APIConnectionError(_describe(error), request=str(call)) from error
         return response.status_code, response.headers, body
 
-    async def _read_body(self, call: _wire.Call[Any], response: httpx.Response) -> bytes:
+    async def _read_body(self, response: httpx.Response) -> _wire.Body:
         """Read and decompress the body, up to the size that the client allows."""
         if response.is_stream_consumed:  # a transport that does not stream has given it whole, and decompressed
-            reader = _wire.Body(None, self._config.max_response_bytes)
+            body = _wire.Body(None, self._config.max_response_bytes)
             chunks = _once(response.content)
         else:
-            reader = _wire.Body(response.headers.get("content-encoding"), self._config.max_response_bytes)
+            body = _wire.Body(response.headers.get("content-encoding"), self._config.max_response_bytes)
             chunks = response.aiter_raw()
-        failure: DecodeError | None = None
         with anyio.CancelScope() as scope:
             async for chunk in chunks:
-                if failure is None:
-                    try:
-                        reader.feed(chunk)
-                    except DecodeError as error:
-                        # Cancelled and not left: trio warns of each generator of httpx's that is dropped half-way.
-                        failure = error
-                        scope.cancel()
-        try:
-            if failure is not None:
-                raise failure
-            return reader.finish()
-        except DecodeError as error:
-            raise _wire.decode_error(call, response.status_code, response.headers, error, reader.beginning) from None
+                if not body.feed(chunk):
+                    # Cancelled and not left: trio warns of each generator of httpx's that is dropped half-way.
+                    scope.cancel()
+        return body
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
-def _outcome(error: APIConnectionError | APIStatusError) -> str:
+def _log(call: _wire.Call[Any], outcome: str, number: int, began: float) -> None:
+    took = (anyio.current_time() - began) * 1000
+    logger.debug("%s %s: %s, attempt %d, %.1f ms", call.method, call.path, outcome, number, took)
+
+
+class _HookError(Exception):
+    """Carries what a hook raised past all that would take it for the outcome of the call."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _call_hook(hook: Callable[[H], object] | None, argument: H) -> None:
+    if hook is not None:
+        try:
+            hook(argument)
+        except (APIConnectionError, APIStatusError, ResponseDecodeError) as error:
+            raise _HookError(error) from None
+
+
+@contextmanager
+def _typed(call: _wire.Call[Any]) -> Iterator[None]:
+    """Make one of our errors of whatever fails between here and the API.
+
+    Not all of it is httpx's: under asyncio a TLS record that is none comes through httpcore as a bare `SSLError`.
+    """
+    try:
+        yield
+    except (httpx.TimeoutException, TimeoutError) as error:
+        raise APITimeoutError(_describe(error), request=str(call)) from error
+    except (httpx.RequestError, OSError) as error:
+        raise APIConnectionError(_describe(error), request=str(call)) from error
+
+
+def _outcome(error: APIConnectionError | APIStatusError | ResponseDecodeError) -> str:
     """Name an outcome in one word: the status, or the failure underneath."""
     if isinstance(error, APIStatusError):
         return str(error.status_code)
     return type(error.__cause__ or error).__name__
 
 
-def _describe(error: httpx.RequestError) -> str:
-    """Say what failed; httpx leaves many texts empty."""
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _describe(error: BaseException) -> str:
+    """Say what failed, and drop its frames.
+
+    httpx leaves many texts empty, and so do those under it; the first that says something may be the system's own. The
+    frames of the libraries below hold the headers with the key as plain lists, which tools that print the locals of a
+    traceback would show.
+    """
+    text, name = "", type(error).__name__
+    reasons: list[BaseException] = []
+    reason: BaseException | None = error
+    while reason is not None and reason not in reasons:
+        reasons.append(reason)
+        text = text or str(reason)
+        reason.__traceback__ = None
+        reason = reason.__cause__ or reason.__context__
+    return f"{name}: {text.rstrip('.')}" if text else name
+
+
+_CLOSED = "The client was used after it was closed. Make a new one."
 
 
 class Connections:
@@ -228,8 +293,13 @@ class Connections:
         self._transport = transport
         self._http_client = http_client
         self._pools: WeakKeyDictionary[object, _Pool] = WeakKeyDictionary()
-        self.is_closed: bool = False
-        self.retry_budget = RetryBudget()
+        self._was_closed = False
+        self.retry_budget: RetryBudget = RetryBudget()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing may be sent any more."""
+        return self._was_closed or (self._http_client is not None and self._http_client.is_closed)
 
     async def pool(self) -> _Pool:
         """Give the pool of the running event loop, opening it at the first call.
@@ -237,8 +307,8 @@ class Connections:
         Raises:
             ClientClosedError: The client was closed.
         """
-        if self.is_closed or (self._http_client is not None and self._http_client.is_closed):
-            raise ClientClosedError("The client was used after it was closed. Make a new one.")
+        if self.is_closed:
+            raise ClientClosedError(_CLOSED)
         loop = anyio.lowlevel.current_token().native_token
         pool = self._pools.get(loop)
         if pool is None or pool.is_closed:
@@ -252,45 +322,159 @@ class Connections:
     async def _make_pool(self) -> _Pool:
         limiter = anyio.Semaphore(self._config.max_connections, fast_acquire=True)
         if self._http_client is not None:
-            return _Pool(partial(self._http_client.send, auth=None, follow_redirects=False, stream=True), limiter)
+            return _Pool(limiter, shared=_ThroughClient(self._http_client))
         if self._transport is not None:
-            return _Pool(self._transport.handle_async_request, limiter)
-        own = _open(self._config)
-        guard = cast("AsyncGeneratorType[None, None]", _close_with_loop(own))
+            return _Pool(limiter, shared=self._transport)
+        lines: set[httpx.AsyncBaseTransport] = set()
+        guard = cast("AsyncGeneratorType[None, None]", _close_with_loop(lines))
+        pool = _Pool(limiter, open_line=_opener(self._config), lines=lines, guard=guard)
         await guard.asend(None)
-        return _Pool(own.handle_async_request, limiter, guard)
+        return pool
 
     async def aclose(self) -> None:
-        """Close the connections of this loop now, and leave those of other loops to their own. Idempotent."""
-        if self.is_closed:
+        """Close the connections of this loop now, and leave those of other loops to their own. Idempotent.
+
+        Calls that are under way on this loop end with `ClientClosedError`, those on others before their next attempt.
+        """
+        if self._was_closed:
             return
-        self.is_closed = True
+        self._was_closed = True
         loop = anyio.lowlevel.current_token().native_token
         pool = self._pools.pop(loop, None)
         self._pools.clear()
-        if pool is not None and pool.guard is not None:
-            await pool.guard.aclose()
+        if pool is not None:
+            await pool.aclose()
         if self._transport is not None:
             await self._transport.aclose()
 
 
-@frozen
 class _Pool:
-    """The connections of one client on one event loop."""
+    """The connections of one client on one event loop.
 
-    send: Callable[[httpx.Request], Awaitable[httpx.Response]]
-    limiter: anyio.Semaphore
-    """As many as there are connections: calls wait here and never inside httpcore, whose pool loses the connections of
-    waiters that are cancelled."""
-    guard: AsyncGeneratorType[None, None] | None = None
-    """Holds what the SDK has opened itself; its end closes that."""
+    Each goes as a whole when anything goes wrong on it. A single httpx transport for all of them leaks: httpcore 1.0.9
+    goes on counting a connection, and never uses it again, when its call was cancelled at the last step of the TLS
+    handshake, or while waiting for it, or when its tunnel through a proxy failed; in the end each call waits for ever.
+    Its cost for each call grows with the number of connections, too.
+    """
+
+    def __init__(
+        self,
+        limiter: anyio.Semaphore,
+        *,
+        shared: httpx.AsyncBaseTransport | None = None,
+        open_line: Callable[[], httpx.AsyncBaseTransport] | None = None,
+        lines: set[httpx.AsyncBaseTransport] | None = None,
+        guard: AsyncGeneratorType[None, None] | None = None,
+    ) -> None:
+        self.limiter = limiter
+        """As many as there are connections: calls wait here and nowhere else."""
+        self._shared = shared
+        self._open_line = open_line
+        self._lines = set() if lines is None else lines
+        self._guard = guard
+        self._idle: list[tuple[float, httpx.AsyncBaseTransport]] = []
+        self._calls: set[anyio.CancelScope] = set()
 
     @property
     def is_closed(self) -> bool:
-        return self.guard is not None and self.guard.ag_frame is None
+        return self._guard is not None and self._guard.ag_frame is None
+
+    @contextmanager
+    def under_way(self, scope: anyio.CancelScope) -> Iterator[None]:
+        """Note a call for as long as it takes, to be cancelled when the client is closed."""
+        self._calls.add(scope)
+        try:
+            yield
+        finally:
+            self._calls.discard(scope)
+
+    async def take(self) -> httpx.AsyncBaseTransport:
+        """Give a connection: the one that was used last, or a new one."""
+        if self._shared is not None:
+            return self._shared
+        now = anyio.current_time()
+        while self._idle and self._idle[0][0] < now - KEEPALIVE_SECONDS:
+            await self.throw_away(self._idle.pop(0)[1])
+        if self._idle:
+            return self._idle.pop()[1]
+        assert self._open_line is not None  # noqa: S101  # for mypy: there is always one of the two
+        line = self._open_line()
+        self._lines.add(line)
+        return line
+
+    def give_back(self, line: httpx.AsyncBaseTransport) -> None:
+        """Take back a connection on which all went well."""
+        if line is not self._shared:
+            self._idle.append((anyio.current_time(), line))
+
+    async def throw_away(self, line: httpx.AsyncBaseTransport) -> None:
+        """Close a connection, in whatever state it is."""
+        if line is not self._shared:
+            with anyio.CancelScope(shield=True):
+                await line.aclose()
+            self._lines.discard(line)
+
+    async def aclose(self) -> None:
+        for scope in tuple(self._calls):
+            scope.cancel()
+        if self._guard is not None:
+            await self._guard.aclose()
 
 
-async def _close_with_loop(own: httpx.AsyncBaseTransport) -> AsyncGenerator[None, None]:
+class _Line(httpx.AsyncBaseTransport):
+    """One connection, opened when it is needed, and again when the other side has closed it."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+        """It may open no more than one connection."""
+        self._stream: Any = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.extensions = {**request.extensions, "trace": partial(self._trace, request.extensions.get("trace"))}
+        if isinstance(request.stream, httpx.ByteStream):
+            request.stream = _Whole(request.content)
+        return await self._transport.handle_async_request(request)
+
+    async def _trace(
+        self, hook: Callable[[str, dict[str, Any]], Awaitable[None]] | None, event: str, info: dict[str, Any]
+    ) -> None:
+        if event.endswith("connect_tcp.complete"):
+            self._stream = info["return_value"]
+        if hook is not None:
+            await hook(event, info)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+        if self._stream is not None:  # httpcore leaves it open when it is cancelled in the TLS handshake
+            await self._stream.aclose()
+
+
+class _Whole(httpx.AsyncByteStream):
+    """A request's body. httpx's own is a generator, and trio warns of it when the sending is cancelled."""
+
+    def __init__(self, body: bytes) -> None:
+        self._chunks = iter((body,))
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for chunk in self._chunks:
+            return chunk
+        raise StopAsyncIteration
+
+
+class _ThroughClient(httpx.AsyncBaseTransport):
+    """Sends through an `httpx.AsyncClient` of the user's, whose redirects and credentials have no say here."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._client.send(request, auth=None, follow_redirects=False, stream=True)
+
+
+async def _close_with_loop(lines: set[httpx.AsyncBaseTransport]) -> AsyncGenerator[None, None]:
     """Close the connections when this generator ends.
 
     An event loop ends the generators that were begun on it: each when it is dropped, all when the loop itself ends.
@@ -300,38 +484,56 @@ async def _close_with_loop(own: httpx.AsyncBaseTransport) -> AsyncGenerator[None
     try:
         yield
     finally:
-        await own.aclose()
+        with anyio.CancelScope(shield=True):  # a loop that ends has cancelled everything
+            while lines:
+                await lines.pop().aclose()
 
 
-@lru_cache
-def _default_ssl_context() -> ssl.SSLContext:
+@lru_cache(maxsize=4)
+def _default_ssl_context(*_environment: str | None) -> ssl.SSLContext:
     """Make the SSL context, once for all clients: loading the authorities takes longer than all the rest."""
     return httpx.create_ssl_context()
 
 
-def _open(config: Config) -> httpx.AsyncBaseTransport:
-    """Open a pool of httpx's, without the client layer on top: the SDK has one host, no cookies and no redirects."""
-    https = httpx.URL(config.base_url).scheme == "https"  # in lower case, however it was written
-    context = config.ssl_context or (_default_ssl_context() if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-    limits = httpx.Limits(
-        max_connections=config.max_connections,
-        max_keepalive_connections=config.max_connections,
-        keepalive_expiry=KEEPALIVE_SECONDS,
-    )
+def _opener(config: Config) -> Callable[[], httpx.AsyncBaseTransport]:
+    """Prepare to open connections, without httpx's client layer on top: there is one host, no cookies, no redirects."""
+    url = httpx.URL(config.base_url)
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_SECONDS)
     try:
-        return httpx.AsyncHTTPTransport(verify=context, proxy=_proxy(config.base_url), limits=limits)
+        proxy = _proxy(url)
+        if config.ssl_context is not None:
+            context = config.ssl_context
+        elif url.scheme == "https" or (proxy is not None and proxy.url.scheme == "https"):
+            context = _default_ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        else:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing will use it; the default one takes 60 ms
+        if proxy is not None and proxy.url.scheme == "https":
+            proxy.ssl_context = context
+        open_transport = partial(httpx.AsyncHTTPTransport, verify=context, proxy=proxy, limits=limits)
+        open_transport()  # connects to nothing, and shows whether the proxy can be used
+    except OSError as error:  # ssl.SSLError among them
+        raise ConfigurationError(
+            f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be loaded ({error})."
+        ) from None
     except (ImportError, ValueError) as error:  # SOCKS without its package; no URL; an unknown scheme
         raise ConfigurationError(
             f"The proxy that the environment names for {config.base_url} cannot be used ({type(error).__name__})."
             " See HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, or give http_client= with a proxy of your own."
         ) from None
+    if proxy is not None and url.scheme == "http" and not config.allow_http and not is_loopback(proxy.url.host):
+        raise ConfigurationError(
+            f"The proxy that the environment names would get the API key for {config.base_url} unencrypted. Except this"
+            f" host with NO_PROXY={url.host}, or give allow_http=True if meant."
+        )
+    return lambda: _Line(open_transport())
 
 
-def _proxy(base_url: str) -> str | None:
+def _proxy(url: httpx.URL) -> httpx.Proxy | None:
     """Find the proxy that the environment names for the API's host: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY."""
-    url = httpx.URL(base_url)
     proxies = urllib.request.getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or urllib.request.proxy_bypass(url.netloc.decode("ascii")):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    found = httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
+    found.url.host.encode("idna")  # or looking it up fails with an error of its own kind
+    return found

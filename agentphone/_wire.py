@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 from attrs import frozen
 
+from agentphone._config import Secret
 from agentphone._decoding import DecodeError, decode, encode, parse_json
 from agentphone._retry import parse_retry_after
 from agentphone.errors import (
@@ -105,7 +106,7 @@ def _print(instant: datetime | None) -> str | None:
 
 
 class Body:
-    """Collects the body of an answer, decompressed, up to a size.
+    """The body of an answer as it comes in, decompressed, up to a size.
 
     httpx can decompress too, but whole chunks: a few kilobytes of zeros in gzip become gigabytes before anybody looks.
     """
@@ -114,36 +115,52 @@ class Body:
         self._encoding = (encoding or "identity").strip().lower()
         self._max_bytes = max_bytes
         self._bytes = bytearray()
+        self._raw_beginning = b""
+        self._raw_length = 0
         self._inflater = None if self._encoding == "identity" else zlib.decompressobj(_GZIP)
+        self._trouble: DecodeError | None = None
 
     @property
     def beginning(self) -> bytes:
-        """Its first bytes, for an error."""
-        return bytes(self._bytes[:500])
+        """Its first bytes, for an error; those that came over the wire where they could not be decompressed."""
+        return bytes(self._bytes[:SHOWN_BYTES]) or self._raw_beginning
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes as they came.
+    def feed(self, chunk: bytes) -> bool:
+        """Take the next bytes as they came, and say whether more are wanted."""
+        if self._trouble is None:
+            try:
+                self._feed(chunk)
+            except DecodeError as error:
+                self._trouble = error
+        return self._trouble is None
 
-        Raises:
-            DecodeError: It is too large, or not compressed as its header says.
-        """
+    def _feed(self, chunk: bytes) -> None:
+        self._raw_beginning += chunk[: SHOWN_BYTES - len(self._raw_beginning)]
+        self._raw_length += len(chunk)
         if self._encoding not in ("identity", "gzip"):
             raise DecodeError(f"the body is compressed in {self._encoding!r}, which was not asked for")
         if self._inflater is not None:
+            if self._inflater.eof:
+                raise self._wrong_encoding("more follows behind its end")
             try:
                 chunk = self._inflater.decompress(chunk, self._max_bytes - len(self._bytes) + 1)
             except zlib.error as error:
                 raise self._wrong_encoding(str(error)) from None
+            if self._inflater.unused_data:
+                raise self._wrong_encoding("more follows behind its end")
         self._bytes += chunk
-        if len(self._bytes) > self._max_bytes:
+        # What is compressed can be endless and hold nothing. Twice: compressing can make short texts longer, too.
+        if len(self._bytes) > self._max_bytes or self._raw_length > 2 * self._max_bytes + 1024:
             raise DecodeError(f"the body is larger than max_response_bytes={self._max_bytes}")
 
-    def finish(self) -> bytes:
+    def whole(self) -> bytes:
         """Give the whole body.
 
         Raises:
-            DecodeError: It ends in the middle of what was compressed.
+            DecodeError: It is too large, not compressed as its header says, or ends in the middle of that.
         """
+        if self._trouble is not None:
+            raise self._trouble
         if self._inflater is not None and not self._inflater.eof:
             raise self._wrong_encoding("it ends too early")
         return bytes(self._bytes)
@@ -154,45 +171,40 @@ class Body:
 
 _GZIP = 16 + zlib.MAX_WBITS
 ACCEPTED_ENCODINGS = "gzip"
+SHOWN_BYTES = 500
 
 
-def decode_error(
-    call: Call[Any], status: int, headers: Mapping[str, str], error: DecodeError, body: bytes
-) -> Exception:
-    """Make the public error for a body that cannot be read."""
-    return ResponseDecodeError(
-        error.what,
-        request=str(call),
-        path=error.path,
-        status_code=status,
-        request_id=headers.get("x-request-id"),
-        body=body,
-    )
-
-
-def read(call: Call[T], status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> T:
+def read(call: Call[T], status: int, headers: Mapping[str, str], body: Body, *, now: float, secret: Secret) -> T:
     """Read an answer.
 
     Args:
         call: What was asked.
         status: The HTTP status of the answer.
         headers: Its headers; looked up in lower case.
-        body: Its whole body, decompressed.
+        body: Its body.
         now: Unix seconds, for a `Retry-After` that is a date.
+        secret: What no error may show, though the answer repeats it.
 
     Returns:
         The model.
 
     Raises:
-        APIStatusError: The status is not a success.
+        APIStatusError: The status is not a success; also where the body cannot be read, for the status tells enough.
         ResponseDecodeError: The body is not JSON of the promised shape.
     """
     if not 200 <= status < 300:
-        raise _status_error(call, status, headers, body, now)
+        raise _status_error(call, status, headers, body, now, secret)
     try:
-        return decode(body, call.shape)
+        return decode(body.whole(), call.shape)
     except DecodeError as error:
-        raise decode_error(call, status, headers, error, body) from None
+        raise ResponseDecodeError(
+            error.what,
+            request=str(call),
+            path=error.path,
+            status_code=status,
+            request_id=headers.get("x-request-id"),
+            body=_without(secret, body.beginning),
+        ) from None
 
 
 _STATUS_ERRORS = {
@@ -206,21 +218,38 @@ _STATUS_ERRORS = {
 }
 
 
-def _status_error(call: Call[Any], status: int, headers: Mapping[str, str], body: bytes, now: float) -> APIStatusError:
+def _status_error(
+    call: Call[Any], status: int, headers: Mapping[str, str], body: Body, now: float, secret: Secret
+) -> APIStatusError:
     cls = _STATUS_ERRORS.get(status, ServerError if 500 <= status < 600 else APIStatusError)
-    said = _read_error(body)
+    try:
+        text = _without(secret, body.whole())
+        said = _read_error(text)
+        message = said.message or _phrase(status, text)
+    except DecodeError as error:
+        text, said = _without(secret, body.beginning), _Said()
+        message = f"{_phrase(status, text.strip() or b'?')}; {error.what}"
     return cls(
-        said.message or _phrase(status, body),
+        message,
         request=str(call),
         status_code=status,
         code=said.code,
         type=said.type,
         details=said.details,
-        retry_after=parse_retry_after(headers.get("retry-after"), now),
+        retry_after=parse_retry_after(headers.get("retry-after"), now, headers.get("date")),
         request_id=headers.get("x-request-id"),
         location=headers.get("location"),
-        body=body,
+        body=text,
     )
+
+
+def _without(secret: Secret, body: bytes) -> bytes:
+    """Take the key out of what an error shows. A short one stays: `any-key` in a test is a word as any other."""
+    key = (secret.value or "").encode()
+    return body.replace(key, b"***") if len(key) >= SHORTEST_SECRET else body
+
+
+SHORTEST_SECRET = 12
 
 
 def _phrase(status: int, body: bytes) -> str:

@@ -34,7 +34,7 @@ from agentphone import (
     ResponseDecodeError,
     ServerError,
 )
-from agentphone._retry import RetryPolicy, parse_retry_after
+from agentphone._retry import RetryBudget, RetryPolicy, parse_retry_after
 from tests.helpers import KEY, client_of, conversation, ok
 
 pytestmark = pytest.mark.anyio
@@ -186,6 +186,20 @@ def test_a_retry_after_header_is_seconds_or_a_date_or_nothing(header: str | None
     assert parse_retry_after(header, NOW) == seconds
 
 
+@pytest.mark.parametrize(
+    ("header", "date", "seconds"),
+    [
+        (HTTP_DATE.format(30), HTTP_DATE.format(10), 20.0),  # the server's clock, not ours, that may be ahead
+        (HTTP_DATE.format(30), "Mon, 30 Jun 2025 13:00:00 GMT", 0.0),
+        (HTTP_DATE.format(30), "yesterday", 30.0),
+        (HTTP_DATE.format(30), "Fri, 31 Dec 99999 23:59:59 GMT", 30.0),
+        ("5", HTTP_DATE.format(10), 5.0),
+    ],
+)
+def test_a_date_in_retry_after_is_measured_from_the_servers_own_date(header: str, date: str, seconds: float) -> None:
+    assert parse_retry_after(header, NOW, date) == seconds
+
+
 @settings(max_examples=300)
 @given(
     st.text()
@@ -239,10 +253,11 @@ async def test_a_refusal_is_not_tried_again(status: int, cls: type[APIStatusErro
 
 
 async def test_an_answer_that_cannot_be_read_is_not_tried_again() -> None:
-    client, script = client_of(httpx.Response(200, content=b"{"), ok())
-    with pytest.raises(ResponseDecodeError):
+    client, script = client_of(answer(503), httpx.Response(200, content=b"{"), ok())
+    with pytest.raises(ResponseDecodeError) as caught:
         await client.conversations.list()
-    assert len(script.requests) == 1
+    assert len(script.requests) == 2
+    assert [attempt.outcome for attempt in caught.value.attempts] == ["503", "ResponseDecodeError"]
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 5])
@@ -275,6 +290,13 @@ async def test_a_retry_after_is_obeyed(retry_after: str, monkeypatch: pytest.Mon
     client, script = client_of(answer(429, retry_after=retry_after), ok())
     await client.conversations.list()
     assert 7 <= script.sent_at[1] - script.sent_at[0] <= 7.5
+
+
+async def test_a_clock_here_that_is_ahead_makes_no_retry_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentphone._transport.time.time", lambda: NOW + 3600)
+    client, script = client_of(answer(503, retry_after=HTTP_DATE.format(20), date=HTTP_DATE.format(0)), ok())
+    await client.conversations.list()
+    assert 20 <= script.sent_at[1] - script.sent_at[0] <= 20.5
 
 
 @pytest.mark.parametrize("retry_after", ["61", "inf", "Fri, 31 Dec 99999 23:59:59 GMT"])
@@ -414,6 +436,69 @@ async def test_the_callers_own_time_limit_is_not_taken_for_ours() -> None:
         await client.conversations.list()
 
 
+# ---- The budget
+
+
+async def test_retries_stay_a_small_share_while_nothing_but_503_comes_and_come_back_with_the_api() -> None:
+    client, script = client_of(answer(503))
+    failed: list[tuple[str, ...]] = []
+
+    async def call() -> None:
+        try:
+            await client.conversations.list()
+        except ServerError as error:
+            failed.append(tuple(attempt.outcome for attempt in error.attempts))
+
+    async def calls(number: int) -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(number):
+                tasks.start_soon(call)
+
+    await calls(1000)
+    assert len(failed) == 1000
+    assert len(script.requests) < 1.3 * 1000
+    assert all(set(outcomes) == {"503"} for outcomes in failed)
+
+    script.steps = [ok()]
+    await calls(20)
+    assert len(failed) == 1000
+    sent = len(script.requests)
+    script.steps = [answer(503), ok()]
+    await calls(1)
+    assert (len(failed), len(script.requests)) == (1000, sent + 2)
+
+
+def test_the_budget_fills_by_success_and_by_time_up_to_its_size() -> None:
+    budget = RetryBudget(size=4, share=0.5, per_second=1)
+
+    def left(now: float) -> int:
+        return next(number for number in range(100) if not budget.take(now))
+
+    assert left(1000.0) == 4
+    assert left(1000.0) == 0
+    budget.succeed()
+    assert left(1000.0) == 0
+    budget.succeed()
+    assert left(1000.0) == 1
+    assert left(1002.5) == 2
+    assert left(990.0) == 0  # a clock that is not this one gives nothing
+    assert left(9999.0) == 4
+    for _ in range(100):
+        budget.succeed()
+    assert left(9999.0) == 4
+
+
+async def test_clients_that_share_connections_share_the_budget() -> None:
+    client, script = client_of(answer(503), max_retries=60)
+    for each in (client, client.with_options(timeout=9)):
+        with pytest.raises(ServerError):
+            await each.conversations.list()
+    assert 2 + 100 <= len(script.requests) <= 2 + 102
+
+
+# ---- What is seen of it
+
+
 async def test_the_hooks_see_each_request_answer_and_retry() -> None:
     seen: list[Any] = []
 
@@ -514,9 +599,10 @@ async def test_a_body_beyond_max_response_bytes_is_refused_unread(status: int, s
 
         return httpx.Response(status, content=chunks())
 
-    client, _ = client_of(flood, max_response_bytes=5000)
-    with pytest.raises(ResponseDecodeError, match="max_response_bytes=5000") as caught:
+    client, _ = client_of(flood, max_response_bytes=5000, max_retries=0)
+    with pytest.raises((ResponseDecodeError, ServerError), match="max_response_bytes=5000") as caught:
         await client.conversations.list()
+    assert isinstance(caught.value, ServerError if status == 500 else ResponseDecodeError)
     assert caught.value.status_code == status
     assert caught.value.body == b" " * 500
     assert read <= 5000 + 2 * size
