@@ -51,6 +51,8 @@ ASYNC_WORDS = re.compile(
 ASYNC_TYPES = re.compile(r"(?<!httpx\.)\b(\w*(async|await|coroutine)\w*|anyio|trio|Self)\b", re.IGNORECASE)
 """What no annotation may hold but at the outermost place of what a method gives: no line of ours would turn it into its
 blocking form."""
+FORGOTTEN = "api_key"
+"""An argument that is forgotten when the constructor ends: tools that print a traceback's locals would show it."""
 EXPRESSIONS = (ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.Tuple, ast.List, ast.BinOp, ast.UnaryOp)
 """What a signature may be made of. A call or a lambda as a default would give each face an object of its own."""
 
@@ -199,7 +201,8 @@ class Generator:
         """Write the line that passes on what a method was given, and gives what comes back in its blocking form."""
         inner, arguments = f"self._async.{node.name}", _call_arguments(node.args)
         if node.name == "__init__":
-            return _call("        self._async = ", [owner.name], arguments)
+            wrapping = _call("        self._async = ", [owner.name], arguments)
+            return wrapping if FORGOTTEN not in arguments else _forgetting(wrapping)
         prefix = "        " if ast.unparse(returns) == "None" else "        return "
         if isinstance(node, ast.AsyncFunctionDef):
             return _call(prefix, ["_portal.run"], [inner, *arguments])
@@ -360,6 +363,12 @@ def _call(prefix: str, functions: Sequence[str], arguments: Sequence[str]) -> st
     outer, *inner = functions
     inside = [_call(f"{indent}    ", inner, arguments)] if inner else [f"{indent}    {name}," for name in arguments]
     return "\n".join([f"{prefix}{outer}(", *inside, f"{indent})"])
+
+
+def _forgetting(body: str) -> str:
+    """Write a constructor's body so that no frame holds the key once it has failed."""
+    indented = "\n".join(f"    {line}" for line in body.split("\n"))
+    return f"        try:\n{indented}\n        finally:\n            del {FORGOTTEN}"
 
 
 def read_sources() -> list[Source]:

@@ -252,23 +252,26 @@ class Client:
         on_response: Callable[[httpx.Response], object] | None = None,
         on_retry: Callable[[Exception, float], object] | None = None,
     ) -> None:
-        self._async = AsyncClient(
-            api_key,
-            base_url=base_url,
-            timeout=timeout,
-            deadline=deadline,
-            max_retries=max_retries,
-            max_connections=max_connections,
-            transport=transport,
-            http_client=http_client,
-            allow_http=allow_http,
-            ssl_context=ssl_context,
-            max_response_bytes=max_response_bytes,
-            max_retry_after=max_retry_after,
-            on_request=on_request,
-            on_response=on_response,
-            on_retry=on_retry,
-        )
+        try:
+            self._async = AsyncClient(
+                api_key,
+                base_url=base_url,
+                timeout=timeout,
+                deadline=deadline,
+                max_retries=max_retries,
+                max_connections=max_connections,
+                transport=transport,
+                http_client=http_client,
+                allow_http=allow_http,
+                ssl_context=ssl_context,
+                max_response_bytes=max_response_bytes,
+                max_retry_after=max_retry_after,
+                on_request=on_request,
+                on_response=on_response,
+                on_retry=on_retry,
+            )
+        finally:
+            del api_key
 
     @property
     def conversations(self) -> Conversations:
