@@ -500,14 +500,20 @@ class CursorWalk(Walk[CursorRequest, Message]):
         above it, so that nothing lies between, and bring a new one.
         """
         found: dict[str, Message] = {}
-        lower, upper = instant, self._end_of(instant)
+        known: set[str] = set()
+        upper = self._end_of(instant)
         step = self._unit / 2
         page = yield from self._ask(MAX_MESSAGES, end=upper)
         while True:
             found.update((item.id, item) for item in page.items if item.received_at == instant)
             if not page.has_more or page.low < instant:
                 return sorted(found.values(), key=_key)
+            if self._end_of(instant) < upper:  # finer digits have shown: the group is narrower than it seemed
+                upper = self._end_of(instant)
+                page = yield from self._ask(MAX_MESSAGES, end=upper)
+                continue
             above = {item.id for item in page.items}
+            known |= above
             lower, guess = instant, upper - step
             while upper - lower > TICK:
                 if not lower < guess < upper:
@@ -516,7 +522,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 ids = {item.id for item in page.items}
                 if not ids & above:
                     lower = guess
-                elif page.has_more and page.low == instant and ids <= found.keys():
+                elif page.has_more and page.low >= instant and ids <= known:
                     upper, step = guess, min(2 * step, self._unit)
                 else:
                     step, upper = upper - guess, guess

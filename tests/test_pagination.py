@@ -34,7 +34,7 @@ MANY = settings(max_examples=1500, deadline=None, suppress_health_check=list(Hea
 UNSHRUNK = settings(MANY, phases=[Phase.generate])
 GAPS = st.sampled_from([0, 0, 0, 1, 1, 2, 999, 1000, 300_000, 1_000_000, 5_000_000])
 """Microseconds between one message and the next: ties, neighbours, and what shows in each number of digits."""
-ENDLESS = 3000
+ENDLESS = 1000
 
 
 def walk_to_the_end(
@@ -214,6 +214,9 @@ def check_history(history: History, make: Callable[[History], Walk[CursorRequest
 @example(History(thread((0, 3), (1, 2), (1000, 2), (1999, 2), (2000, 2), (2999, 2), digits=0), 2))
 @example(History(thread((0, 2), (998, 2), (999, 2), inclusive=True), 2))
 @example(History(thread((0, 2), digits=3), 2, bursts=[(2, 1000)]))
+@example(
+    History(thread((0, 1), (10**6, 2), (1_001_000, 1), (1_301_000, 2), (2_301_000, 7), digits=3), 2, oldest_first=True)
+)
 @example(
     History(
         thread((0, 3), (2, 8), inclusive=True), 3, Bound(START + 2 * TICK, "msg_004"), oldest_first=True, page_size=3
