@@ -515,7 +515,7 @@ def _opener(config: Config) -> Callable[[], httpx.AsyncBaseTransport]:
         raise ConfigurationError(
             f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be loaded ({error})."
         ) from None
-    except (ImportError, ValueError) as error:  # SOCKS without its package; no URL; an unknown scheme
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # SOCKS without its package; an unknown scheme; no URL
         raise ConfigurationError(
             f"The proxy that the environment names for {config.base_url} cannot be used ({type(error).__name__})."
             " See HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, or give http_client= with a proxy of your own."

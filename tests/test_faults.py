@@ -25,7 +25,6 @@ import anyio.lowlevel
 import httpx
 import pytest
 import trio
-import trustme
 
 from agentphone import (
     AgentPhoneError,
@@ -67,27 +66,6 @@ ALWAYS = float("inf")
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentphone._retry.FIRST_PAUSE", 0.001)
-
-
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def tls(authority: trustme.CA) -> ssl.SSLContext:
-    """Give the server's side of TLS for `localhost`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    return context
-
-
-@pytest.fixture(scope="module")
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    """Give the client's side."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
 
 
 # ---- Each fault, each call, each client
