@@ -170,7 +170,9 @@ class AsyncClient:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._config.base_url}>"
+        # A client whose making has failed is among the locals of its traceback, and those are printed by some.
+        config = getattr(self, "_config", None)
+        return f"<{type(self).__name__} {config.base_url if config else '(not made)'}>"
 
 
 class _SandboxTransport(httpx.AsyncBaseTransport):

@@ -192,7 +192,8 @@ class Generator:
             lines.append("        return self")
         elif node.name == "__repr__":
             face = self._faces[owner.name]
-            lines.append(f'        return repr(self._async).replace("{owner.name}", "{face}", 1)')
+            lines.append(f'        wrapped = getattr(self, "_async", "<{face} (not made)>")')
+            lines.append(f'        return str(wrapped).replace("{owner.name}", "{face}", 1)')
         else:
             lines.append(self._body(owner, node, node.returns))
         return "\n".join(lines)

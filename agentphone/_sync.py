@@ -320,7 +320,8 @@ class Client:
         _portal.run(self._async.__aexit__, exc_type, exc_value, traceback)
 
     def __repr__(self) -> str:
-        return repr(self._async).replace("AsyncClient", "Client", 1)
+        wrapped = getattr(self, "_async", "<Client (not made)>")
+        return str(wrapped).replace("AsyncClient", "Client", 1)
 
     @classmethod
     def _wrap(cls, wrapped: AsyncClient) -> Self:

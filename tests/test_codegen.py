@@ -595,7 +595,8 @@ KNOWN = {
         "def __exit__(self, *exc: object) -> bool | None:\n    return _portal.run(self._async.__aexit__, *exc)"
     ),
     "def __repr__(self) -> str:\n    return '<AsyncThing>'": (
-        'def __repr__(self) -> str:\n    return repr(self._async).replace("AsyncThing", "Thing", 1)'
+        'def __repr__(self) -> str:\n    wrapped = getattr(self, "_async", "<Thing (not made)>")\n'
+        '    return str(wrapped).replace("AsyncThing", "Thing", 1)'
     ),
     "def f(self, a: httpx.AsyncClient) -> int:\n    'Through an `httpx.AsyncClient`.'": (
         "def f(self, a: httpx.AsyncClient) -> int:\n    'Through an `httpx.AsyncClient`.'\n    return self._async.f(a)"
