@@ -157,7 +157,7 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
         total: int | None = None
         back = idle = 0
         while self._left != 0:
-            requests = self._plan(sweep, offset, back, total)
+            requests = self._plan(sweep, offset, back, total, idle)
             for request, page in zip(requests, (yield requests), strict=True):
                 is_first = sweep.requests == 0
                 sweep.requests += 1
@@ -195,7 +195,7 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                     break  # shorter than asked for: the pages behind it, asked for at once, would leave a gap
         return sweep
 
-    def _plan(self, sweep: _Sweep, offset: int, back: int, total: int | None) -> list[OffsetRequest]:
+    def _plan(self, sweep: _Sweep, offset: int, back: int, total: int | None, idle: int) -> list[OffsetRequest]:
         """Say what to ask from `offset` on, or from `back` before it."""
         is_overlapping = sweep.requests > 0 and (total is None or (sweep.is_checked and sweep.concurrency > 1))
         overlap = 1 if is_overlapping else 0
@@ -205,6 +205,8 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
             wanted = sweep.size if self._left is None else min(sweep.size, self._left - (end - offset))
             if wanted <= 0:
                 break
+            if idle:
+                wanted = sweep.size  # the few that `limit` wants may move away as fast as the walk comes after them
             begin = max(self._start, end - max(overlap, 0 if requests else back))
             limit = min(MAX_CONVERSATIONS, wanted + end - begin)
             requests.append(OffsetRequest(limit=limit, offset=begin))

@@ -465,6 +465,28 @@ class NaiveOffsetWalk(OffsetWalk):
                 return
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("has_total", [True, False])
+@pytest.mark.parametrize(("limit", "jumps"), [(101, 1), (105, 2), (105, 5), (250, 20)])
+def test_a_limit_just_over_a_page_is_reached_in_a_busy_list(
+    limit: int, jumps: int, has_total: bool, concurrency: int
+) -> None:
+    """What is left to ask for is less than what comes in meanwhile: that is no circle."""
+    inbox = Inbox(Reading(has_total=has_total))
+    for _ in range(400):
+        inbox.receive()
+    walk = OffsetWalk(limit=limit, offset=0, page_size=100, concurrency=concurrency)
+
+    def move() -> None:
+        for _ in range(jumps):
+            inbox.receive(min(inbox.last, key=inbox.last.__getitem__))
+
+    out, failure, asked = walk_to_the_end(walk, lambda request: inbox.page(request.limit, request.offset), move)
+    assert failure is None
+    assert len({item.id for item in out}) == len(out) == limit
+    assert asked <= 10
+
+
 @pytest.mark.parametrize("what", ["jump", "new", "remove"])
 def test_the_properties_bite_a_naive_walk_of_the_list(what: str) -> None:
     def naive(case: List) -> Walk[OffsetRequest, Conversation]:
