@@ -239,8 +239,21 @@ class _Pages(Batched[Page[T]]):
         self._walk = walk
         self._call = call
         self._transport = transport
+        self._is_at_work = False
 
     async def next_batch(self) -> tuple[Page[T]]:
+        if self._is_at_work:  # two answers to one request would pass for the answers to two
+            raise RuntimeError(
+                "This iterator is waiting for a page already, for another task or thread. Step it from one at a time,"
+                " or give each an iterator of its own."
+            )
+        self._is_at_work = True
+        try:
+            return await self._next_page()
+        finally:
+            self._is_at_work = False
+
+    async def _next_page(self) -> tuple[Page[T]]:
         while requests := self._walk.next_requests():
             pages = await self._transport.send_all([self._call(request) for request in requests])
             items = tuple(self._walk.receive(pages))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import operator
 import os
 import sys
 import threading
@@ -344,7 +345,8 @@ class _Iterator(Iterator[T]):
 
     async def _advance(self) -> None:
         """Take the next batch: in the portal's thread, so that no signal in the caller's loses what the walk gave."""
-        self._items = iter(await self._source.next_batch())
+        if not operator.length_hint(self._items):  # another thread may have brought some meanwhile
+            self._items = iter(await self._source.next_batch())
 
 
 def iterate(source: AsyncIterator[T]) -> Iterator[T]:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 from attrs import frozen
@@ -180,6 +181,29 @@ async def test_pages_hold_the_items_of_the_walk_and_say_whether_it_goes_on(world
     assert [item for found in pages for item in bodies(found)] == list(range(COUNT))[::-1]
     assert [found.has_more for found in pages] == [True] * (len(pages) - 1) + [False]
     assert {found.total for found in pages} == {None}
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_tasks_that_step_one_iterator_at_once_are_told_and_lose_nothing(world: World, order: Any) -> None:
+    steps = aiter(world.client.conversations.messages(world.conversation_id, page_size=20, order=order))
+    got: list[Message] = []
+    told: list[str] = []
+
+    async def work() -> None:
+        while True:
+            try:
+                got.append(await anext(steps))
+            except StopAsyncIteration:
+                return
+            except RuntimeError as error:
+                told.append(str(error))
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(work)
+    assert sorted(bodies(got)) == list(range(COUNT))
+    assert "one at a time" in told[0]
 
 
 async def test_a_page_is_one_request(world: World) -> None:

@@ -477,6 +477,35 @@ def test_an_exception_just_after_a_page_has_come_loses_no_item(monkeypatch: pyte
     assert len(script.requests) <= 3
 
 
+def test_threads_that_step_one_iterator_at_once_are_told_and_lose_nothing() -> None:
+    client, _script = blocking(listing(500))
+    walk = iter(client.conversations.list(page_size=1))
+    told: list[str] = []
+
+    def work(_: int) -> list[str]:
+        got = []
+        while True:
+            try:
+                got.append(next(walk).id)
+            except StopIteration:
+                return got
+            except RuntimeError as error:
+                told.append(str(error))
+
+    with ThreadPoolExecutor(4) as threads:
+        got = [name for names in threads.map(work, range(4)) for name in names]
+    assert sorted(got) == sorted(f"conv_{number}" for number in range(500))
+    assert all("one at a time" in text for text in told)
+
+
+def test_what_another_thread_has_just_brought_is_not_brushed_aside() -> None:
+    client, _script = blocking(listing(4))
+    walk: Any = iter(client.conversations.list(page_size=2))
+    for _ in range(2):  # both threads have found nothing left, and step one after the other
+        _portal.run(walk._advance)
+    assert [item.id for item in walk] == [f"conv_{number}" for number in range(4)]
+
+
 def test_after_an_error_the_next_step_asks_for_the_page_again() -> None:
     client, script = blocking(listing(4), httpx.Response(500), listing(4), max_retries=0)
     walk = iter(client.conversations.list(page_size=2))
