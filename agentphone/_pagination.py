@@ -331,7 +331,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         self._oldest_first = oldest_first
         self._page_size = page_size
         self._unit = SECOND
-        self._is_inclusive = False
+        self._includes_after = self._includes_before = False
         for bound in (before, after):
             if bound is not None and bound.message_id is not None:
                 self._learn_unit(bound.instant)  # printed by the API
@@ -426,11 +426,11 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 return
             held = {item.id for item in page.items if item.received_at == edge}
             size = max(size, self._want(held=len(held)))
-            was_inclusive = self._is_inclusive
+            was_inclusive = self._includes_after
             following = yield from self._ask(size, start=edge)
             items = [item for item in following.items if item.received_at >= edge]
             if not held <= {item.id for item in items}:
-                if self._is_inclusive and not was_inclusive:
+                if self._includes_after and not was_inclusive:
                     page = _Slice([item for item in page.items if item.received_at == edge], has_more=True)
                     continue
                 # Not what follows: messages came so fast that this is the newest page after all.
@@ -464,7 +464,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         stack = [(self._top(), self._page_size)]
         while stack:
             end, size = stack[-1]
-            was_inclusive = self._is_inclusive
+            was_inclusive = self._includes_before
             page = yield from self._ask(size, end=end)
             # A boundary that is included adds a part of the group that begins there.
             whole = [item for item in page.items if end is None or item.received_at < end]
@@ -475,7 +475,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 done, settled = (items[-1].received_at if items else done), end
                 stack.pop()
             elif not items:
-                if was_inclusive or not self._is_inclusive:
+                if was_inclusive or not self._includes_before:
                     raise self._contradiction(end)
             else:
                 low = items[0].received_at
@@ -537,14 +537,16 @@ class CursorWalk(Walk[CursorRequest, Message]):
     def _tick(self, instant: datetime, tick: datetime) -> CursorSteps[tuple[datetime, _Slice]]:
         """Read one instant of the server's own clock; give the end to go on from, and what it holds."""
         page = yield from self._ask(MAX_MESSAGES, start=tick, end=tick + TICK)
-        if page.has_more and not self._is_inclusive:
+        known = self._includes_after, self._includes_before
+        if page.has_more and not all(known):
             # Perhaps the API includes its boundaries, so that the neighbours count too, and what is full may be the
             # next instant. Only such an API gives anything for a stretch that ends where it starts.
             for exact in (tick + TICK, tick):
-                self._is_inclusive = True
+                self._includes_after = self._includes_before = True
                 alone = yield from self._ask(MAX_MESSAGES, start=exact, end=exact + TICK)
-                self._is_inclusive = bool(alone.items)
-                if alone.items:
+                if not alone.items:
+                    self._includes_after, self._includes_before = known
+                else:
                     page, tick = alone, exact
                     break
         if page.has_more:
@@ -559,17 +561,17 @@ class CursorWalk(Walk[CursorRequest, Message]):
 
     def _ask(self, limit: int, *, start: datetime | None = None, end: datetime | None = None) -> CursorSteps[_Slice]:
         """Ask for a page of a stretch of time, and learn from what it shows of the API."""
-        inside = timedelta(0) if self._is_inclusive else TICK
-        after = None if start is None else _shift(start, -inside)
-        before = None if end is None else _shift(end, inside - TICK)
+        after = start if start is None or self._includes_after else _shift(start, -TICK)
+        before = end if end is None or not self._includes_before else _shift(end, -TICK)
         request = CursorRequest(limit=limit, before=before, after=after)
         for _ in range(PATIENCE):
             (page,) = yield (request,)
             items = sorted({item.id: item for item in page.data}.values(), key=_key)
             for item in items:
                 self._learn_unit(item.received_at)
-                if (before and item.received_at >= before) or (self._unit == TICK and item.received_at == after):
-                    self._is_inclusive = True
+                # Each tells of itself alone: stretches may be half open, and clocks finer than what is printed.
+                self._includes_before |= before is not None and item.received_at >= before
+                self._includes_after |= self._unit == TICK and item.received_at == after
             if items or not page.has_more:
                 return _Slice(items, page.has_more)
         raise self._contradiction(end or start)

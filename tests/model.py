@@ -19,7 +19,8 @@ START = datetime(2025, 1, 15, 12, tzinfo=UTC)
 class Reading:
     """What the server does where its documentation is silent."""
 
-    inclusive: bool = False
+    inclusive: bool | str = False
+    """Whether the instants at the boundaries count: both, neither, or only that of "before" or of "after"."""
     after_alone: str = "oldest"
     listed: str = "newest"
     digits: int = 6
@@ -50,10 +51,10 @@ class Thread:
         found = sorted(self.messages)
         if before is not None:
             bound = micros_of(before)
-            found = [item for item in found if item[0] < bound or (inclusive and item[0] == bound)]
+            found = [item for item in found if item[0] < bound or (inclusive in (True, "before") and item[0] == bound)]
         if after is not None:
             bound = micros_of(after)
-            found = [item for item in found if item[0] > bound or (inclusive and item[0] == bound)]
+            found = [item for item in found if item[0] > bound or (inclusive in (True, "after") and item[0] == bound)]
         takes_oldest = after is not None and before is None and self.reading.after_alone == "oldest"
         page = found[:limit] if takes_oldest else found[-limit:]
         if self.reading.listed == "newest":

@@ -116,7 +116,7 @@ def thread(*messages: tuple[int, int], **reading: Any) -> Thread:
 @st.composite
 def histories(draw: st.DrawFn) -> History:
     reading = Reading(
-        inclusive=draw(st.booleans()),
+        inclusive=draw(st.booleans() | st.sampled_from(["before", "after"])),
         after_alone=draw(st.sampled_from(["oldest", "newest"])),
         listed=draw(st.sampled_from(["newest", "oldest"])),
         digits=draw(st.sampled_from([0, 3, 6])),
@@ -202,6 +202,7 @@ def check_history(history: History, make: Callable[[History], Walk[CursorRequest
 @example(History(thread((0, 2), after_alone="newest", digits=3), 3, oldest_first=True, bursts=[(1, 1000)]))
 @example(History(thread((0, 1), (1, 1), after_alone="newest", inclusive=True), 2, oldest_first=True))
 @example(History(thread((0, 5), (1, 2), inclusive=True, digits=0), 6))
+@example(History(thread((0, 3), inclusive="before", digits=0), 2, oldest_first=True))
 @example(History(thread((0, 2), (1, 2), (2, 1), inclusive=True, digits=0), 2))
 @example(
     History(
