@@ -199,7 +199,7 @@ def test_a_sandbox_file_that_cannot_be_one_is_a_configuration_error(
     client: type[AsyncClient] | type[Client], name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "text.db").write_text("These are words, and no database at all.")
-    with pytest.raises(ConfigurationError, match="^base_url='sandbox:.*: "):
+    with pytest.raises(ConfigurationError, match=r"^base_url='sandbox:.*: "):
         client(base_url=f"sandbox:{tmp_path / name if name else tmp_path}")
 
 
