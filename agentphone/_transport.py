@@ -186,6 +186,7 @@ class Transport:
         _call_hook(config.on_request, request)
         with _typed(call):
             response = await line.handle_async_request(request)
+        response.request = request  # what httpx's client layer would do, and a hook relies on
         try:
             _call_hook(config.on_response, response)
             with _typed(call):

@@ -128,6 +128,19 @@ def test_a_header_of_on_request_goes_with_each_attempt(kind: str) -> None:
         assert [request.headers["traceparent"][34] for request in server.requests] == ["2", "3"]
 
 
+@each_client
+def test_on_response_sees_which_request_was_answered(kind: str) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def on_response(response: httpx.Response) -> None:
+        response.raise_for_status()
+        seen.append((response.request.method, response.request.url.path))
+
+    with serving() as server:
+        assert get(kind, server.url, on_response=on_response) == ["conv_1"]
+    assert seen == [("GET", "/v1/conversations/conv_1")]
+
+
 RAISED = [
     ZeroDivisionError("of the hook"),
     httpx.ConnectError("of the hook"),
