@@ -47,6 +47,7 @@ class AsyncPager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
             AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
         """
         return _Items(self._walk())
 
@@ -60,6 +61,7 @@ class AsyncPager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
             AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
         """
         return self._walk()
 

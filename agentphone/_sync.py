@@ -43,6 +43,7 @@ class Pager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
             AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
         """
         return _portal.iterate(self._async.__aiter__())
 
@@ -56,6 +57,7 @@ class Pager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
             AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
         """
         return _portal.iterate(self._async.pages())
 

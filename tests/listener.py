@@ -42,9 +42,8 @@ class Listener:
 def listening() -> Iterator[Listener]:
     """Listen on a free port of this machine.
 
-    It answers each conversation's id with a conversation of that id, and the list with a page of one,
-    always another one. The answer to
-    what begins with `hold` never comes.
+    It answers each conversation's id with a conversation of that id, and the list with a page of one, always another
+    one. The answer to what begins with `hold` never comes.
     """
     seen = Listener()
 
