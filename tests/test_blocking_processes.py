@@ -256,6 +256,22 @@ def test_after_a_fork_child_and_parent_have_connections_of_their_own(leave: str,
 
 
 @NEEDS_FORK
+def test_a_childs_first_call_may_come_from_another_thread_than_the_one_that_forked(listener: Listener) -> None:
+    program = """
+        get("parent")
+        def work():
+            thread = threading.Thread(target=get, args=("child",), daemon=True)
+            thread.start()
+            thread.join(20)
+            assert not thread.is_alive(), "it waits for a lock that its parent held"
+        join(in_child(work))
+        get("parent")
+        """
+    assert run(FORKED + textwrap.dedent(program), listener.url) == ["child True"]
+    assert len(listener.ports("child")) == 1
+
+
+@NEEDS_FORK
 def test_a_child_that_only_drops_or_closes_what_it_inherited_harms_no_one(listener: Listener) -> None:
     program = """
         get("parent")
