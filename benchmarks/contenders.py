@@ -1,0 +1,337 @@
+"""One contender at one job, in a process of its own: it reads how many units to do, does them and prints a figure.
+
+    python benchmarks/contenders.py JOB LIBRARY URL SIZE
+
+The numbers come in lines on stdin. A figure is in seconds for one unit, or in bytes. Whose `agentphone` is imported,
+PYTHONPATH says. Imports nothing of `benchmarks`, and at the top only what every interpreter has loaded: what a library
+loads is part of what is measured.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Sized
+
+    Turn = Callable[[int], float]
+    """Do so many units, and give the figure."""
+    AsyncCall = Callable[[], Awaitable[Sized]]
+    """Read a page of one conversation."""
+
+
+# What a user of each library writes. Each gets as many connections as calls, where its public face lets it.
+
+
+def ours_async(url: str, width: int) -> AsyncCall:
+    """Give a call of this SDK: models, with their instants parsed."""
+    from agentphone import AsyncClient
+
+    client = AsyncClient("key", base_url=url, max_connections=max(width, 20))
+    return lambda: client.conversations.list(limit=1).page()
+
+
+def vendor_async(url: str, _: int) -> AsyncCall:
+    """Give a call of the vendor's SDK: models, with instants left as text. Its 100 connections cannot be changed."""
+    from agentphone import AsyncAgentPhone  # type: ignore[attr-defined]  # the vendor's package of this name
+
+    client = AsyncAgentPhone("key", base_url=url)
+
+    async def call() -> Sized:
+        page: Sized = (await client.conversations.list(limit=1)).data
+        return page
+
+    return call
+
+
+def httpx_async(url: str, width: int) -> AsyncCall:
+    """Give a call of httpx alone: dicts. The query is written into the URL, which is the fastest way."""
+    import httpx
+
+    limits = httpx.Limits(max_connections=max(width, 100), max_keepalive_connections=max(width, 20))
+    client = httpx.AsyncClient(headers={"Authorization": "Bearer key"}, limits=limits)
+
+    async def call() -> Sized:
+        page: Sized = (await client.get(f"{url}/v1/conversations?limit=1&offset=0")).json()["data"]
+        return page
+
+    return call
+
+
+def aiohttp_async(url: str, width: int) -> AsyncCall:
+    """Give a call of aiohttp alone, whose parser is in C: the bound of what an asyncio client can do."""
+    import json
+
+    import aiohttp
+
+    session: aiohttp.ClientSession | None = None
+
+    async def call() -> Sized:
+        nonlocal session
+        if session is None:  # it wants a running event loop
+            connector = aiohttp.TCPConnector(limit=max(width, 100))
+            session = aiohttp.ClientSession(headers={"Authorization": "Bearer key"}, connector=connector)
+        async with session.get(f"{url}/v1/conversations?limit=1&offset=0") as response:
+            page: Sized = json.loads(await response.read())["data"]
+            return page
+
+    return call
+
+
+def ours_blocking(url: str) -> Callable[[], Sized]:
+    """Give a blocking call of this SDK: models, with their instants parsed."""
+    from agentphone import Client
+
+    client = Client("key", base_url=url)
+    return lambda: client.conversations.list(limit=1).page()
+
+
+def vendor_blocking(url: str) -> Callable[[], Sized]:
+    """Give a blocking call of the vendor's SDK, on requests: models, with instants left as text."""
+    import agentphone
+
+    client = agentphone.AgentPhone("key", base_url=url)  # type: ignore[attr-defined]  # the vendor's package
+
+    def call() -> Sized:
+        page: Sized = client.conversations.list(limit=1).data
+        return page
+
+    return call
+
+
+def httpx_blocking(url: str) -> Callable[[], Sized]:
+    """Give a call of `httpx.Client`: dicts."""
+    import httpx
+
+    client = httpx.Client(headers={"Authorization": "Bearer key"})
+
+    def call() -> Sized:
+        page: Sized = client.get(f"{url}/v1/conversations?limit=1&offset=0").json()["data"]
+        return page
+
+    return call
+
+
+# The jobs
+
+
+def calls(library: str, url: str, size: int) -> Turn:
+    """Make calls with `size` of them in flight."""
+    import asyncio
+
+    makers = {"ours": ours_async, "vendor": vendor_async, "httpx": httpx_async, "aiohttp": aiohttp_async}
+    call = makers[library](url, size)
+    runner = _runner()
+
+    async def one_after_another(units: int) -> None:
+        for _ in range(units):
+            await call()
+
+    async def turn(units: int) -> float:
+        assert len(await call()) == 1
+        # Not measured: what idled while the others had their turns opens its connections again.
+        await asyncio.gather(*(one_after_another(1) for _ in range(size)))
+        began = time.perf_counter()
+        if size == 1:
+            await one_after_another(units)
+        else:
+            await asyncio.gather(*(one_after_another(units // size) for _ in range(size)))
+        return (time.perf_counter() - began) / units
+
+    return lambda units: runner.run(turn(units))
+
+
+def blocking_calls(library: str, url: str, _: int) -> Turn:
+    """Make blocking calls, one at a time."""
+    call = {"ours": ours_blocking, "vendor": vendor_blocking, "httpx": httpx_blocking}[library](url)
+
+    def turn(units: int) -> float:
+        assert len(call()) == 1
+        began = time.perf_counter()
+        for _ in range(units):
+            call()
+        return (time.perf_counter() - began) / units
+
+    return turn
+
+
+def iterate(library: str, url: str, size: int) -> Turn:
+    """Read a list of `size` conversations from end to end: here in pages at once, there in the loop one would write."""
+    runner = _runner()
+    read: Callable[[], Awaitable[int]]
+    if library == "ours":
+        from agentphone import AsyncClient
+
+        client = AsyncClient("key", base_url=url)
+
+        async def read_ours() -> int:
+            ids = {conversation.id async for conversation in client.conversations.list(concurrency=8)}
+            return len(ids)
+
+        read = read_ours
+    else:
+        from agentphone import AsyncAgentPhone  # type: ignore[attr-defined]  # the vendor's package of this name
+
+        theirs = AsyncAgentPhone("key", base_url=url)
+
+        async def read_vendor() -> int:
+            ids: set[str] = set()
+            offset = 0
+            while True:
+                page = await theirs.conversations.list(limit=100, offset=offset)
+                ids.update(conversation.id for conversation in page.data)
+                offset += len(page.data)
+                if not page.has_more:
+                    return len(ids)
+
+        read = read_vendor
+
+    async def turn(units: int) -> float:
+        began = time.perf_counter()
+        for _ in range(units):
+            assert await read() == size
+        return (time.perf_counter() - began) / units
+
+    return lambda units: runner.run(turn(units))
+
+
+def decode(library: str, url: str, _: int) -> Turn:
+    """Make models of the page at `url`, from bytes."""
+    import json
+    import urllib.request
+
+    with urllib.request.urlopen(url) as answer:
+        body: bytes = answer.read()
+    is_history = "/messages" in url
+    if library == "ours":
+        from agentphone import Conversation, Message, Page
+        from agentphone._decoding import decode as decode_ours
+
+        shape: type[Page[Message] | Page[Conversation]] = Page[Message] if is_history else Page[Conversation]
+
+        def make() -> object:
+            return decode_ours(body, shape)
+
+    elif library == "vendor":
+        from agentphone.models import ConversationList, MessageList  # type: ignore[attr-defined]  # the vendor's
+
+        from_dict = (MessageList if is_history else ConversationList).from_dict
+
+        def make() -> object:
+            return from_dict(json.loads(body))
+
+    else:
+
+        def make() -> object:
+            return json.loads(body)
+
+    def turn(units: int) -> float:
+        make()
+        began = time.perf_counter()
+        for _ in range(units):
+            make()
+        return (time.perf_counter() - began) / units
+
+    return turn
+
+
+def load(library: str, _url: str, _size: int) -> Turn:
+    """Import a library, once."""
+
+    def turn(_: int) -> float:
+        began = time.perf_counter()
+        if library == "dependencies":
+            import anyio  # noqa: F401
+            import attrs  # noqa: F401
+            import cattrs  # noqa: F401
+            import httpx  # noqa: F401
+        else:
+            import agentphone  # noqa: F401
+        return time.perf_counter() - began
+
+    return turn
+
+
+def create(_library: str, url: str, size: int) -> Turn:
+    """Create `size` clients, up to where each can send, and give the time of the last."""
+    from agentphone import APIConnectionError, AsyncClient
+
+    runner = _runner()
+
+    async def turn(_: int) -> float:
+        for _ in range(size):
+            began = time.perf_counter()
+            # A client opens nothing and loads no certificates before its first call. Nobody listens there, so that the
+            # call ends at the socket and nothing but the client's own work is in it.
+            client = AsyncClient("key", base_url=url, max_retries=0)
+            try:
+                await client.conversations.get("conv_1")
+            except APIConnectionError:
+                took = time.perf_counter() - began
+            else:
+                raise AssertionError("nobody should listen there")
+        return took
+
+    return lambda units: runner.run(turn(units))
+
+
+def stream(_library: str, url: str, size: int) -> Turn:
+    """Read a history of `size` messages and give the peak of the process's memory: what the system lent it at most."""
+    from agentphone import AsyncClient
+
+    runner = _runner()
+
+    async def turn(_: int) -> float:
+        client = AsyncClient("key", base_url=url)
+        count = 0
+        async for _message in client.conversations.messages("conv_1", limit=size):
+            count += 1
+        assert count == size
+        return _peak_memory()
+
+    return lambda units: runner.run(turn(units))
+
+
+def _peak_memory() -> float:
+    """Give the peak of resident memory in bytes. Linux: `ru_maxrss` would begin with the parent's, from the fork."""
+    from pathlib import Path
+
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return float(line.split()[1]) * 1024
+    import resource
+
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def _runner() -> asyncio.Runner:
+    import asyncio
+
+    return asyncio.Runner()
+
+
+JOBS = {
+    "calls": calls,
+    "blocking_calls": blocking_calls,
+    "iterate": iterate,
+    "decode": decode,
+    "load": load,
+    "create": create,
+    "stream": stream,
+}
+
+
+def main() -> None:
+    """Take turns."""
+    job, library, url, size = sys.argv[1:]
+    turn = JOBS[job](library, url, int(size))
+    for line in sys.stdin:
+        print(turn(int(line)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

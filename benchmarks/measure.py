@@ -1,0 +1,140 @@
+"""Let the contenders of a row take turns, and compare what they took. It starts processes and knows no library.
+
+Others use the machine, too: so each round gives every contender a turn, the next in another order, and what is compared
+is the two figures of one round. The server has a core of its own where there are two, all contenders share another.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from benchmarks.rows import Contender, Peer, Row, Server
+
+HERE = Path(__file__).parent
+SCALE = {"µs": 1e6, "ms": 1e3, "s": 1.0, "MiB": 1 / 1024**2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Ours against one peer: a line of the table. Figures are in the row's unit, medians of all rounds."""
+
+    row: str
+    work: str
+    peer: str
+    unit: str
+    compares: str
+    ours: float
+    theirs: float
+    compared: float
+    """The median of ours ÷ theirs, or of ours less theirs, of one round."""
+    quartiles: tuple[float, float]
+    """Its spread: between these lie half of the rounds."""
+    goal: float | None
+    rounds: int
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the goal was reached; None without one."""
+        return None if self.goal is None else self.compared <= self.goal
+
+
+def measure(row: Row, folders: Mapping[str, Path], *, quick: bool) -> list[Result]:
+    """Measure a row.
+
+    Args:
+        row: What to measure; peers whose library has no folder are left out.
+        folders: Where each library's `agentphone` is imported from.
+        quick: Whether to do with few rounds.
+
+    Returns:
+        A result for each peer.
+    """
+    contenders = [row.ours, *row.peers]
+    figures: dict[Contender, list[float]] = {contender: [] for contender in contenders}
+    with ExitStack() as stack:
+        url = row.path
+        if not url.startswith("https:"):
+            url = stack.enter_context(serving(row.server)) + url
+        if not row.is_fresh:
+            workers = {each: stack.enter_context(_working(row, each, url, folders)) for each in contenders}
+        for number in range(-int(row.warms_up), row.quick_rounds if quick else row.rounds):
+            units = row.units if number >= 0 else max(1, row.units // 5)
+            for contender in contenders if number % 2 else reversed(contenders):
+                if row.is_fresh:
+                    with _working(row, contender, url, folders) as worker:
+                        figure = _turn(worker, units)
+                else:
+                    figure = _turn(workers[contender], units)
+                if number >= 0:  # the one before warms up
+                    figures[contender].append(figure * SCALE[row.unit])
+    return [_compare(row, peer, figures[row.ours], figures[peer]) for peer in row.peers]
+
+
+def _compare(row: Row, peer: Peer, ours: list[float], theirs: list[float]) -> Result:
+    pairs = zip(ours, theirs, strict=True)
+    compared = [mine / other if row.compares == "ratio" else mine - other for mine, other in pairs]
+    low, _, high = statistics.quantiles(compared, n=4, method="inclusive") if len(compared) > 1 else compared * 3
+    return Result(
+        row=row.name,
+        work=row.work,
+        peer=peer.label,
+        unit=row.unit,
+        compares=row.compares,
+        ours=statistics.median(ours),
+        theirs=statistics.median(theirs),
+        compared=statistics.median(compared),
+        quartiles=(low, high),
+        goal=peer.goal,
+        rounds=len(compared),
+    )
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[str]:
+    """Serve on a core of its own, and give the URL."""
+    options = ("--conversations", server.conversations, "--messages", server.messages, "--delay", server.delay)
+    with _process("server.py", *options, core=-1) as process:
+        yield f"http://127.0.0.1:{cast('IO[str]', process.stdout).readline().strip()}"
+
+
+@contextmanager
+def _working(row: Row, contender: Contender, url: str, folders: Mapping[str, Path]) -> Iterator[subprocess.Popen[str]]:
+    size = row.size if contender.size is None else contender.size
+    library = "ours" if contender.library == "other" else contender.library
+    with _process("contenders.py", row.job, library, url, size, core=0, path=folders.get(contender.library)) as process:
+        yield process
+
+
+def _turn(worker: subprocess.Popen[str], units: int) -> float:
+    cast("IO[str]", worker.stdin).write(f"{units}\n")
+    cast("IO[str]", worker.stdin).flush()
+    said = cast("IO[str]", worker.stdout).readline()
+    if not said:
+        raise SystemExit(f"{' '.join(map(str, cast('list[str]', worker.args)[2:]))} ended; its error is above.")
+    return float(said)
+
+
+@contextmanager
+def _process(script: str, *arguments: object, core: int, path: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Run one of the two scripts on one core, the last or the first, until the context ends."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTPHONE_")}
+    environment["PYTHONPATH"] = str(path or "")
+    command = [sys.executable, "-P", str(HERE / script), *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            if sys.platform == "linux":
+                cores = sorted(os.sched_getaffinity(0))
+                os.sched_setaffinity(process.pid, {cores[core]})
+            yield process
+        finally:
+            process.kill()
