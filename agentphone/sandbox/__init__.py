@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import httpx
 
-from agentphone.sandbox._app import App, new_message
+from agentphone.sandbox._app import CONTEXT_LIMIT, DELIVERIES, App, deliveries_limit, new_message, new_webhook
+from agentphone.sandbox._delivery import Deliverer
 from agentphone.sandbox._demonstration import demonstration
 from agentphone.sandbox._faults import Faults, ReceivedRequest, Requests
 from agentphone.sandbox._reading import Reading
@@ -25,9 +26,14 @@ class Sandbox:
     Its methods may be called from any thread. A forked child has the same file, or an empty memory of its own (with the
     demonstration data, if that was loaded).
 
+    Once a webhook is set, a thread delivers to it what is received, until the sandbox is closed; one that is opened on
+    the same file goes on with what is pending, whoever stored it.
+
     Args:
         path: The database file, made if it is missing; None keeps the data in memory.
         api_key: The only bearer key to accept over HTTP; None accepts any that is not empty.
+        retry_scale: The factor on the pauses of 1, 2, 4, 8 and 16 seconds between the attempts of a webhook delivery,
+            from 0; a small one for tests.
 
     Attributes:
         app: The ASGI application.
@@ -35,14 +41,26 @@ class Sandbox:
         requests: The last 1,000 requests received, oldest first; a deque, to be read and cleared.
 
     Raises:
-        ValueError: The key is empty.
+        ValueError: The key is empty, or the factor is not a number from 0 on.
         sqlite3.Error: The file cannot be opened as a database.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        api_key: str | None = None,
+        retry_scale: float = 1.0,
+    ) -> None:
         if api_key is not None and not api_key.strip():
             raise ValueError("api_key must not be empty")
+        if not 0 <= retry_scale < float("inf"):
+            raise ValueError(f"retry_scale must be a number from 0 on: {retry_scale}")
         self._store = Store(path)
+        self._deliverer = Deliverer(self._store, retry_scale=retry_scale, polls=path is not None)
+        self._store.on_webhook = self._deliverer.wake
+        if self._store.has_webhook():  # What is pending in the file since its last process ended, goes out now.
+            self._deliverer.wake()
         self.faults: Faults = Faults()
         self.requests: Requests = Requests()
         self.app: App = App(self._store, api_key, self.faults, self.requests)
@@ -66,7 +84,7 @@ class Sandbox:
         """Store a text from a person to the agent's number, as if it had just come in.
 
         The pair's first text makes their conversation; every one moves it to the front of the list, unless it is dated
-        before the last one.
+        before the last one. If a webhook is set, it is delivered there soon.
 
         Args:
             from_number: The person's number.
@@ -101,6 +119,41 @@ class Sandbox:
         """
         return self._store.add(new_message("outbound", from_number, to_number, body, at))
 
+    def set_webhook(self, url: str, secret: str, context_limit: int = CONTEXT_LIMIT) -> None:
+        """Deliver every text that is received from now on to a URL, as the API does: signed, and again if it fails.
+
+        It is kept with the data, and takes the place of the one before, for deliveries that are pending as well. A
+        delivery has the conversation's metadata and history as they were when the text came. It succeeds with a 2xx
+        within 10 seconds; after 6 attempts it has failed. Up to 16 are attempted at once and none waits for another, so
+        that they may arrive in another order, and one whose answer was lost arrives twice, under the same id.
+
+        Args:
+            url: Where to, `http://` or `https://`; proxies are not used.
+            secret: The key of the signatures.
+            context_limit: How many earlier messages of the conversation come along, oldest first, 0 to 50.
+
+        Raises:
+            ValueError: One of them cannot be; the text does not tell the secret.
+        """
+        self._store.set_webhook(new_webhook(url, secret, context_limit))
+
+    def deliveries(self, limit: int = DELIVERIES) -> list[dict[str, Any]]:
+        """Give the webhook deliveries, newest first, as `GET /sandbox/deliveries` does.
+
+        Args:
+            limit: How many, 1 to 1,000.
+
+        Returns:
+            Each with `id`, `event`, `conversationId`, `messageId`, `createdAt`, its `status` (`pending`, `delivered` or
+            `failed`) and its `attempts`: when each began (`at`), the HTTP `status` of its answer or None, the `error`
+            or None, and the `seconds` that it took.
+
+        Raises:
+            ValueError: The limit is out of range.
+        """
+        deliveries: list[dict[str, Any]] = self._store.deliveries(limit=deliveries_limit(limit))["data"]
+        return deliveries
+
     def remove_conversation(self, conversation_id: str) -> bool:
         """Remove a conversation with its messages, as a real list may lose one while it is read.
 
@@ -117,7 +170,8 @@ class Sandbox:
         self._store.fill(*demonstration())
 
     def close(self) -> None:
-        """Close the database; what was in memory is gone. May be called twice."""
+        """End the deliveries and close the database; what was in memory is gone. May be called twice."""
+        self._deliverer.close()
         self._store.close()
 
     def __enter__(self) -> Self:

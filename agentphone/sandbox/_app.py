@@ -16,17 +16,20 @@ from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import anyio.lowlevel
+import httpx
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
 from agentphone.sandbox._reading import instant_of
-from agentphone.sandbox._store import NewMessage, Store
+from agentphone.sandbox._store import NewMessage, Store, Webhook
 
 MAX_BODY = 1024 * 1024
 MAX_NESTING = 100  # Far below Python's recursion limit: what is stored must be printable from anywhere.
 DETAIL_MESSAGES = 50  # In a conversation, unless message_limit says otherwise.
+DELIVERIES, MOST_DELIVERIES = 100, 1000
+CONTEXT_LIMIT, MOST_CONTEXT = 10, 50
 CODES = {
     400: ("BAD_REQUEST", "invalid_request_error"),
     401: ("UNAUTHORIZED", "authentication_error"),
@@ -135,6 +138,10 @@ class App:
                 handlers = {"GET": lambda request, _: self._messages(request, conversation_id)}
             case ["", "sandbox", "messages"]:
                 handlers = {"POST": lambda _, body: self._add_message(body)}
+            case ["", "sandbox", "webhook"]:
+                handlers = {"PUT": lambda _, body: self._set_webhook(body)}
+            case ["", "sandbox", "deliveries"]:
+                handlers = {"GET": self._deliveries}
             case _:
                 raise RefusalError(404, "There is nothing at this path.")
         if method not in handlers:
@@ -180,6 +187,16 @@ class App:
         message = new_message(*(fields.get(name) for name in ("direction", "from", "to", "body", "at")))
         return _json(201, self._store.add(message))
 
+    def _set_webhook(self, body: bytes) -> Response:
+        fields = _object(body)
+        webhook = new_webhook(fields.get("url"), fields.get("secret"), fields.get("contextLimit", CONTEXT_LIMIT))
+        self._store.set_webhook(webhook)
+        return _json(200, {"url": webhook.url, "contextLimit": webhook.context_limit})
+
+    def _deliveries(self, request: Request, _: bytes) -> Response:
+        limit = _integer(request, "limit", DELIVERIES, lowest=1, highest=MOST_DELIVERIES)
+        return _json(200, self._store.deliveries(limit=limit))
+
 
 def new_message(direction: object, from_number: object, to_number: object, body: object, at: object) -> NewMessage:
     """Check the parts of a message that is to be stored.
@@ -204,6 +221,42 @@ def new_message(direction: object, from_number: object, to_number: object, body:
     except (ValueError, AttributeError) as error:
         raise FieldError("at", "must be ISO 8601 with an offset or Z.") from error
     return NewMessage(direction, agent_number, participant, text, instant)
+
+
+def new_webhook(url: object, secret: object, context_limit: object) -> Webhook:
+    """Check the parts of a webhook that is to be stored.
+
+    Args:
+        url: An `http://` or `https://` URL.
+        secret: The key of the signatures, a text that is not empty.
+        context_limit: How many earlier messages come with each delivery, 0 to 50.
+
+    Raises:
+        FieldError: One of them is something else; the text does not tell the secret.
+    """
+    text = _text("url", url)
+    try:
+        parsed = httpx.URL(text)
+        good = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 0) <= 65535
+    except httpx.InvalidURL:
+        good = False
+    if not good:
+        raise FieldError("url", "must be an http:// or https:// URL.")
+    key = _text("secret", secret)
+    if type(context_limit) is not int or not 0 <= context_limit <= MOST_CONTEXT:
+        raise FieldError("contextLimit", f"must be an integer, 0 to {MOST_CONTEXT}.")
+    return Webhook(text, key, context_limit)
+
+
+def deliveries_limit(limit: int) -> int:
+    """Check how many deliveries are asked for.
+
+    Raises:
+        FieldError: It is not 1 to 1,000.
+    """
+    if not 1 <= limit <= MOST_DELIVERIES:
+        raise FieldError("limit", f"must be an integer, 1 to {MOST_DELIVERIES}.")
+    return limit
 
 
 def _text(field: str, value: object, *, may_be_empty: bool = False) -> str:

@@ -6,6 +6,7 @@ of a list, a deque or an iterator.
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
 
 import attrs
 from starlette.requests import Request
@@ -23,7 +24,7 @@ class ReceivedRequest:
         path: The path, percent-encoded as it was sent, without the query.
         query: The query's parameters, decoded; of a repeated one the last.
         headers: By lower-case name; `***` stands for the value of `authorization`.
-        body: The first 64 KiB of the body.
+        body: The first 64 KiB of the body; `***` stands for that of `/sandbox/webhook`, which has the secret.
     """
 
     method: str
@@ -38,7 +39,8 @@ class ReceivedRequest:
         headers = dict(request.headers)
         if "authorization" in headers:
             headers["authorization"] = "***"
-        return cls(request.method, path, dict(request.query_params), headers, body[:RECORDED_BODY])
+        recorded = b"***" if unquote(path) == "/sandbox/webhook" else body[:RECORDED_BODY]
+        return cls(request.method, path, dict(request.query_params), headers, recorded)
 
 
 class Requests(deque[ReceivedRequest]):

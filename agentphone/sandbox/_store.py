@@ -47,6 +47,24 @@ SCHEMA = (
         direction TEXT NOT NULL,
         body TEXT NOT NULL,
         PRIMARY KEY (conversation, received_at, position)) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS webhook (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        url TEXT NOT NULL,
+        secret TEXT NOT NULL,
+        context_limit INTEGER NOT NULL)""",
+    # due: seconds since 1970, before which nobody attempts it; whoever attempts it claims it by moving that on.
+    """CREATE TABLE IF NOT EXISTS deliveries (
+        serial INTEGER PRIMARY KEY,
+        id TEXT NOT NULL,
+        conversation_id TEXT NOT NULL,
+        message_id TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        created_at INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        attempts TEXT NOT NULL,
+        due REAL NOT NULL,
+        claim TEXT)""",
+    "CREATE INDEX IF NOT EXISTS by_due ON deliveries (due, serial) WHERE status = 'pending'",
 )
 TOTAL = "SELECT count(*) FROM conversations"
 PAGE = "SELECT * FROM conversations ORDER BY last_message_at DESC, serial DESC LIMIT ? OFFSET ?"
@@ -65,6 +83,19 @@ TOUCH = """INSERT INTO conversations
         last_message_at = max(excluded.last_message_at, last_message_at)
     RETURNING *"""
 ADD = "INSERT INTO messages VALUES (:conversation, :received_at, :position, :id, :direction, :body)"
+WEBHOOK = "SELECT url, secret, context_limit FROM webhook"
+SET_WEBHOOK = "INSERT OR REPLACE INTO webhook VALUES (1, ?, ?, ?)"
+ENQUEUE = """INSERT INTO deliveries
+    (id, conversation_id, message_id, payload, created_at, status, attempts, due)
+    VALUES (:id, :conversation_id, :message_id, :payload, :created_at, 'pending', '[]', :due)"""
+DUE = "SELECT due FROM deliveries WHERE status = 'pending' ORDER BY due, serial LIMIT 1"
+CLAIM = """UPDATE deliveries SET due = :until, claim = :claim WHERE serial IN (
+        SELECT serial FROM deliveries WHERE status = 'pending' AND due <= :now ORDER BY due, serial LIMIT :limit)
+    RETURNING *"""
+# Only by who still has the claim: one that it lost to another process by being late is that one's to tell.
+FINISH = """UPDATE deliveries SET status = :status, attempts = :attempts, due = :due, claim = NULL
+    WHERE serial = :serial AND claim = :claim"""
+DELIVERIES = "SELECT * FROM deliveries ORDER BY serial DESC LIMIT ?"
 
 PREVIEW_LENGTH = 100
 EARLIEST, LATEST = -(2**63), 2**63 - 1
@@ -81,11 +112,38 @@ class NewMessage:
     at: int
 
 
+@attrs.frozen
+class Webhook:
+    """Where every inbound message is delivered to, signed with what, and with how many earlier messages."""
+
+    url: str
+    secret: str = attrs.field(repr=False)
+    context_limit: int
+
+
+@attrs.frozen
+class Delivery:
+    """One delivery that is claimed: nobody else attempts it until the claim runs out or it is finished."""
+
+    serial: int
+    id: str
+    payload: bytes
+    attempts: list[dict[str, Any]]
+    claim: str
+    webhook: Webhook
+
+
 class Store:
-    """Keep conversations and messages, for any number of threads and, in a file, of processes."""
+    """Keep conversations, messages and webhook deliveries, for any number of threads and, in a file, of processes.
+
+    Attributes:
+        reading: How instants are printed and pages cut.
+        on_webhook: Called when there may be something new to deliver, after it is committed.
+    """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.reading: Reading = Reading()
+        self.on_webhook: Callable[[], object] = lambda: None
         # Absolute, because a connection may be opened again after somebody has changed the directory.
         self._path = None if path is None else Path(path).absolute()
         self._lock = threading.Lock()
@@ -153,7 +211,14 @@ class Store:
     def add(self, message: NewMessage) -> dict[str, Any]:
         """Store one message, with its conversation if it is the pair's first, and give it with `conversationId`."""
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            return self._insert(connection, message, _random_hex)
+            added = self._insert(connection, message, _random_hex)
+            webhook = connection.execute(WEBHOOK).fetchone() if message.direction == "inbound" else None
+            if webhook is not None:
+                # In the same transaction: no message is stored whose delivery could be lost.
+                self._enqueue(connection, message, added, webhook["context_limit"])
+        if webhook is not None:
+            self.on_webhook()
+        return added
 
     def remove(self, conversation_id: str) -> bool:
         """Remove a conversation and its messages; tell whether it was there."""
@@ -188,6 +253,111 @@ class Store:
             refill(connection)
             if self._path is None:
                 self._refill = refill
+
+    def set_webhook(self, webhook: Webhook) -> None:
+        """Store where deliveries go from now on, those that are pending included."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            connection.execute(SET_WEBHOOK, (webhook.url, webhook.secret, webhook.context_limit))
+        self.on_webhook()
+
+    def has_webhook(self) -> bool:
+        """Tell whether there is anywhere to deliver to."""
+        with self._transaction("BEGIN") as connection:
+            return connection.execute(WEBHOOK).fetchone() is not None
+
+    def deliveries(self, *, limit: int) -> dict[str, Any]:
+        """Give the newest deliveries, newest first."""
+        with self._transaction("BEGIN") as connection:
+            rows = connection.execute(DELIVERIES, (limit + 1,)).fetchall()
+        data = [
+            {
+                "id": row["id"],
+                "event": "agent.message",
+                "conversationId": row["conversation_id"],
+                "messageId": row["message_id"],
+                "status": row["status"],
+                "attempts": json.loads(row["attempts"]),
+                "createdAt": self.reading.print(row["created_at"]),
+            }
+            for row in rows[:limit]
+        ]
+        return {"data": data, "hasMore": len(rows) > limit}
+
+    def next_due(self) -> float | None:
+        """Tell when the next delivery can be claimed, in seconds since 1970; None if none is pending."""
+        with self._transaction("BEGIN") as connection:
+            row = connection.execute(DUE).fetchone()
+        return None if row is None else row["due"]
+
+    def claim(self, *, now: float, seconds: float, limit: int) -> list[Delivery]:
+        """Claim deliveries that are due, the longest due first: until `seconds` from now nobody else gets them."""
+        claim = secrets.token_hex(8)
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            webhook = connection.execute(WEBHOOK).fetchone()
+            values = {"until": now + seconds, "claim": claim, "now": now, "limit": limit}
+            rows = connection.execute(CLAIM, values).fetchall()
+        rows.sort(key=lambda row: row["serial"])
+        return [
+            Delivery(row["serial"], row["id"], row["payload"], json.loads(row["attempts"]), claim, Webhook(*webhook))
+            for row in rows
+        ]
+
+    def finish(self, delivery: Delivery, *, status: str, attempts: list[dict[str, Any]], due: float) -> None:
+        """End a claim with what came of it, unless somebody else has the delivery by now."""
+        values = {
+            "serial": delivery.serial,
+            "claim": delivery.claim,
+            "status": status,
+            "attempts": json.dumps(attempts),
+            "due": due,
+        }
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            connection.execute(FINISH, values)
+
+    def _enqueue(
+        self, connection: sqlite3.Connection, message: NewMessage, added: dict[str, Any], context_limit: int
+    ) -> None:
+        conversation = connection.execute(ONE, (added["conversationId"],)).fetchone()
+        # The message itself is the first of these; it is no part of its own history.
+        bounds = (conversation["serial"], EARLIEST, message.at, context_limit + 1)
+        earlier = connection.execute(NEWEST, bounds).fetchall()[1:]
+        payload = {
+            "event": "agent.message",
+            "channel": "sms",
+            "timestamp": added["receivedAt"],
+            "agentId": _id_of("agt", message.agent_number),
+            "data": {
+                "conversationId": added["conversationId"],
+                "messageId": added["id"],
+                "numberId": _id_of("num", message.agent_number),
+                "from": added["fromNumber"],
+                "to": added["toNumber"],
+                "message": added["body"],
+                "mediaUrl": None,
+                "direction": added["direction"],
+                "receivedAt": added["receivedAt"],
+            },
+            "conversationState": None if conversation["metadata"] is None else json.loads(conversation["metadata"]),
+            "recentHistory": [
+                {
+                    "content": row["body"],
+                    "direction": row["direction"],
+                    "channel": "sms",
+                    "at": self.reading.print(row["received_at"]),
+                }
+                for row in reversed(earlier)
+            ],
+        }
+        values = {
+            "id": f"dlv_{_random_hex()}",
+            "conversation_id": added["conversationId"],
+            "message_id": added["id"],
+            # Escaped to ASCII, because metadata may hold halves of surrogate pairs.
+            "payload": json.dumps(payload).encode(),
+            "created_at": time.time_ns() // 1000,
+            "due": time.time(),
+        }
+        connection.execute(ENQUEUE, values)
 
     def _insert(
         self, connection: sqlite3.Connection, message: NewMessage, new_hex: Callable[[], str]

@@ -25,6 +25,7 @@ def serve(
     db: str | os.PathLike[str] | None = None,
     api_key: str | None = None,
     demo: bool = False,
+    retry_scale: float = 1.0,
 ) -> int:
     """Serve a sandbox until Ctrl-C or SIGTERM.
 
@@ -36,12 +37,13 @@ def serve(
         db: The database file; None keeps the data in memory.
         api_key: The only bearer key to accept; None accepts any that is not empty.
         demo: Whether to load the demonstration data, if there is no data yet.
+        retry_scale: The factor on the pauses between the attempts of a webhook delivery, from 0.
 
     Returns:
         The exit code: 0 after Ctrl-C or SIGTERM; 1 if the address or the file could not be opened, which stderr says.
 
     Raises:
-        ValueError: The key is empty.
+        ValueError: The key is empty, or the factor is not a number from 0 on.
     """
     try:
         listener = _listen(host, port)
@@ -49,7 +51,7 @@ def serve(
         return _fail(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}")
     with listener:
         try:
-            sandbox = Sandbox(db, api_key=api_key)
+            sandbox = Sandbox(db, api_key=api_key, retry_scale=retry_scale)
         except sqlite3.Error as error:
             return _fail(f"cannot open {db}: {error}")
         with sandbox:

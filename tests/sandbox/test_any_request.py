@@ -12,8 +12,9 @@ from agentphone.sandbox import Sandbox
 
 from .conftest import ADA, AGENT
 
+NOBODY = "http://127.0.0.1:1/"
 segments = st.sampled_from(
-    [b"v1", b"conversations", b"messages", b"sandbox", b"ID", b"", b"%2F", b"%", b"%00%ff", b".."]
+    [b"v1", b"conversations", b"messages", b"sandbox", b"webhook", b"ID", b"", b"%2F", b"%", b"%00%ff", b".."]
 )
 known_paths = st.sampled_from(
     [
@@ -21,6 +22,8 @@ known_paths = st.sampled_from(
         [b"v1", b"conversations", b"ID"],
         [b"v1", b"conversations", b"ID", b"messages"],
         [b"sandbox", b"messages"],
+        [b"sandbox", b"webhook"],
+        [b"sandbox", b"deliveries"],
     ]
 )
 names = st.sampled_from([b"limit", b"offset", b"message_limit", b"before", b"after", b"other"])
@@ -28,14 +31,14 @@ instants = st.datetimes().map(lambda moment: moment.isoformat().encode() + b"Z")
 values = st.one_of(st.binary(max_size=8), st.integers().map(lambda number: str(number).encode()), instants)
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text())
 trees = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
-fields = st.sampled_from(["metadata", "direction", "from", "to", "body", "at"])
-objects = st.dictionaries(fields, st.one_of(trees, st.sampled_from(["inbound", "outbound", ADA, AGENT])))
+fields = st.sampled_from(["metadata", "direction", "from", "to", "body", "at", "url", "secret", "contextLimit"])
+objects = st.dictionaries(fields, st.one_of(trees, st.sampled_from(["inbound", "outbound", ADA, AGENT, NOBODY])))
 bodies = st.one_of(st.binary(max_size=20), objects.map(lambda body: json.dumps(body).encode()))
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    method=st.sampled_from(["GET", "PATCH", "POST", "HEAD", "X"]),
+    method=st.sampled_from(["GET", "PATCH", "POST", "PUT", "HEAD", "X"]),
     path=known_paths | st.lists(segments, max_size=5),
     query=st.lists(st.tuples(names, values), max_size=3),
     body=bodies,
