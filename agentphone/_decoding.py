@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 Hook = Callable[[Any, Any], Any]
 
-NULL_IS_EMPTY = {"media_urls"}
+NULL_IS_EMPTY = {"media_urls", "recent_history"}
 """Lists that no page promises to be there: null there says what their absence says."""
 
 
@@ -49,7 +49,15 @@ def decode(body: bytes, shape: type[T]) -> T:
     Raises:
         DecodeError: The body is not JSON, or not of that shape.
     """
-    raw = parse_json(body)
+    return structure(parse_json(body), shape)
+
+
+def structure(raw: Any, shape: type[T]) -> T:
+    """Make a model of JSON that was parsed already.
+
+    Raises:
+        DecodeError: It is not of that shape.
+    """
     try:
         return _converter(detailed=False).structure(raw, shape)
     except Exception:  # noqa: BLE001  # whatever is wrong, the second and slower look below says where it is
@@ -184,6 +192,12 @@ def _strict(wanted: type) -> Hook:
     return structure
 
 
+def _structure_float(value: Any, _: Any) -> float:
+    if type(value) is float or type(value) is int:
+        return float(value)
+    raise _wrong_type(value, "a number")
+
+
 def _structure_instant(value: Any, _: Any) -> datetime:
     if type(value) is not str:
         raise _wrong_type(value, "an ISO 8601 instant")
@@ -205,6 +219,7 @@ def _converter(*, detailed: bool) -> Converter:
     converter = Converter(detailed_validation=detailed)
     for plain in (str, int, bool):
         converter.register_structure_hook(plain, _strict(plain))
+    converter.register_structure_hook(float, _structure_float)
     converter.register_structure_hook(datetime, _structure_instant)
     converter.register_structure_hook_func(lambda shape: _origin(shape) is dict, _strict(dict))
 

@@ -6,7 +6,7 @@
     ├── APIConnectionError           no whole answer came: network, proxy, TLS, server gone
     │   └── APITimeoutError          ... within `timeout`, the seconds for one attempt
     │       └── DeadlineExceededError    ... within `deadline`, the seconds for the whole call
-    ├── ResponseDecodeError          an answer came and is not what the API promises
+    ├── ResponseDecodeError          an answer or a webhook came and is not what the API promises
     ├── PaginationError              the pages contradict each other; going on would loop or lose items
     ├── WebhookVerificationError     a webhook delivery is not from AgentPhone, or too old
     └── APIStatusError               the API said no
@@ -76,7 +76,10 @@ class PaginationError(AgentPhoneError):
 
 
 class WebhookVerificationError(AgentPhoneError):
-    """A webhook delivery is not signed by a known secret, or is too old: do not act on it."""
+    """A webhook delivery is not signed by a known secret, or not of now: do not act on it, answer with 400 or 401.
+
+    The text says what to check. It holds neither the secret nor the signature that would have been right.
+    """
 
 
 class _RequestError(AgentPhoneError):
@@ -122,13 +125,13 @@ class DeadlineExceededError(APITimeoutError):
 
 
 class ResponseDecodeError(_RequestError):
-    """An answer came and is not what the API promises: not JSON, a missing field, a wrong type.
+    """An answer or a webhook came and is not what the API promises: not JSON, a missing field, a wrong type.
 
     Attributes:
-        path: Where in the answer, in the API's own names (`data[3].lastMessageAt`); empty for the body as a whole.
-        status_code: The HTTP status of the answer.
+        path: Where in the body, in the API's own names (`data[3].lastMessageAt`); empty for the body as a whole.
+        status_code: The HTTP status of the answer; None for a webhook.
         request_id: The answer's `X-Request-ID`, or None.
-        body: The first 500 bytes of the answer.
+        body: The first 500 bytes of the body.
     """
 
     advice = "The answer is at fault, not the call; a proxy may have answered in the API's place, or the API changed."
@@ -139,7 +142,7 @@ class ResponseDecodeError(_RequestError):
         *,
         request: str,
         path: str = "",
-        status_code: int,
+        status_code: int | None,
         request_id: str | None = None,
         body: bytes = b"",
         attempts: tuple[Attempt, ...] = (),
@@ -149,12 +152,21 @@ class ResponseDecodeError(_RequestError):
         self.status_code = status_code
         self.request_id = request_id
         self.body: bytes = body[:500]
+        if status_code is None:
+            self.advice = (
+                "The signature is good, so AgentPhone sent this, and its payloads may have changed; the same delivery"
+                " fails again each time: keep what you need of it, and answer with 200 to get no more of it."
+            )
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
-        facts = f"status {self.status_code}" + (f", request id {self.request_id}" if self.request_id else "")
-        text = f"{self.request}: {where}{self.args[0]} ({facts}). The body begins {self.body!r}. {self.advice}"
-        return _one_line(text)
+        facts = [
+            f"status {self.status_code}" if self.status_code is not None else "",
+            f"request id {self.request_id}" if self.request_id else "",
+        ]
+        told = ", ".join(filter(None, facts))
+        what = f"{where}{self.args[0]}" + (f" ({told})" if told else "")
+        return _one_line(f"{self.request}: {what}. The body begins {self.body!r}. {self.advice}")
 
 
 class APIStatusError(_RequestError):
