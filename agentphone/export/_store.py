@@ -1,0 +1,271 @@
+"""What an export has taken so far, in SQLite: rows by key, so that nothing is there twice, and what is still missing.
+
+The only file that knows SQL. Each page is one transaction, and so is each step from one phase to the next: a process
+that is killed leaves what it has committed, in a state to go on from. The database is locked for as long as it is open,
+and by the system, so that the lock ends with the process.
+
+Keys are bytes, which SQLite compares as Python compares the text they stand for. Instants are microseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from attrs import define, frozen
+
+from agentphone.errors import ConfigurationError
+
+SCHEMA = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE conversations (
+        id BLOB PRIMARY KEY,
+        row BLOB NOT NULL,
+        announced INTEGER,
+        taken INTEGER NOT NULL DEFAULT 0,
+        is_complete INTEGER NOT NULL) WITHOUT ROWID""",
+    # In the order of the file, so that writing it is one walk along the table's own key. A message without a row was
+    # in an earlier export, and is not to be taken again.
+    """CREATE TABLE messages (
+        conversation BLOB NOT NULL,
+        received_at INTEGER NOT NULL,
+        id BLOB NOT NULL,
+        row BLOB,
+        PRIMARY KEY (conversation, received_at, id)) WITHOUT ROWID""",
+)
+LIST = "INSERT OR IGNORE INTO conversations (id, row, announced, is_complete) VALUES (?, ?, ?, ?)"
+NEXT = "SELECT id FROM conversations WHERE id > ? AND NOT is_complete ORDER BY id LIMIT 1"
+OLDEST = """SELECT received_at, id FROM messages WHERE conversation = ? AND row IS NOT NULL
+    ORDER BY received_at, id LIMIT 1"""
+ADD = "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?)"
+TAKEN = "UPDATE conversations SET taken = taken + ?, is_complete = ? WHERE id = ?"
+COUNTS = "SELECT count(*), total(is_complete), total(taken), sum(announced) FROM conversations"
+ROWS = {
+    "conversations": "SELECT row FROM conversations ORDER BY id",
+    "messages": "SELECT row FROM messages WHERE row IS NOT NULL ORDER BY conversation, received_at, id",
+}
+LATER = "SELECT conversation, received_at, id FROM messages WHERE received_at > ?"
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DATABASE = "export.db"
+GRACE_SECONDS = 1.0
+"""How long to wait for the lock: a process that has just been killed may still hold it."""
+
+
+@frozen
+class Listed:
+    """A conversation as it was listed."""
+
+    id: str
+    row: bytes
+    announced: int | None
+    """How many messages the API says it holds."""
+    is_complete: bool
+    """Whether none of its messages is wanted."""
+
+
+@frozen
+class Key:
+    """What tells a message, and where it stands among the others."""
+
+    conversation_id: str
+    received_at: datetime
+    id: str
+
+
+@define
+class Counts:
+    """How much there is, and how much of it was taken."""
+
+    conversations: int
+    complete: int
+    messages: int
+    announced: int | None
+
+
+class Store:
+    """The database of one export, from its beginning to its end through any number of processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / DATABASE
+        self._connection: sqlite3.Connection | None = None
+        self._last_given = b""
+
+    def open(self, arguments: Mapping[str, str]) -> dict[str, str]:
+        """Open the database and lock it; make it if there is none.
+
+        Args:
+            arguments: What the export was begun with, to be kept in a new database.
+
+        Returns:
+            What it was begun with.
+
+        Raises:
+            ConfigurationError: Another process holds the lock.
+            OSError: The disk is full, or does not let itself be written.
+        """
+        with self._typed():
+            connection = sqlite3.connect(
+                self.path, timeout=GRACE_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection = connection
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            # What was committed survives a kill, and the loss of power leaves a database that is whole, if not new.
+            connection.execute("PRAGMA synchronous = NORMAL")
+        with self._transaction() as connection:
+            if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                for statement in SCHEMA:
+                    connection.execute(statement)
+                self._put(connection, {"phase": "listing", **arguments})
+            return dict(connection.execute("SELECT name, value FROM meta"))
+
+    def close(self) -> None:
+        """Close the database and let go of its lock. May be called twice."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def remove(self) -> None:
+        """Remove the database, which nobody needs any more."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def forget_listed(self) -> None:
+        """Forget what an earlier process has listed, and did not come to an end with."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM conversations")
+
+    def add_listed(self, conversations: Iterable[Listed]) -> None:
+        """Add conversations."""
+        rows = [(_key(item.id), item.row, item.announced, item.is_complete) for item in conversations]
+        with self._transaction() as connection:
+            connection.executemany(LIST, rows)
+
+    def finish_listing(self, known: Iterable[Key], **meta: str) -> None:
+        """Note that every conversation is listed, and the messages that an earlier export has taken."""
+        rows = [(_key(key.conversation_id), _micros(key.received_at), _key(key.id), None) for key in known]
+        with self._transaction() as connection:
+            connection.executemany(ADD, rows)
+            self._put(connection, {"phase": "reading", **meta})
+
+    def next_conversation(self) -> tuple[str, Key | None] | None:
+        """Give the next conversation that is not complete, each once; and the oldest of its messages that is here."""
+        with self._typed():
+            found = self._open_connection().execute(NEXT, (self._last_given,)).fetchone()
+            if found is None:
+                return None
+            [self._last_given] = found
+            conversation_id = _text(self._last_given)
+            oldest = self._open_connection().execute(OLDEST, found).fetchone()
+        return conversation_id, None if oldest is None else Key(conversation_id, _instant(oldest[0]), _text(oldest[1]))
+
+    def add_messages(
+        self, conversation_id: str, messages: Iterable[tuple[datetime, str, bytes]], *, is_complete: bool
+    ) -> int:
+        """Add a page of messages (instant, id, row), and say how many were not here before."""
+        conversation = _key(conversation_id)
+        rows = [(conversation, _micros(instant), _key(id_), row) for instant, id_, row in messages]
+        with self._transaction() as connection:
+            new = connection.executemany(ADD, rows).rowcount if rows else 0
+            connection.execute(TAKEN, (new, is_complete, conversation))
+        return new
+
+    def leave_out(self, conversation_id: str) -> int:
+        """Forget a conversation that is not there any more, and say how many of its messages were here."""
+        conversation = _key(conversation_id)
+        with self._transaction() as connection:
+            [taken] = connection.execute("SELECT taken FROM conversations WHERE id = ?", (conversation,)).fetchone()
+            connection.execute("DELETE FROM messages WHERE conversation = ?", (conversation,))
+            connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
+            left_out = int(self._get(connection, "left_out", "0")) + 1
+            self._put(connection, {"left_out": str(left_out)})
+        return int(taken)
+
+    def counts(self) -> Counts:
+        """Count."""
+        with self._typed():
+            count, complete, taken, announced = self._open_connection().execute(COUNTS).fetchone()
+        return Counts(count, int(complete), int(taken), announced)
+
+    def rows(self, table: str, size: int) -> Iterator[Sequence[bytes]]:
+        """Give the rows of a file in its order, so many at a time."""
+        with self._typed():
+            found = self._open_connection().execute(ROWS[table])
+            while chunk := found.fetchmany(size):
+                yield [row for (row,) in chunk]
+
+    def later_than(self, instant: datetime) -> Iterator[Key]:
+        """Give the messages that were received later than an instant, those of earlier exports among them."""
+        with self._typed():
+            for conversation, received_at, id_ in self._open_connection().execute(LATER, (_micros(instant),)):
+                yield Key(_text(conversation), _instant(received_at), _text(id_))
+
+    def get(self, name: str, default: str = "") -> str:
+        """Give what was noted under a name."""
+        with self._typed():
+            return self._get(self._open_connection(), name, default)
+
+    def finish_writing(self) -> None:
+        """Note that the files are whole. It is on the disk when this returns: they are moved away next."""
+        self._open_connection().execute("PRAGMA synchronous = FULL")
+        with self._transaction() as connection:
+            self._put(connection, {"phase": "written"})
+
+    def _get(self, connection: sqlite3.Connection, name: str, default: str) -> str:
+        found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return default if found is None else str(found[0])
+
+    def _put(self, connection: sqlite3.Connection, values: Mapping[str, str]) -> None:
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+    def _open_connection(self) -> sqlite3.Connection:
+        assert self._connection is not None, "the store is closed"  # noqa: S101  # a mistake of ours
+        return self._connection
+
+    @contextmanager
+    def _transaction(self) -> Generator[sqlite3.Connection]:
+        with self._typed(), self._open_connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+
+    @contextmanager
+    def _typed(self) -> Generator[None]:
+        """Say in the words of this package what SQLite could not do."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_BUSY:
+                raise ConfigurationError(
+                    f"Another export is at work in {str(self.path.parent.parent)!r}. Wait for its end, or choose"
+                    " another directory."
+                ) from None
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise ConfigurationError(
+                    f"{str(self.path)!r} is damaged ({error}), and the export cannot go on. Delete"
+                    f" {str(self.path.parent)!r} to begin again."
+                ) from error
+            number = errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO
+            raise OSError(number, f"{os.strerror(number)} ({error})", str(self.path)) from error
+
+
+def _key(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "surrogatepass")
+
+
+def _micros(instant: datetime) -> int:
+    return (instant - EPOCH) // timedelta(microseconds=1)
+
+
+def _instant(micros: int) -> datetime:
+    return EPOCH + timedelta(microseconds=micros)

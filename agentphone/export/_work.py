@@ -1,0 +1,381 @@
+"""One export from its beginning to its end: list, read, write, put the files in their place. Each step can be repeated.
+
+Whatever blocks (SQLite, files) runs in a worker thread, one piece at a time, so that the event loop stays free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import anyio
+import anyio.to_thread
+from attrs import evolve, frozen
+
+from agentphone._client import AsyncClient
+from agentphone.errors import ConfigurationError, NotFoundError
+from agentphone.export import _files
+from agentphone.export._store import Key, Listed, Store
+from agentphone.models import Conversation, Message, Page
+
+T = TypeVar("T")
+
+VERSION = "1"
+"""Of what an export leaves for a later one. It changes with the columns, too."""
+
+PARTIAL = ".partial"
+STATE = ".last-export.json"
+TABLES = ("messages", "conversations")
+
+LAST = "last"
+OVERLAP = timedelta(hours=1)
+"""How long after its instant a message may come to light, and still be found by the next `since="last"`."""
+
+
+@frozen(kw_only=True)
+class Progress:
+    """How far an export has come, with what earlier runs of it have done."""
+
+    phase: Literal["listing", "reading", "writing"]
+    """Conversations are listed, then their messages are read, then the files are written."""
+    conversations_done: int = 0
+    """How many conversations are read to their end."""
+    conversations_total: int = 0
+    """How many there are; while listing, how many there are so far."""
+    messages_done: int = 0
+    """How many messages were read; while writing, how many are written."""
+    messages_total: int | None = None
+    """How many there will be: while reading, what the API announces (`messageCount`), or None where it does not say."""
+
+
+@frozen(kw_only=True)
+class Result:
+    """What a finished export has put where."""
+
+    conversations: int
+    """How many conversations the file has."""
+    messages: int
+    """How many messages this export has taken."""
+    left_out: int
+    """How many conversations were listed and then gone before they were read."""
+    conversations_path: Path
+    """The file of the conversations."""
+    messages_path: Path
+    """The file of the messages."""
+
+
+@frozen(kw_only=True)
+class Order:
+    """What the caller wants, checked."""
+
+    directory: Path
+    format: str
+    concurrency: int
+    since: datetime | str | None
+    """An aware instant, `"last"`, or None."""
+    on_progress: Callable[[Progress], object] | None
+
+    def file(self, table: str) -> Path:
+        """Give where a file stands in the end."""
+        return self.directory / f"{table}.{self.format}"
+
+
+@frozen
+class _Last:
+    """What the last export into a directory has left for the next one."""
+
+    settled: datetime
+    """Whatever was received until then, it has taken."""
+    known: tuple[Key, ...]
+    """What it has taken of the time since."""
+
+
+async def export(client: AsyncClient, order: Order) -> Result:
+    """Export an account."""
+    return await _Export(client, order).run()
+
+
+class _Export:
+    def __init__(self, client: AsyncClient, order: Order) -> None:
+        self._client = client
+        self._order = order
+        self._partial = order.directory / PARTIAL
+        self._store = Store(self._partial)
+        self._progress = Progress(phase="listing")
+        self._thread = anyio.CapacityLimiter(1)
+        self._lock = threading.Lock()
+
+    async def run(self) -> Result:
+        try:
+            phase = await self._in_thread(self._begin)
+            if phase == "listing":
+                await self._list()
+                phase = "reading"
+            counts = await self._in_thread(self._store.counts)
+            self._report(
+                phase="reading",
+                conversations_done=counts.complete,
+                conversations_total=counts.conversations,
+                messages_done=counts.messages,
+                messages_total=None if self._order.since else counts.announced,
+            )
+            if phase == "reading":
+                await self._read()
+                await self._write()
+            return await self._in_thread(self._finish)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._in_thread(self._store.close)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call what blocks. The lock is for asyncio's own cancellation, which does not wait for the thread."""
+
+        def work() -> T:
+            with self._lock:
+                return function(*arguments)
+
+        return await anyio.to_thread.run_sync(work, limiter=self._thread)
+
+    def _report(self, **changes: Any) -> None:
+        self._progress = evolve(self._progress, **changes)
+        if self._order.on_progress is not None:
+            self._order.on_progress(self._progress)
+
+    # The beginning
+
+    def _begin(self) -> str:
+        """Open what an earlier run has left, or begin; say in which phase it is."""
+        self._partial.mkdir(parents=True, exist_ok=True)
+        since = self._order.since
+        arguments = {
+            "version": VERSION,
+            "base_url": self._client._config.base_url,  # noqa: SLF001  # of the same house
+            "format": self._order.format,
+            "since": _files.print_instant(since) if isinstance(since, datetime) else since or "",
+        }
+        begun = self._store.open({**arguments, "key": self._seal()})
+        for name, value in arguments.items():
+            if begun[name] != value:
+                raise self._refusal(f"{name} {begun[name] or 'None'!r}, not {value or 'None'!r}")
+        if not self._is_sealed_by_our_key(begun["key"]):
+            raise self._refusal("another API key")
+        return begun["phase"]
+
+    def _refusal(self, what: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{str(self._order.directory)!r} holds an unfinished export that was begun with {what}. Finish it with that"
+            f" first, or delete {str(self._partial)!r} to begin again."
+        )
+
+    def _seal(self, salt: str | None = None) -> str:
+        """Give what tells the client's key without holding it."""
+        key = self._client._config.api_key.value or ""  # noqa: SLF001  # of the same house
+        salt = salt or secrets.token_hex(16)
+        return f"{salt}:{hashlib.pbkdf2_hmac('sha256', key.encode(), salt.encode(), 100_000).hex()}"
+
+    def _is_sealed_by_our_key(self, seal: str) -> bool:
+        return hmac.compare_digest(seal, self._seal(seal.partition(":")[0]))
+
+    # Listing
+
+    async def _list(self) -> None:
+        last = await self._in_thread(self._load_last) if self._order.since == LAST else None
+        since = last.settled if last else self._order.since
+        after = since if isinstance(since, datetime) else None
+        await self._in_thread(self._store.forget_listed)
+        settled: datetime | None = None
+        async for page in self._client.conversations.list(concurrency=self._order.concurrency).pages():
+            if settled is None:
+                settled = _settled(page)
+            listed = [_listed(item, after) for item in page]
+            if self._order.since != LAST:
+                listed = [item for item in listed if not item.is_complete]
+            await self._in_thread(self._store.add_listed, listed)
+            self._report(conversations_total=self._progress.conversations_total + len(listed))
+        await self._in_thread(
+            lambda: self._store.finish_listing(
+                last.known if last else (),
+                settled=_files.print_instant(settled or _settled(())),
+                after=_files.print_instant(after) if after else "",
+                is_continued="yes" if last else "",
+            )
+        )
+
+    # Reading
+
+    async def _read(self) -> None:
+        after = await self._in_thread(self._store.get, "after")
+        failures: list[Exception] = []
+
+        async def read_on() -> None:
+            try:
+                while (found := await self._in_thread(self._store.next_conversation)) is not None:
+                    await self._read_conversation(*found, after or None)
+            except Exception as error:  # noqa: BLE001  # raised below, alone: a task group would wrap it in a group
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for _ in range(self._order.concurrency):
+                group.start_soon(read_on)
+        if failures:
+            raise failures[0]
+
+    async def _read_conversation(self, conversation_id: str, oldest: Key | None, after: str | None) -> None:
+        """Read a conversation from the newest message to the oldest, on from where an earlier run has come to."""
+        before = None
+        if oldest is not None:
+            before = Message(id=oldest.id, received_at=oldest.received_at, from_number="", to_number="")
+        try:
+            async for page in self._client.conversations.messages(conversation_id, before=before, after=after).pages():
+                new = await self._in_thread(self._add, conversation_id, page)
+                self._report(messages_done=self._progress.messages_done + new)
+        except NotFoundError:
+            if await self._is_there(conversation_id):
+                raise
+            lost = await self._in_thread(self._store.leave_out, conversation_id)
+            self._report(
+                conversations_total=self._progress.conversations_total - 1,
+                messages_done=self._progress.messages_done - lost,
+            )
+        else:
+            self._report(conversations_done=self._progress.conversations_done + 1)
+
+    def _add(self, conversation_id: str, page: Page[Message]) -> int:
+        rows = [(item.received_at, item.id, _files.message_row(conversation_id, item)) for item in page]
+        return self._store.add_messages(conversation_id, rows, is_complete=not page.has_more)
+
+    async def _is_there(self, conversation_id: str) -> bool:
+        """Ask for the conversation itself: a 404 for its messages alone is no sign that it is gone."""
+        try:
+            await self._client.conversations.get(conversation_id, message_limit=1)
+        except NotFoundError:
+            return False
+        return True
+
+    # Writing
+
+    async def _write(self) -> None:
+        counts = await self._in_thread(self._store.counts)
+        self._report(phase="writing", messages_done=0, messages_total=counts.messages)
+        is_continued = bool(await self._in_thread(self._store.get, "is_continued"))
+        for table in TABLES:
+            steps = _files.write(
+                self._partial / self._order.file(table).name,
+                table,
+                self._store.rows(table, _files.CHUNK),
+                form=self._order.format,
+                continues=self._order.file(table) if is_continued and table == "messages" else None,
+            )
+            while (written := await self._in_thread(lambda steps=steps: next(steps, None))) is not None:
+                if table == "messages":
+                    self._report(messages_done=self._progress.messages_done + written)
+        await self._in_thread(self._save_last)
+        await self._in_thread(self._store.finish_writing)
+
+    def _finish(self) -> Result:
+        """Put the files in their place, those that an earlier run has not put there yet."""
+        counts = self._store.counts()
+        left_out = int(self._store.get("left_out", "0"))
+        for path in (*map(self._order.file, TABLES), self._order.directory / STATE):
+            with suppress(FileNotFoundError):
+                (self._partial / path.name).replace(path)
+        _sync_directory(self._order.directory)
+        self._store.remove()
+        with suppress(OSError):  # somebody else's file in it, or the next export
+            self._partial.rmdir()
+        return Result(
+            conversations=counts.conversations,
+            messages=counts.messages,
+            left_out=left_out,
+            conversations_path=self._order.file("conversations"),
+            messages_path=self._order.file("messages"),
+        )
+
+    # What is left for the next `since="last"`
+
+    def _save_last(self) -> None:
+        settled = self._store.get("settled")
+        state = {
+            "version": VERSION,
+            "base_url": self._store.get("base_url"),
+            "key": self._store.get("key"),
+            "format": self._order.format,
+            "settled": settled,
+            "known": [
+                [key.conversation_id, _files.print_instant(key.received_at), key.id]
+                for key in self._store.later_than(datetime.fromisoformat(settled))
+            ],
+        }
+        with (self._partial / STATE).open("wb") as file:
+            file.write(_files.to_json(state))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _load_last(self) -> _Last | None:
+        path = self._order.directory / STATE
+        try:
+            state = json.loads(path.read_bytes())
+            last = _Last(
+                datetime.fromisoformat(state["settled"]),
+                tuple(Key(conversation, datetime.fromisoformat(at), id_) for conversation, at, id_ in state["known"]),
+            )
+            was = {name: state[name] for name in ("version", "base_url", "format")}
+            is_ours = self._is_sealed_by_our_key(state["key"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConfigurationError(f"{str(path)!r} is damaged ({error!r}); export without since.") from error
+        now = {name: self._store.get(name) for name in was}
+        for name, value in was.items():
+            if value != now[name]:
+                raise ConfigurationError(
+                    f"The last export into {str(self._order.directory)!r} was made with {name} {value!r}, not"
+                    f" {now[name]!r}: it cannot be continued. Take another directory, or export without since."
+                )
+        if not is_ours:
+            raise ConfigurationError(
+                f"The last export into {str(self._order.directory)!r} was made with another API key, and cannot be"
+                " continued. Take another directory, or export without since."
+            )
+        if not self._order.file("messages").exists():
+            raise ConfigurationError(
+                f"{str(self._order.file('messages'))!r}, which the last export wrote, is gone and cannot be continued."
+                " Export without since."
+            )
+        return last
+
+
+def _settled(front: Iterable[Conversation]) -> datetime:
+    """Give the instant until which all messages have come to light, given the front of the list.
+
+    By the server's clock where it shows one; ours counts where a message is dated in the future.
+    """
+    now = datetime.now(UTC)
+    latest = max((item.last_message_at for item in front if item.last_message_at is not None), default=now)
+    return min(now, latest) - OVERLAP
+
+
+def _listed(item: Conversation, after: datetime | None) -> Listed:
+    latest = item.last_message_at or item.created_at
+    is_old = after is not None and latest is not None and latest <= after
+    return Listed(item.id, _files.conversation_row(item), item.message_count, is_old)
+
+
+def _sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk, where the system has a way to."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
