@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from benchmarks.measure import Result, measure
-from benchmarks.report import describe_machine, table
-from benchmarks.rows import ROWS, Peer, Row
+from benchmarks import report
+from benchmarks.growth import measure_growth
+from benchmarks.measure import Result, is_installed, measure
+from benchmarks.rows import ROWS, Peer, quickly
 
 VENDOR = "agentphone==0.20.3"
 ROOT = Path(__file__).parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and say by the exit status whether all goals were met."""
-    given = _parser().parse_args(argv)
+    """Measure, print, and say by the exit status whether every goal was met."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    if given.picture is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--picture needs matplotlib: pip install '.[bench]'")
     began = time.monotonic()
-    results: list[Result] = []
     with _vendor(given.vendor, is_wanted=not given.without_vendor) as vendor:
         folders = {"ours": ROOT, "dependencies": ROOT, "vendor": vendor, "other": given.against}
         found = {name: folder.resolve() for name, folder in folders.items() if folder is not None}
-        for row in _chosen(given.row, vendor=vendor is not None, against=given.against):
-            print(f"{row.name} ...", file=sys.stderr, flush=True)
-            results += measure(row, found, quick=given.quick)
-    print(table(results))
-    print(f"\n{describe_machine()}; {time.monotonic() - began:.0f} s")
+        if not is_installed("aiohttp", found):
+            print("Without aiohttp: pip install '.[bench]' brings it.", file=sys.stderr)
+        measured = report.Report(
+            results=[] if given.growth else _measure_rows(given, found),
+            growth=measure_growth(found) if given.growth else None,
+            took=round(time.monotonic() - began),
+        )
+    print(measured.text(markdown=given.markdown))
     if given.json is not None:
-        told = {"machine": describe_machine(), "results": [asdict(each) | {"is_met": each.is_met} for each in results]}
-        given.json.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return int(any(result.is_met is False for result in results))
+        given.json.write_text(json.dumps(asdict(measured), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if given.picture is not None:
+        measured.draw(given.picture)
+    return int(any(result.is_met is False for result in measured.results))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,28 +55,38 @@ def _parser() -> argparse.ArgumentParser:
         " the machine, too. The exit status is 1 if a goal is not met.",
     )
     parser.add_argument("--quick", action="store_true", help="do with few rounds: less than a minute")
+    parser.add_argument("--rounds", type=int, metavar="N", help="do with so many rounds")
     parser.add_argument("--row", action="append", choices=[row.name for row in ROWS], help="only this one; repeatable")
+    parser.add_argument("--growth", action="store_true", help="measure how cost grows with size, and no rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them, as SVG or PNG")
+    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument(
         "--vendor",
         type=Path,
         metavar="FOLDER",
-        help=f"where pip install --target has put {VENDOR}; else it is put into a temporary folder",
+        help=f"where pip install --target has put {VENDOR}; without it, a temporary folder",
     )
-    parser.add_argument("--without-vendor", action="store_true", help="leave the vendor's SDK out: without a network")
-    parser.add_argument(
-        "--against", type=Path, metavar="FOLDER", help="another checkout of this SDK, as a peer in each row"
-    )
+    parser.add_argument("--without-vendor", action="store_true", help="leave the vendor's SDK out; no network needed")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, as a peer in each row")
     return parser
 
 
-def _chosen(names: Sequence[str] | None, *, vendor: bool, against: Path | None) -> Iterator[Row]:
+def _measure_rows(given: argparse.Namespace, folders: Mapping[str, Path]) -> list[Result]:
+    results = []
     for row in ROWS:
-        if not names or row.name in names:
-            peers = [peer for peer in row.peers if vendor or peer.library != "vendor"]
-            if against is not None:
-                peers.append(Peer(label=f"ours in {against}", library="other", size=row.ours.size))
-            yield replace(row, peers=tuple(peers))
+        if given.row and row.name not in given.row:
+            continue
+        print(f"{row.name} ...", file=sys.stderr, flush=True)
+        if given.quick:
+            row = quickly(row)
+        if given.rounds is not None:
+            row = replace(row, rounds=given.rounds)
+        if given.against is not None:
+            other = Peer(label=f"ours in {given.against}", library="other", size=row.ours.size)
+            row = replace(row, peers=(*row.peers, other))
+        results += measure(row, folders)
+    return results
 
 
 @contextmanager

@@ -6,6 +6,7 @@ is the two figures of one round. The server has a core of its own where there ar
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import statistics
 import subprocess
@@ -46,36 +47,43 @@ class Result:
         return None if self.goal is None else self.compared <= self.goal
 
 
-def measure(row: Row, folders: Mapping[str, Path], *, quick: bool) -> list[Result]:
+def measure(row: Row, folders: Mapping[str, Path]) -> list[Result]:
     """Measure a row.
 
     Args:
-        row: What to measure; peers whose library has no folder are left out.
+        row: What to measure. Peers that are not installed are left out.
         folders: Where each library's `agentphone` is imported from.
-        quick: Whether to do with few rounds.
 
     Returns:
         A result for each peer.
     """
-    contenders = [row.ours, *row.peers]
+    peers = [peer for peer in row.peers if is_installed(peer.library, folders)]
+    contenders = [row.ours, *peers] if peers else []
     figures: dict[Contender, list[float]] = {contender: [] for contender in contenders}
     with ExitStack() as stack:
         url = row.path
         if not url.startswith("https:"):
             url = stack.enter_context(serving(row.server)) + url
         if not row.is_fresh:
-            workers = {each: stack.enter_context(_working(row, each, url, folders)) for each in contenders}
-        for number in range(-int(row.warms_up), row.quick_rounds if quick else row.rounds):
+            workers = {each: stack.enter_context(working(row, each, url, folders)) for each in contenders}
+        for number in range(-int(row.warms_up), row.rounds):
             units = row.units if number >= 0 else max(1, row.units // 5)
             for contender in contenders if number % 2 else reversed(contenders):
                 if row.is_fresh:
-                    with _working(row, contender, url, folders) as worker:
-                        figure = _turn(worker, units)
+                    with working(row, contender, url, folders) as worker:
+                        figure = take_turn(worker, units)
                 else:
-                    figure = _turn(workers[contender], units)
+                    figure = take_turn(workers[contender], units)
                 if number >= 0:  # the one before warms up
                     figures[contender].append(figure * SCALE[row.unit])
-    return [_compare(row, peer, figures[row.ours], figures[peer]) for peer in row.peers]
+    return [_compare(row, peer, figures[row.ours], figures[peer]) for peer in peers]
+
+
+def is_installed(library: str, folders: Mapping[str, Path]) -> bool:
+    """Say whether a library can be measured: those of our import name have a folder, the others are imported."""
+    if library in ("vendor", "other"):
+        return library in folders
+    return library != "aiohttp" or importlib.util.find_spec(library) is not None
 
 
 def _compare(row: Row, peer: Peer, ours: list[float], theirs: list[float]) -> Result:
@@ -106,14 +114,16 @@ def serving(server: Server) -> Iterator[str]:
 
 
 @contextmanager
-def _working(row: Row, contender: Contender, url: str, folders: Mapping[str, Path]) -> Iterator[subprocess.Popen[str]]:
+def working(row: Row, contender: Contender, url: str, folders: Mapping[str, Path]) -> Iterator[subprocess.Popen[str]]:
+    """Start a contender at the row's job, on the core of the contenders."""
     size = row.size if contender.size is None else contender.size
     library = "ours" if contender.library == "other" else contender.library
     with _process("contenders.py", row.job, library, url, size, core=0, path=folders.get(contender.library)) as process:
         yield process
 
 
-def _turn(worker: subprocess.Popen[str], units: int) -> float:
+def take_turn(worker: subprocess.Popen[str], units: int) -> float:
+    """Let a contender do so many units, and give the figure that it prints."""
     cast("IO[str]", worker.stdin).write(f"{units}\n")
     cast("IO[str]", worker.stdin).flush()
     said = cast("IO[str]", worker.stdout).readline()
@@ -125,7 +135,12 @@ def _turn(worker: subprocess.Popen[str], units: int) -> float:
 @contextmanager
 def _process(script: str, *arguments: object, core: int, path: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """Run one of the two scripts on one core, the last or the first, until the context ends."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTPHONE_")}
+    # Nothing from outside: a proxy would stand between some and the server, and not between others.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AGENTPHONE_") and not name.lower().endswith("_proxy")
+    }
     environment["PYTHONPATH"] = str(path or "")
     command = [sys.executable, "-P", str(HERE / script), *map(str, arguments)]
     with subprocess.Popen(

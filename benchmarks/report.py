@@ -1,49 +1,27 @@
-"""The results as people read them: a table. It measures nothing."""
+"""The results as people read them: a table and a picture. It measures nothing."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from benchmarks.growth import PAGE, Growth, Point
 from benchmarks.measure import Result
 
-HEADINGS = ("work", "against", "ours", "theirs", "ratio", "quartiles", "goal", "")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+Lines = Sequence[Sequence[str]]
+FIGURES_FROM = 2
+"""The first column that holds figures, which stand at its right."""
 
-def table(results: Sequence[Result]) -> str:
-    """Print the results in columns, one line for each peer."""
-    lines = [HEADINGS, *(_line(result, results[:number]) for number, result in enumerate(results))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _line(result: Result, above: Sequence[Result]) -> tuple[str, ...]:
-    is_first = all(other.row != result.row for other in above)
-    met = {None: "", True: "met", False: "NOT MET"}[result.is_met]
-    unit = "" if result.compares == "ratio" else f" {result.unit}"
-    low, high = result.quartiles
-    return (
-        result.work if is_first else "",
-        result.peer,
-        f"{_figure(result.ours)} {result.unit}",
-        f"{_figure(result.theirs)} {result.unit}",
-        f"{result.compared:.2f}{unit}",
-        f"{low:.2f} to {high:.2f}",
-        "" if result.goal is None else f"≤ {result.goal:g}{unit}",
-        met,
-    )
-
-
-def _figure(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+OURS, THEIRS, BETTER, MISSED = "#0b6e4f", "#5b6770", "#e6f2ee", "#b3261e"
 
 
 def describe_machine() -> str:
@@ -56,3 +34,156 @@ def describe_machine() -> str:
             continue
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return f"{python} on {platform.system()}, {os.cpu_count()} cores; {', '.join(libraries)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one run has measured."""
+
+    machine: str = field(default_factory=describe_machine)
+    took: int
+    """How long the run was, in seconds."""
+    results: list[Result]
+    growth: Growth | None = None
+
+    def text(self, *, markdown: bool = False) -> str:
+        """Give a table, in columns or in Markdown."""
+        lines = _result_lines(self.results) if self.growth is None else _growth_lines(self.growth)
+        table = _in_markdown(lines) if markdown else _in_columns(lines)
+        return f"{table}\n\n{self.machine}; {self.took} s"
+
+    def draw(self, path: Path) -> None:
+        """Draw the table: SVG or PNG, as the name ends."""
+        import matplotlib as mpl
+
+        # Text stays text, and two runs with the same figures give the same bytes.
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "agentphone", "font.size": 9}):
+            figure = _result_figure(self.results) if self.growth is None else _growth_figure(self.growth)
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(path, metadata=metadata, bbox_inches="tight", facecolor="white")
+
+
+def _result_lines(results: Sequence[Result]) -> Lines:
+    lines = [["work", "against", "ours", "theirs", "ours ÷ theirs", "quartiles", "goal", ""]]
+    for number, result in enumerate(results):
+        is_first = number == 0 or results[number - 1].row != result.row
+        unit = "" if result.compares == "ratio" else f" {result.unit}"
+        low, high = result.quartiles
+        lines.append(
+            [
+                result.work if is_first else "",
+                result.peer,
+                _amount(result.ours, result.unit),
+                _amount(result.theirs, result.unit),
+                f"{result.compared:.2f}" if result.compares == "ratio" else f"{result.compared:+.2f}{unit}",
+                f"{low:.2f} to {high:.2f}",
+                "" if result.goal is None else f"≤ {result.goal:g}{unit}",
+                {None: "", True: "met", False: "missed"}[result.is_met],
+            ]
+        )
+    return lines
+
+
+def _growth_lines(growth: Growth) -> Lines:
+    lines = [["size", "against", "ours", "theirs", "ours ÷ theirs", "requests", "pages"]]
+    for name, points in (("messages", growth.histories), ("in flight", growth.in_flight)):
+        for point in points:
+            for number, result in enumerate(point.results):
+                lines.append(
+                    [
+                        f"{point.size:,} {name}" if number == 0 else "",
+                        result.peer,
+                        _amount(result.ours, result.unit),
+                        _amount(result.theirs, result.unit),
+                        f"{result.compared:.2f}",
+                        "" if point.requests is None or number else f"{point.requests:,}",
+                        "" if point.requests is None or number else f"{-(-point.size // PAGE):,}",
+                    ]
+                )
+    return lines
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def _in_columns(lines: Lines) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    pads = [str.rjust if number >= FIGURES_FROM else str.ljust for number in range(len(widths))]
+    return "\n".join(
+        "  ".join(pad(cell, width) for pad, cell, width in zip(pads, line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _in_markdown(lines: Lines) -> str:
+    rule = ["---:" if number >= FIGURES_FROM else "---" for number in range(len(lines[0]))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def _result_figure(results: Sequence[Result]) -> Figure:
+    """Draw a dot for each ratio, its quartiles as a bar, and the goal as a tick."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    shown = [result for result in results if result.compares == "ratio"]
+    figure = Figure(figsize=(9, 0.8 + 0.27 * len(shown)))
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set_xlim(0.004, 12)
+    axes.axvspan(0.004, 1, color=BETTER, zorder=0, linewidth=0)
+    axes.axvline(1, color=THEIRS, linewidth=0.8, zorder=1)
+    for height, result in enumerate(shown):
+        color = MISSED if result.is_met is False else OURS if result.is_met else THEIRS
+        axes.plot(result.quartiles, (height, height), color=color, linewidth=4, alpha=0.4, solid_capstyle="butt")
+        axes.plot(result.compared, height, "o", color=color, markersize=5)
+        if result.goal is not None:
+            axes.plot(result.goal, height, "|", color="black", markersize=11, markeredgewidth=1.4)
+        axes.text(13, height, f"{result.compared:.2f}", va="center", color=color)
+        if height and shown[height - 1].row != result.row:
+            axes.axhline(height - 0.5, color="#d5d9dc", linewidth=0.6)
+    axes.set_yticks(range(len(shown)), [f"{result.work}   ÷ {result.peer}" for result in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_locator(FixedLocator([0.01, 0.1, 0.25, 0.5, 1, 2, 4, 8]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("time, ours ÷ theirs: left of 1 this SDK is faster; bar: quartiles, black tick: goal")
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def _growth_figure(growth: Growth) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4))
+    requests, times, calls = figure.subplots(1, 3)
+    sizes = [point.size for point in growth.histories]
+    requests.plot(sizes, [-(-size // PAGE) for size in sizes], color=THEIRS, linestyle=":", label="pages of 200")
+    requests.plot(sizes, [point.requests or 0 for point in growth.histories], "o-", color=OURS, label="ours")
+    _plot(times, growth.histories)
+    _plot(calls, growth.in_flight)
+    for axes, x, y in (
+        (requests, "messages", "requests"),
+        (times, "messages", "time, ms"),
+        (calls, "calls in flight", "time for each call, µs"),
+    ):
+        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+        axes.grid(visible=True, color="#e3e6e8", linewidth=0.6)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def _plot(axes: Axes, points: Iterable[Point]) -> None:
+    """Draw a line for ours and one for each peer."""
+    lines: dict[str, list[tuple[int, float]]] = {"ours": []}
+    for point in points:
+        lines["ours"].append((point.size, point.results[0].ours))
+        for result in point.results:
+            lines.setdefault(result.peer, []).append((point.size, result.theirs))
+    for (name, line), mark in zip(lines.items(), ("o-", "s--", "^--", "d:"), strict=False):
+        color = OURS if name == "ours" else None
+        axes.plot(*zip(*line, strict=True), mark, color=color, markersize=4, label=name)
