@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import subprocess
-import unicodedata
+import time
 from pathlib import Path
 
 import httpx
@@ -14,17 +14,11 @@ import pytest
 
 import agentphone
 from agentphone.__main__ import main
-from tests.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, run, sandbox
+from tests.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal, sandbox, widest
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return run(*PYTHON, "-c", code)
-
-
-def widest(text: str) -> int:
-    """How many columns the widest line takes; what a carriage return overwrites takes none."""
-    lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").splitlines()]
-    return max(sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line) for line in lines)
 
 
 # The demo
@@ -70,27 +64,12 @@ def test_demo_is_plain_text_of_eighty_columns(demo: str) -> None:
 
 
 def test_demo_moves_its_progress_line_on_a_terminal() -> None:
-    pty = pytest.importorskip("pty")
-    master, slave = pty.openpty()
-    with subprocess.Popen([*AGENTPHONE, "demo"], stdout=slave, stderr=slave, env=ENVIRONMENT) as process:
-        os.close(slave)
-        seen = b""
-        while chunk := read_terminal(master):
-            seen += chunk
-        assert process.wait(SECONDS) == 0
-    os.close(master)
-    shown = seen.decode()
+    code, shown = run_in_terminal(*AGENTPHONE, "demo")
+    assert code == 0
     assert re.search(r"\r  \[#+ +\] +\d+ of 640 messages\r", shown)
     assert re.search(r"\r  \[#{32}\] 640 of 640 messages\r\n", shown)
     assert widest(shown) <= 80
     assert "\x1b" not in shown
-
-
-def read_terminal(master: int) -> bytes:
-    try:
-        return os.read(master, 65536)
-    except OSError:  # how Linux tells that nobody holds the other side any more
-        return b""
 
 
 def test_demo_needs_no_unicode_of_its_output() -> None:
@@ -198,6 +177,21 @@ def test_sandbox_takes_no_key_from_the_environment() -> None:
         assert answer.status_code == 200
 
 
+def test_sandbox_scales_the_pauses_between_the_attempts_of_a_webhook() -> None:
+    message = {"direction": "inbound", "from": "+15555550110", "to": "+15555550100", "body": "hello"}
+    with (
+        sandbox("--retry-scale", "0") as (_, url),
+        httpx.Client(base_url=url, headers={"Authorization": "Bearer any"}, timeout=SECONDS) as client,
+    ):
+        nobody = {"url": "http://127.0.0.1:9/", "secret": "whsec_1"}
+        assert client.put("/sandbox/webhook", json=nobody).is_success
+        assert client.post("/sandbox/messages", json=message).is_success
+        end = time.monotonic() + SECONDS
+        while len(client.get("/sandbox/deliveries").json()["data"][0]["attempts"]) < 6:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
 def test_sandbox_says_in_one_line_that_its_port_is_taken() -> None:
     with sandbox() as (_, url):
         done = run(*AGENTPHONE, "sandbox", "--port", url.rpartition(":")[2])
@@ -215,15 +209,34 @@ def test_sandbox_says_in_one_line_that_its_port_is_taken() -> None:
         ["sandbox", "--port", "65536"],
         ["sandbox", "--port", "-1"],
         ["sandbox", "--api-key", " "],
+        ["sandbox", "--retry-scale", "-1"],
+        ["sandbox", "--retry-scale", "inf"],
+        ["sandbox", "--retry-scale", "nan"],
+        ["sandbox", "--retry-scale", "fast"],
+        ["sandbox", "--port", "\u0665"],
         ["sandbox", "--api", "abbreviated"],
+        ["sandbox", "--port"],
         ["demo", "surplus"],
+        ["--api-key", "of-an-account", "sandbox"],
+        ["--base-url", "sandbox:", "demo"],
     ],
 )
 def test_a_command_line_that_makes_no_sense_is_exit_2(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(command)
     assert ended.value.code == 2
-    assert "usage: agentphone" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "usage: agentphone" in said
+    assert said.count("\n") == 1 or not command  # nothing at all gets the whole help
+
+
+def test_what_was_given_as_a_key_is_not_repeated_by_the_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["sandbox", "--api-key=sk-unlikely", "--port", "x"], ["demo", "--api-key=sk-unlikely"]):
+        with pytest.raises(SystemExit):
+            main(command)
+    with pytest.raises(SystemExit):
+        main(["--api-key=sk-unlikely", "sandbox"])
+    assert "unlikely" not in capsys.readouterr().err
 
 
 # What both have in common
@@ -252,15 +265,20 @@ def test_a_module_that_is_missing_by_our_own_fault_is_not_explained_away() -> No
 
 
 def test_version_and_help_need_no_extra() -> None:
-    blocked = "import sys\nsys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
+    blocked = "import sys\nsys.modules['rich'] = sys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
     for option, expected in (("--version", f"agentphone {agentphone.__version__}\n"), ("--help", "agentphone demo")):
         done = run_python(f"{blocked}from agentphone.__main__ import main\nsys.exit(main([{option!r}]))\n")
         assert (done.returncode, done.stderr) == (0, "")
         assert expected in done.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["sandbox"]])
-def test_help_fits_eighty_columns(command: list[str]) -> None:
-    done = run(*AGENTPHONE, *command, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert widest(done.stdout) <= 80
+@pytest.mark.parametrize("arguments", [["demo"], ["sandbox"], ["--help"], ["conversations", "list"], []])
+def test_without_click_one_line_says_what_installs_it(arguments: list[str]) -> None:
+    done = run_python(
+        f"import sys\nsys.modules['click'] = None\nfrom agentphone.__main__ import main\nsys.exit(main({arguments}))\n"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "agentphone: click is not installed; in the project's folder: pip install '.[cli]' for conversations,"
+        " '.[sandbox]' for demo and sandbox (the package of this name on PyPI is another one)\n"
+    )

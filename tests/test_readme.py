@@ -14,8 +14,10 @@ from typing import IO, cast
 import httpx
 import pytest
 
-from agentphone import __main__, errors
-from tests.processes import ENVIRONMENT, PYTHON, SECONDS, run, sandbox
+from agentphone import errors
+from agentphone.cli.commands import agentphone as agentphone_command
+from agentphone.cli.commands import sandbox as sandbox_command
+from tests.processes import ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal, sandbox
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -121,11 +123,37 @@ def test_the_two_commands_are_what_continuous_integration_runs() -> None:
     assert "awk '/^```sh$/ {inside = 1; next} /^```$/ {inside = 0} inside' README.md" in checks.read_text()
 
 
+def commands_of(block: str) -> list[tuple[str, str]]:
+    """Give the commands of a block of a terminal, each with the output that stands below it."""
+    return [(command, output) for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)]
+
+
 def test_the_sandbox_is_started_with_options_that_exist() -> None:
-    commands = re.findall(r"^\$ python -m agentphone (.*)$", "".join(blocks("console")), re.MULTILINE)
-    assert commands
-    for command in commands:
-        assert __main__._parser().parse_args(shlex.split(command)).command == "sandbox"
+    commands = [command for block in blocks("console") for command, _ in commands_of(block)]
+    started = [command for command in commands if command.startswith("python -m agentphone sandbox")]
+    assert started
+    for command in started:
+        sandbox_command.make_context("sandbox", shlex.split(command)[4:])
+
+
+def test_a_terminal_shows_what_the_examples_show(tmp_path: Path) -> None:
+    environment: dict[str, str] = {"NO_COLOR": "1"}
+    shown = []
+    for command, promised in (pair for block in blocks("console") for pair in commands_of(block)):
+        if command.startswith("export "):
+            name, _, environment[name] = command.removeprefix("export ").partition("=")
+        if not command.startswith("agentphone "):
+            continue
+        told = run_in_terminal(*PYTHON, "-m", *shlex.split(command), columns=100, cwd=tmp_path, **environment)
+        shown.append(command)
+        lines = [line.rstrip() for line in told[1].splitlines()]
+        assert (told[0], "".join(line + "\n" for line in lines)) == (0, promised), command
+    assert len(shown) >= 2
+
+
+def test_the_table_of_commands_is_that_of_the_help() -> None:
+    commands = [name for names in agentphone_command.headings.values() for name in names]
+    assert re.findall(r"^\| `agentphone ([a-z ]+?)(?: [A-Z]+)?` \|", README, re.MULTILINE) == commands
 
 
 def test_every_error_that_the_table_could_name_is_there() -> None:

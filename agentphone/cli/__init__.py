@@ -1,1 +1,1 @@
-"""What the commands do and how it looks on a terminal. The command line itself is read in `agentphone.__main__`."""
+"""The command line: its commands, what they do, and how it looks. How a run ends is said in `agentphone.__main__`."""

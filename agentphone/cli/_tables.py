@@ -1,0 +1,231 @@
+"""How conversations and messages look in a terminal. The texts in them are strangers': shown, never obeyed.
+
+rich measures, wraps and colours. Its markup is used nowhere, so that `[red]` in a text is what it looks like. Instants
+are in UTC, so that they can be handed back to `--before` and `--after`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from attrs import frozen
+from rich import table
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from agentphone.models import Conversation, ConversationDetail, Message, Page
+
+GAP = 2
+WIDEST = 32
+"""Columns of the terminal that a value takes at most, but for an id, which somebody will copy."""
+JOINERS = "\u200c\u200d"
+"""What joins the letters of some scripts, and emoji: not printable by themselves, and harmless."""
+DIRECTIONS = {"inbound": "cyan", "outbound": "green"}
+
+
+@frozen(kw_only=True)
+class Column:
+    """A column of a table."""
+
+    title: str
+    rank: int
+    """Where not all fit, those of the highest rank are left out; the one of rank 0 never."""
+    least: int = 0
+    """Columns of the terminal that it takes at least."""
+    fills: bool = False
+    """Whether it takes what the others leave; any other is as wide as what stands in it."""
+    wraps: bool = False
+    """Whether a long text goes on in the next line; otherwise it is cut."""
+    is_number: bool = False
+
+
+CONVERSATIONS = (
+    Column(title="ID", rank=0),
+    Column(title="PARTICIPANT", rank=1),
+    Column(title="LATEST (UTC)", rank=2),
+    Column(title="MESSAGES", rank=4, is_number=True),
+    Column(title="PREVIEW", rank=3, least=12, fills=True),
+)
+MESSAGES = (
+    Column(title="RECEIVED (UTC)", rank=2, least=19),
+    Column(title="DIRECTION", rank=1),
+    Column(title="TEXT", rank=0, least=16, fills=True, wraps=True),
+)
+
+
+class Tables:
+    """Print tables."""
+
+    def __init__(self) -> None:
+        reconfigure = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:  # a terminal that cannot show an emoji shows a question mark
+            reconfigure(errors="replace")
+        # Without colours it is plain text: bold letters go too.
+        self._console = Console(
+            markup=False, emoji=False, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto"
+        )
+
+    def conversations(self, pages: Iterable[Page[Conversation]]) -> None:
+        """Print a row for each conversation, and how many more there are."""
+        printer = _Printer(self._console, CONVERSATIONS)
+        count, total = 0, None
+        for page in pages:
+            printer.print([_conversation(conversation) for conversation in page])
+            count, total = count + len(page), page.total
+        if not count:
+            self._say("No conversations.")
+        elif total is not None and count < total:
+            self._say(f"{count} of {total} conversations. --all shows every one.")
+
+    def conversation(self, conversation: ConversationDetail, *, with_messages: bool) -> None:
+        """Print what is known of a conversation, and its recent messages if wanted."""
+        facts: dict[str, Any] = {
+            "ID": conversation.id,
+            "Participant": conversation.participant,
+            "Number": conversation.phone_number,
+            "Number id": conversation.phone_number_id,
+            "Agent": conversation.agent_id,
+            "Created": _instant(conversation.created_at),
+            "Latest": _instant(conversation.last_message_at),
+            "Messages": conversation.message_count,
+            "Metadata": conversation.metadata,
+            **conversation.extra,
+        }
+        grid = table.Table.grid(
+            table.Column(style="bold", no_wrap=True), table.Column(overflow="fold"), padding=(0, GAP, 0, 0)
+        )
+        for name, value in facts.items():
+            if value is not None:
+                grid.add_row(_one_line(name), _fact(value))
+        self._console.print(grid)
+        if with_messages and conversation.messages:
+            self._console.print()
+            self.messages([Page(data=conversation.messages, has_more=False)])
+
+    def messages(self, pages: Iterable[Page[Message]]) -> None:
+        """Print a row for each message."""
+        printer = _Printer(self._console, MESSAGES)
+        count = 0
+        for page in pages:
+            printer.print([_message(message) for message in page])
+            count += len(page)
+        if not count:
+            self._say("No messages.")
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(text, "dim"))
+
+
+class _Printer:
+    """Print rows as they come, in columns that the first of them decided, under one line of titles."""
+
+    def __init__(self, console: Console, columns: Sequence[Column]) -> None:
+        self._console = console
+        self._columns = columns
+        self._widths: list[int] = []
+
+    def print(self, rows: Sequence[Sequence[Text]]) -> None:
+        """Print some rows."""
+        if not rows:
+            return
+        is_first = not self._widths
+        if is_first:
+            self._widths = widths(self._columns, rows, self._console.width)
+        grid = table.Table(
+            *(
+                table.Column(
+                    Text(column.title) if is_first else "",
+                    width=width,
+                    no_wrap=column.fills and not column.wraps,
+                    overflow="ellipsis" if column.fills and not column.wraps else "fold",
+                    justify="right" if column.is_number else "left",
+                )
+                for column, width in zip(self._columns, self._widths, strict=True)
+                if width
+            ),
+            box=None,
+            padding=(0, GAP, 0, 0),
+            pad_edge=False,
+            show_header=is_first,
+            header_style="bold",
+        )
+        for row in rows:
+            grid.add_row(*(cell for cell, width in zip(row, self._widths, strict=True) if width))
+        self._console.print(grid)
+
+
+def widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], available: int) -> list[int]:
+    """Decide how wide each column is.
+
+    Args:
+        columns: The columns.
+        rows: What will stand in them.
+        available: Columns of the terminal, from 1.
+
+    Returns:
+        For each column its width; 0 for one that is left out.
+    """
+    wanted = []
+    for index, column in enumerate(columns):
+        cells = [] if column.fills else [cell_len(row[index].plain) for row in rows]
+        widest = max([cell_len(column.title), column.least, *cells])
+        wanted.append(widest if column.rank == 0 else min(widest, WIDEST))
+    shown = sorted(range(len(columns)), key=lambda index: columns[index].rank)
+    while len(shown) > 1 and sum(wanted[index] + GAP for index in shown) - GAP > available:
+        shown.pop()
+    left = available - sum(wanted[index] + GAP for index in shown) + GAP
+    for index in shown:
+        if columns[index].fills or left < 0:
+            wanted[index] += left
+    return [max(width, 1) if index in shown else 0 for index, width in enumerate(wanted)]
+
+
+def _conversation(conversation: Conversation) -> list[Text]:
+    latest = conversation.last_message_at
+    return [
+        _one_line(conversation.id),
+        _one_line(conversation.participant),
+        Text("" if latest is None else f"{latest:%Y-%m-%d %H:%M}"),
+        Text("" if conversation.message_count is None else str(conversation.message_count)),
+        _one_line(conversation.last_message_preview or ""),
+    ]
+
+
+def _message(message: Message) -> list[Text]:
+    direction = message.direction or ""
+    return [
+        Text(f"{message.received_at:%Y-%m-%d %H:%M:%S}", "dim"),
+        _one_line(direction, DIRECTIONS.get(direction, "")),
+        _lines("\n".join(filter(None, (message.body, *message.media_urls)))),
+    ]
+
+
+def _instant(instant: datetime | None) -> str | None:
+    return None if instant is None else f"{instant:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _fact(value: Any) -> Text:
+    if isinstance(value, str):
+        return _lines(value)
+    return _lines(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _one_line(text: str, style: str = "") -> Text:
+    return Text(_shown(" ".join(text.split())), style)
+
+
+def _lines(text: str) -> Text:
+    return Text("\n".join(_shown(line.replace("\t", " ")) for line in text.replace("\r\n", "\n").split("\n")))
+
+
+def _shown(text: str) -> str:
+    """Escape what is not to be seen and would be obeyed instead: escape sequences, marks that turn a line round."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in JOINERS else ascii(c)[1:-1] for c in text)
