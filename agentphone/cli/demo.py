@@ -12,21 +12,17 @@ import secrets
 import shutil
 import sys
 import textwrap
-import threading
-import time
 import unicodedata
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
-
 from agentphone import AgentPhoneError, AsyncClient, Conversation, Message
 from agentphone.sandbox import Sandbox
+from agentphone.sandbox.server import running
 
 ROWS = 12
 INDENT = "  "
-STARTUP_SECONDS = 30.0
 STATE: dict[str, Any] = {"customerName": "Ada", "topic": "order_tracking", "step": 3, "resolved": False}
 
 
@@ -35,7 +31,7 @@ def demo() -> int:
 
     Raises:
         AgentPhoneError: The SDK failed against its own sandbox.
-        RuntimeError: The sandbox did not start.
+        OSError: There is no free port.
     """
     # The messages hold emoji; a terminal or a pipe that cannot carry them shows question marks.
     reconfigure = getattr(sys.stdout, "reconfigure", None)
@@ -135,30 +131,8 @@ def _serving(api_key: str) -> Generator[str]:
     """
     with Sandbox(api_key=api_key) as sandbox:
         sandbox.load_demonstration()
-        config = uvicorn.Config(
-            sandbox.app,
-            host="127.0.0.1",
-            port=0,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=1,
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, name="agentphone-demo-sandbox", daemon=True)
-        thread.start()
-        try:
-            give_up_at = time.monotonic() + STARTUP_SECONDS
-            while not server.started:
-                if not thread.is_alive() or time.monotonic() > give_up_at:
-                    raise RuntimeError("the sandbox did not start")
-                time.sleep(0.01)
-            port: int = server.servers[0].sockets[0].getsockname()[1]
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            thread.join(STARTUP_SECONDS)
+        with running(sandbox) as url:
+            yield url
 
 
 class _Progress:

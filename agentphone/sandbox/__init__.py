@@ -4,6 +4,7 @@ It imports nothing from the rest of the package, so that one misunderstanding of
 """
 
 import os
+from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +12,7 @@ from typing import Any, Self
 import httpx
 
 from agentphone.sandbox._app import CONTEXT_LIMIT, DELIVERIES, App, deliveries_limit, new_message, new_webhook
+from agentphone.sandbox._carrier import InProcessTransport
 from agentphone.sandbox._delivery import Deliverer
 from agentphone.sandbox._demonstration import demonstration
 from agentphone.sandbox._faults import Faults, ReceivedRequest, Requests
@@ -74,9 +76,27 @@ class Sandbox:
     def reading(self, reading: Reading) -> None:
         self._store.reading = reading
 
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The time in seconds since 1970, as a function; `time.time` unless replaced, which may be at any time.
+
+        A text that comes without `at` is received then, and webhooks are signed as of then; pauses are not of this
+        clock. A test that sets it gives `agentphone.webhooks.Webhook` the same one, for a timestamp of another day is
+        refused.
+        """
+        return self._store.clock
+
+    @clock.setter
+    def clock(self, clock: Callable[[], float]) -> None:
+        self._store.clock = clock
+
     def transport(self) -> httpx.AsyncBaseTransport:
-        """Give a transport that calls the application inside this process, on any event loop, asyncio or trio."""
-        return httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        """Give a transport that calls the application inside this process, on any event loop, asyncio or trio.
+
+        It fails as a network does: `httpx.ReadTimeout`, and under the scripted faults `httpx.ReadError` and
+        `httpx.RemoteProtocolError`.
+        """
+        return InProcessTransport(self.app)
 
     def receive_sms(
         self, *, from_number: str, to_number: str, body: str, at: datetime | str | None = None
@@ -90,7 +110,7 @@ class Sandbox:
             from_number: The person's number.
             to_number: The agent's number.
             body: The text; may be empty.
-            at: When: an aware datetime or ISO 8601 text with an offset; None is now.
+            at: When: an aware datetime or ISO 8601 text with an offset; None is now, by `clock`.
 
         Returns:
             The message as the API shows it, and its `conversationId`.
@@ -98,7 +118,8 @@ class Sandbox:
         Raises:
             ValueError: `at` has no offset or is not ISO 8601, a number is empty, or a text is not a str.
         """
-        return self._store.add(new_message("inbound", from_number, to_number, body, at))
+        message = new_message("inbound", from_number, to_number, body, at, now=self._store.now())
+        return self._store.add(message)
 
     def send_sms(
         self, *, from_number: str, to_number: str, body: str, at: datetime | str | None = None
@@ -109,7 +130,7 @@ class Sandbox:
             from_number: The agent's number.
             to_number: The person's number.
             body: The text; may be empty.
-            at: When: an aware datetime or ISO 8601 text with an offset; None is now.
+            at: When: an aware datetime or ISO 8601 text with an offset; None is now, by `clock`.
 
         Returns:
             The message as the API shows it, and its `conversationId`.
@@ -117,7 +138,8 @@ class Sandbox:
         Raises:
             ValueError: `at` has no offset or is not ISO 8601, a number is empty, or a text is not a str.
         """
-        return self._store.add(new_message("outbound", from_number, to_number, body, at))
+        message = new_message("outbound", from_number, to_number, body, at, now=self._store.now())
+        return self._store.add(message)
 
     def set_webhook(self, url: str, secret: str, context_limit: int = CONTEXT_LIMIT) -> None:
         """Deliver every text that is received from now on to a URL, as the API does: signed, and again if it fails.

@@ -3,6 +3,8 @@
 It reads and refuses what arrives, and leaves all data to the store. Paths are matched as sent, one percent-encoded
 segment at a time, so that an id holding `%2F` is an unknown id and never another path. Each answer carries an
 `x-request-id`; each request is recorded before anything can refuse it.
+
+ASGI has no way to reset a connection: whoever carries it may offer one by the scope's extension `RESET`, a function.
 """
 
 import hmac
@@ -10,11 +12,11 @@ import json
 import logging
 import re
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import quote, unquote
 
+import anyio
 import anyio.lowlevel
 import httpx
 from starlette.requests import Request
@@ -25,6 +27,8 @@ from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
 from agentphone.sandbox._reading import instant_of
 from agentphone.sandbox._store import NewMessage, Store, Webhook
 
+RESET = "agentphone.sandbox.reset"
+HANG_SECONDS = 300.0
 MAX_BODY = 1024 * 1024
 MAX_NESTING = 100  # Far below Python's recursion limit: what is stored must be printable from anywhere.
 DETAIL_MESSAGES = 50  # In a conversation, unless message_limit says otherwise.
@@ -93,16 +97,21 @@ class App:
                 return
             # In-process nothing else here waits: without this a caller's timeout could never strike.
             await anyio.lowlevel.checkpoint()
-            response = self._respond(Request(scope), body)
+            request = Request(scope)
+            path = _raw_path(scope)
+            self._requests.append(ReceivedRequest.of(request, path, body))
+            fault = self._faults.take(path)
+            if fault is not None and fault.kind in ("hang", "reset"):
+                await _give_no_answer(fault, scope, receive, send)
+                return
+            response = self._respond(request, path, body) if fault is None else _faulty(fault)
             response.headers["x-request-id"] = f"req_{secrets.token_hex(8)}"
-            await response(scope, receive, send)
+            if fault is not None and fault.kind == "cut":
+                await _cut(response, send)
+            else:
+                await response(scope, receive, send)
 
-    def _respond(self, request: Request, body: bytes) -> Response:
-        path = _raw_path(request.scope)
-        self._requests.append(ReceivedRequest.of(request, path, body))
-        fault = self._faults.take(path)
-        if fault is not None:
-            return _faulty(fault)
+    def _respond(self, request: Request, path: str, body: bytes) -> Response:
         try:
             self._admit(request, body)
             return self._handler(request.method, path)(request, body)
@@ -184,8 +193,8 @@ class App:
 
     def _add_message(self, body: bytes) -> Response:
         fields = _object(body)
-        message = new_message(*(fields.get(name) for name in ("direction", "from", "to", "body", "at")))
-        return _json(201, self._store.add(message))
+        parts = (fields.get(name) for name in ("direction", "from", "to", "body", "at"))
+        return _json(201, self._store.add(new_message(*parts, now=self._store.now())))
 
     def _set_webhook(self, body: bytes) -> Response:
         fields = _object(body)
@@ -198,7 +207,9 @@ class App:
         return _json(200, self._store.deliveries(limit=limit))
 
 
-def new_message(direction: object, from_number: object, to_number: object, body: object, at: object) -> NewMessage:
+def new_message(
+    direction: object, from_number: object, to_number: object, body: object, at: object, *, now: int
+) -> NewMessage:
     """Check the parts of a message that is to be stored.
 
     Args:
@@ -207,6 +218,7 @@ def new_message(direction: object, from_number: object, to_number: object, body:
         to_number: Who received it, a text that is not empty.
         body: Its text, which may be empty.
         at: When, as an aware datetime or ISO 8601 text with an offset; None is now.
+        now: Microseconds since 1970 in UTC.
 
     Raises:
         FieldError: One of them is something else.
@@ -217,7 +229,7 @@ def new_message(direction: object, from_number: object, to_number: object, body:
     agent_number, participant = (receiver, sender) if direction == "inbound" else (sender, receiver)
     text = _text("body", body, may_be_empty=True)
     try:
-        instant = time.time_ns() // 1000 if at is None else instant_of(cast("str", at))
+        instant = now if at is None else instant_of(cast("str", at))
     except (ValueError, AttributeError) as error:
         raise FieldError("at", "must be ISO 8601 with an offset or Z.") from error
     return NewMessage(direction, agent_number, participant, text, instant)
@@ -347,6 +359,27 @@ def _json(status: int, content: object, headers: Mapping[str, str] | None = None
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None, details: object = ()) -> Response:
     code, kind = CODES.get(status, CODES[500 if status >= 500 else 400])
     return _json(status, {"error": {"message": message, "code": code, "type": kind, "details": details}}, headers)
+
+
+async def _give_no_answer(fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
+    """Wait until the client has gone, if the fault is that, and reset the connection."""
+    if fault.kind == "hang":
+        with anyio.move_on_after(HANG_SECONDS):
+            await receive()
+            return
+    reset = (scope.get("extensions") or {}).get(RESET)
+    if reset is None:
+        await _cut(_json(200, {}), send)  # The nearest that ASGI has.
+    else:
+        reset()
+
+
+async def _cut(response: Response, send: Send) -> None:
+    """Send half of a body that claims to be longer, and leave it at that: the server then closes the connection."""
+    body = bytes(response.body)
+    response.headers["content-length"] = str(len(body) + 1)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
 
 
 def _faulty(fault: Fault) -> Response:

@@ -218,7 +218,7 @@ class _Courier:
 
 async def _attempt(delivery: Delivery, store: Store) -> dict[str, Any]:
     """Send a delivery once, and tell what came of it: the status decides, whatever becomes of the answer's body."""
-    at = time.time()
+    at = store.now()
     started = time.monotonic()
     status: int | None = None
     error: str | None = None
@@ -230,7 +230,7 @@ async def _attempt(delivery: Delivery, store: Store) -> dict[str, Any]:
             async with (
                 httpx.AsyncClient(verify=_ssl_context(), trust_env=False, timeout=ANSWER_SECONDS) as client,
                 client.stream(
-                    "POST", delivery.webhook.url, content=delivery.payload, headers=_headers(delivery, int(at))
+                    "POST", delivery.webhook.url, content=delivery.payload, headers=_headers(delivery, at // 1_000_000)
                 ) as response,
             ):
                 status = response.status_code
@@ -242,7 +242,7 @@ async def _attempt(delivery: Delivery, store: Store) -> dict[str, Any]:
     if status is not None:
         error = None if 200 <= status <= 299 else f"answered {status}"
     return {
-        "at": store.reading.print(int(at * 1_000_000)),
+        "at": store.reading.print(at),
         "status": status,
         "error": error,
         "seconds": round(time.monotonic() - started, 3),

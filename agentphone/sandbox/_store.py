@@ -138,11 +138,13 @@ class Store:
 
     Attributes:
         reading: How instants are printed and pages cut.
+        clock: The time, in seconds since 1970. Only what is shown has it: when something is due is real time's matter.
         on_webhook: Called when there may be something new to deliver, after it is committed.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.reading: Reading = Reading()
+        self.clock: Callable[[], float] = time.time
         self.on_webhook: Callable[[], object] = lambda: None
         # Absolute, because a connection may be opened again after somebody has changed the directory.
         self._path = None if path is None else Path(path).absolute()
@@ -154,6 +156,10 @@ class Store:
             _stores.add(self)
         with self._transaction("BEGIN"):
             pass  # A file that cannot be opened is told to whoever names it.
+
+    def now(self) -> int:
+        """Tell the time by the clock, in microseconds since 1970."""
+        return round(self.clock() * 1_000_000)
 
     def close(self) -> None:
         """Close the database; what is in memory is gone. May be called twice."""
@@ -354,7 +360,7 @@ class Store:
             "message_id": added["id"],
             # Escaped to ASCII, because metadata may hold halves of surrogate pairs.
             "payload": json.dumps(payload).encode(),
-            "created_at": time.time_ns() // 1000,
+            "created_at": self.now(),
             "due": time.time(),
         }
         connection.execute(ENQUEUE, values)

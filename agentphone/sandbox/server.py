@@ -1,6 +1,7 @@
-"""The sandbox as a server of its own: a socket, uvicorn, one line that is true, and a quiet end.
+"""The sandbox behind a socket, by uvicorn: as a process of its own, or from a thread of this one.
 
-It parses no command line and says nothing but its URL, why it cannot start and why it failed; the key is in none.
+It parses no command line. The process says nothing but its URL, why it cannot start and why it failed; the key is in
+none.
 """
 
 import logging
@@ -8,14 +9,20 @@ import os
 import signal
 import socket
 import sqlite3
+import struct
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from agentphone.sandbox import Sandbox
+from agentphone.sandbox._app import RESET
+
+STOP_SECONDS = 30.0
 
 
 def serve(
@@ -58,33 +65,88 @@ def serve(
             if demo:
                 sandbox.load_demonstration()
             _say_failures()
-            # No log configuration and no access log: nothing of a request, such as its key, is ever written.
-            config = uvicorn.Config(
-                sandbox.app,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="critical",
-                access_log=False,
-                timeout_graceful_shutdown=1,
-            )
             shown = f"[{host}]" if ":" in host else host
+
+            def say() -> None:
+                sys.stdout.write(f"AgentPhone sandbox at http://{shown}:{listener.getsockname()[1]}\n")
+                sys.stdout.flush()
+
             with suppress(KeyboardInterrupt):  # A Ctrl-C just before or after uvicorn listens for it.
-                _Server(config, f"http://{shown}:{listener.getsockname()[1]}").run([listener])
+                _Server(sandbox, when_ready=say).run([listener])
     return 0
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn that says when it is ready, and for which a signal is the way to end, not an error."""
+@contextmanager
+def running(sandbox: Sandbox) -> Iterator[str]:
+    """Serve a sandbox over HTTP from a thread, on a free port of 127.0.0.1, and give its URL.
 
-    def __init__(self, config: uvicorn.Config, url: str) -> None:
+    The sandbox stays yours to use meanwhile, and to close afterwards.
+
+    Args:
+        sandbox: What to serve.
+
+    Raises:
+        OSError: There is no free port.
+    """
+    ready: Future[None] = Future()
+    with _listen("127.0.0.1", 0) as listener:
+        server = _Server(sandbox, when_ready=lambda: ready.set_result(None))
+
+        def run() -> None:
+            try:
+                server.run([listener])
+            except BaseException as error:
+                if ready.done():
+                    raise
+                ready.set_exception(error)
+
+        # A daemon: it must not keep the interpreter from its exit.
+        thread = threading.Thread(target=run, name="agentphone sandbox", daemon=True)
+        thread.start()
+        try:
+            ready.result()
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(STOP_SECONDS)
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn that tells when it is ready, can reset connections, and for which a signal is the way to end."""
+
+    def __init__(self, sandbox: Sandbox, *, when_ready: Callable[[], object]) -> None:
+        # No log configuration and no access log: nothing of a request, such as its key, is ever written.
+        config = uvicorn.Config(
+            self._app,
+            interface="asgi3",  # which uvicorn does not see in a method
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
+        )
         super().__init__(config)
-        self._url = url
+        self._sandbox = sandbox
+        self._when_ready = when_ready
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["extensions"] = {**(scope.get("extensions") or {}), RESET: lambda: self._reset(scope["client"])}
+        await self._sandbox.app(scope, receive, send)
+
+    def _reset(self, client: tuple[str, int]) -> None:
+        for connection in tuple(self.server_state.connections):
+            transport = connection.transport
+            if (transport.get_extra_info("peername") or ())[:2] == tuple(client):
+                # To linger for no time: the kernel then sends a reset where it would end the connection in good order.
+                lingering = struct.pack("ii", 1, 0)
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, lingering)
+                transport.abort()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        sys.stdout.write(f"AgentPhone sandbox at {self._url}\n")
-        sys.stdout.flush()
+        self._when_ready()
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:

@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from agentphone.sandbox import Sandbox
+from agentphone.sandbox.server import running
 
 from .conftest import ADA, AGENT
 
@@ -104,3 +108,28 @@ def test_a_call_on_a_connection_kept_alive_does_not_wait_for_an_acknowledgement(
             client.get("/v1/conversations")
             elapsed.append(time.perf_counter() - started)
     assert min(elapsed) < 0.02
+
+
+def test_a_sandbox_is_served_from_a_thread_while_it_is_in_hand() -> None:
+    with Sandbox(api_key=KEY) as sandbox:
+        for _ in range(2):
+            with running(sandbox) as url, httpx.Client(base_url=url, trust_env=False) as client:
+                assert client.get("/v1/conversations").status_code == 401
+                client.headers["Authorization"] = f"Bearer {KEY}"
+                sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+                assert client.get("/v1/conversations").json()["total"] == 1
+            assert not [thread for thread in threading.enumerate() if thread.name == "agentphone sandbox"]
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(url, trust_env=False)
+        assert sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Still there")
+
+
+def test_an_exit_does_not_wait_for_a_sandbox_that_is_being_served() -> None:
+    code = """
+from agentphone.sandbox import Sandbox
+from agentphone.sandbox.server import running
+serving = running(Sandbox())
+print(serving.__enter__())
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

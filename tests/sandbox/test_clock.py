@@ -1,0 +1,50 @@
+"""The sandbox's time is what a test says it is, in all that it shows; what it waits for is real."""
+
+from datetime import UTC, datetime, timedelta
+
+from agentphone.sandbox import Sandbox
+
+from .conftest import ADA, AGENT
+from .receiver import SECRET, receiving, until
+from .test_webhooks import call, statuses
+
+NOON = datetime(2025, 1, 15, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+def test_a_text_is_received_when_the_clock_says(sandbox: Sandbox) -> None:
+    sandbox.clock = NOON.timestamp
+    assert sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="")["receivedAt"] == "2025-01-15T12:00:00.123456Z"
+    sandbox.clock = (NOON + timedelta(hours=1)).timestamp
+    assert sandbox.send_sms(from_number=AGENT, to_number=ADA, body="")["receivedAt"] == "2025-01-15T13:00:00.123456Z"
+    body = {"direction": "inbound", "from": ADA, "to": AGENT, "body": "", "at": None}
+    assert call(sandbox, "POST", "/sandbox/messages", body).json()["receivedAt"] == "2025-01-15T13:00:00.123456Z"
+    at = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="", at="2020-01-01T00:00:00Z")["receivedAt"]
+    assert at == "2020-01-01T00:00:00.000000Z"
+
+
+def test_every_attempt_is_signed_anew_by_the_clock_and_made_by_real_time() -> None:
+    with Sandbox(retry_scale=0.001) as sandbox, receiving() as receiver:
+        moment = NOON
+        sandbox.clock = lambda: moment.timestamp()
+
+        def answer(_: object) -> int:
+            nonlocal moment
+            moment += timedelta(minutes=1)
+            return 200 if len(receiver.received) == 3 else 500
+
+        receiver.answer = answer
+        sandbox.set_webhook(receiver.url, SECRET)
+        sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+        until(lambda: statuses(sandbox) == {"delivered": 1})
+        assert all(received.is_signed() for received in receiver.received)
+        stamps = [int(received.headers["x-webhook-timestamp"]) for received in receiver.received]
+        assert stamps == [int(NOON.timestamp()) + 60 * index for index in range(3)]
+        assert len({received.headers["x-webhook-signature"] for received in receiver.received}) == 3
+        assert len({(received.id, received.body) for received in receiver.received}) == 1
+        [delivery] = sandbox.deliveries()
+        assert delivery["createdAt"] == "2025-01-15T12:00:00.123456Z"
+        assert [attempt["at"] for attempt in delivery["attempts"]] == [
+            "2025-01-15T12:00:00.123456Z",
+            "2025-01-15T12:01:00.123456Z",
+            "2025-01-15T12:02:00.123456Z",
+        ]
