@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentphone import Conversation, ConversationDetail, Message, Page, ResponseDecodeError
-from agentphone._decoding import DecodeError, decode, encode
+from agentphone._decoding import DecodeError, _converter, decode, encode
 from tests.helpers import client_of, conversation, message, page, sample
 
 NOON = datetime(2025, 6, 30, 12, tzinfo=UTC)
@@ -266,6 +267,31 @@ def test_a_detail_without_messages_has_none_and_keeps_the_order_of_those_it_has(
     assert [item.id for item in detail.messages] == ids
 
 
+def test_a_model_is_of_its_class_frozen_and_whole() -> None:
+    (made,) = decode(json.dumps(page(conversation())).encode(), Page[Conversation])
+    assert type(made) is Conversation
+    assert pickle.loads(pickle.dumps(made)) == attrs.evolve(made) == made
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        made.id = "conv_2"  # type: ignore[misc]  # what must not be possible
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        del made.id
+
+
+@attrs.frozen
+class Checked:
+    count: int = attrs.field(validator=attrs.validators.ge(1))
+    twice: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "twice", 2 * self.count)
+
+
+def test_what_a_class_does_when_it_is_made_is_done() -> None:
+    assert decode(b'{"count": 3}', Checked).twice == 6
+    with pytest.raises(DecodeError, match="count"):
+        decode(b'{"count": 0}', Checked)
+
+
 # ---- Laws
 
 json_values = st.recursive(
@@ -417,6 +443,23 @@ def test_nothing_but_a_decode_error_comes_out_of_any_body(spoilt: tuple[Any, byt
     except DecodeError as error:
         found = error
     assert isinstance(found, (DecodeError, getattr(shape, "__origin__", shape)))
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.sampled_from(GOOD), st.data())
+def test_the_fast_converter_takes_and_refuses_what_the_detailed_one_does(
+    shape_and_good: tuple[Any, Any], data: st.DataObject
+) -> None:
+    shape, good = shape_and_good
+    place = data.draw(st.sampled_from(places(good)))
+    raw = mutated(good, place, data.draw(any_json | st.sampled_from(["2025-06-30", "2025-06-30T12:00:00+02:00"])))
+    found = []
+    for detailed in (False, True):
+        try:
+            found.append(_converter(detailed=detailed).structure(raw, shape))
+        except Exception:  # noqa: BLE001  # whatever it is, `decode` makes a DecodeError of it
+            found.append(DecodeError)
+    assert repr(found[0]) == repr(found[1])  # also true of nan
 
 
 HARD = {
