@@ -5,6 +5,7 @@ Start at `AsyncClient`, or at `Client`, which is the same for blocking code; eve
 
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations, AsyncPager
+from agentphone._portal import AsyncStream, Stream
 from agentphone._sync import Client, Conversations, Pager
 from agentphone._version import __version__
 from agentphone.errors import (
@@ -28,7 +29,7 @@ from agentphone.errors import (
     UnprocessableEntityError,
     WebhookVerificationError,
 )
-from agentphone.models import Conversation, ConversationDetail, Message, Page
+from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
 __all__ = [
     "APIConnectionError",
@@ -38,6 +39,7 @@ __all__ = [
     "AsyncClient",
     "AsyncConversations",
     "AsyncPager",
+    "AsyncStream",
     "Attempt",
     "AuthenticationError",
     "BadRequestError",
@@ -50,6 +52,7 @@ __all__ = [
     "Conversations",
     "DeadlineExceededError",
     "Message",
+    "NewMessage",
     "NotFoundError",
     "Page",
     "Pager",
@@ -58,6 +61,7 @@ __all__ = [
     "RateLimitError",
     "ResponseDecodeError",
     "ServerError",
+    "Stream",
     "UnprocessableEntityError",
     "WebhookVerificationError",
     "__version__",

@@ -30,6 +30,8 @@ CONSTRUCTED = {"AsyncClient"}
 """The classes that users make themselves; the others come from a method of one of these."""
 RENAMED = {"__aiter__": "__iter__", "__aenter__": "__enter__", "__aexit__": "__exit__", "aclose": "close"}
 DUNDERS = {*RENAMED, "__init__", "__repr__"}
+ITERATORS = {"AsyncIterator": ("Iterator", "collections.abc"), "AsyncStream": ("Stream", "agentphone._portal")}
+"""What blocking code iterates over instead, and where that comes from."""
 OMITTED = {"__await__"}
 """What blocking code has no use for: `page()` is the other way to the same."""
 
@@ -118,7 +120,7 @@ class Generator:
         self._phrases = phrases
         self._unused_phrases = set(phrases)
         self._faces = {node.name: node.name.removeprefix("Async") for s in sources for node in s.classes()}
-        self._renamed = {**self._faces, "AsyncIterator": "Iterator"}
+        self._renamed = {**self._faces, **{name: blocking for name, (blocking, _) in ITERATORS.items()}}
         self._imports: dict[str, set[str]] = {"agentphone": {"_portal"}}
         self._type_variables: set[str] = set()
 
@@ -180,7 +182,7 @@ class Generator:
         if node.returns is None:
             raise source.refuse(node, f"{where} has no return annotation")
         if is_async and any(isinstance(inner, ast.Yield) for inner in ast.walk(node)):
-            raise source.refuse(node, f"{where} is an async generator; give a Batched iterator")
+            raise source.refuse(node, f"{where} is an async generator; give an AsyncStream")
         has_docstring = ast.get_docstring(node) is not None
         lines = ["    @property"] if decorators else []
         lines.append(self._signature(source, node, node.returns))
@@ -209,7 +211,7 @@ class Generator:
             return _call(prefix, ["_portal.run"], [inner, *arguments])
         outer = _outermost(returns)
         functions = []
-        if outer == "AsyncIterator":
+        if outer in ITERATORS:
             functions = ["_portal.iterate"]
         elif outer in self._faces:
             functions = [self._faces[outer] + ("._wrap" if outer in CONSTRUCTED else "")]
@@ -250,8 +252,9 @@ class Generator:
             return text
         if isinstance(returns, ast.Subscript):
             self._check(source, returns.slice)
-        if outer not in self._faces:
-            self._imports.setdefault("collections.abc", set()).add(self._renamed[outer])
+        if outer in ITERATORS:
+            blocking, module = ITERATORS[outer]
+            self._imports.setdefault(module, set()).add(blocking)
         return self._renamed[outer] + text.removeprefix(outer)
 
     def _check(self, source: Source, node: ast.expr, *, strings: bool = False) -> None:

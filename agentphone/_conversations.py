@@ -6,11 +6,13 @@ Arguments are checked here, before anything is sent; what goes over the wire is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
-from datetime import datetime
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Generic, Literal, TypeVar
 
 from agentphone import _wire
+from agentphone._live import FollowWalk, MessagesRequest, Pace, WatchWalk
 from agentphone._pagination import (
     MAX_CONVERSATIONS,
     MAX_MESSAGES,
@@ -21,14 +23,19 @@ from agentphone._pagination import (
     Walk,
     read_bound,
 )
-from agentphone._portal import Batched
+from agentphone._portal import AsyncStream
+from agentphone._retry import is_temporary
 from agentphone._transport import Transport
-from agentphone.models import Conversation, ConversationDetail, Message, Page
+from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError
+from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 MAX_RECENT_MESSAGES = 100
+
+LONGEST_RETRY_AFTER = 3600.0
+"""The longest `Retry-After`, in seconds, that a live iteration waits for; it has nothing better to do."""
 
 
 class AsyncPager(Generic[T]):
@@ -37,7 +44,7 @@ class AsyncPager(Generic[T]):
     Making one sends nothing. Each `async for` is a new walk from the start, and asks for a page when it needs it.
     """
 
-    def __init__(self, first: Callable[[], Awaitable[Page[T]]], walk: Callable[[], AsyncIterator[Page[T]]]) -> None:
+    def __init__(self, first: Callable[[], Awaitable[Page[T]]], walk: Callable[[], AsyncStream[Page[T]]]) -> None:
         self._first = first
         self._walk = walk
 
@@ -232,8 +239,113 @@ class AsyncConversations:
         )
         return AsyncPager(lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport))
 
+    def follow(
+        self,
+        conversation_id: str,
+        *,
+        after: datetime | str | Message | None = None,
+        poll_interval: float = 2.0,
+        max_poll_interval: float = 30.0,
+        overlap: float = 30.0,
+    ) -> AsyncStream[Message]:
+        """Read a conversation's messages as they arrive: an iteration without end, oldest first, each message once.
 
-class _Pages(Batched[Page[T]]):
+        It asks again and again. While nothing arrives the pauses grow from `poll_interval` to `max_poll_interval`; a
+        message brings them back. An idle poll is one request. What passes is outlasted, however long it takes: no
+        connection, 429 (for as long as `Retry-After` says), 5xx; `on_retry` and the log tell of it. Nothing runs
+        between two steps of the iteration, so that it can be left at any time.
+
+        Source: `GET /v1/conversations/{id}/messages`.
+
+        Args:
+            conversation_id: Its id (`conv_...`).
+            after: Begin with what was received later than this: an aware `datetime`, an ISO 8601 string with an
+                offset, or the message that was handled last, to go on exactly behind it. None for what arrives from now
+                on: behind the newest message at the first step.
+            poll_interval: Seconds from one poll to the next while messages arrive, more than 0.
+            max_poll_interval: The longest such time, in seconds; never less than `poll_interval`.
+            overlap: A message that the API shows later than others which were received after it still comes, if that is
+                no more than so many seconds late; it comes late then, and once. From 0.
+
+        Returns:
+            An iterator. Nothing is sent before its first step. Its `aclose()` ends it, also where its next message is
+            being waited for.
+
+        Raises:
+            NotFoundError: There is no such conversation, or the key has no access to it.
+            APIStatusError: The API said no, and will again. The next step of the same iterator asks again.
+            ResponseDecodeError: The answer is not what the API promises.
+            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
+            ValueError: An argument is out of its range, or an instant has no time or no offset.
+            TypeError: An argument is of another type.
+        """
+        pace = _pace(poll_interval, max_poll_interval)
+        walk = FollowWalk(
+            after=read_bound(after, "after"), overlap=_seconds("overlap", overlap), clock=self._transport.clock
+        )
+
+        def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
+            return _wire.list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
+
+        call(CursorRequest(limit=1))  # an id that cannot be is told here, not at the first step
+        return _Live(walk, call, self._transport, pace)
+
+    def watch(
+        self,
+        *,
+        after: datetime | str | Message | None = None,
+        poll_interval: float = 5.0,
+        max_poll_interval: float = 60.0,
+        overlap: float = 30.0,
+    ) -> AsyncStream[NewMessage]:
+        """Read the messages of all conversations as they arrive: an iteration without end, each message once.
+
+        Each poll reads the head of the list, and those conversations that moved there; what it brings comes ordered by
+        instant. An idle poll is one request. For all else it is as `follow`.
+
+        What arrived since `after` is read whole before the first of it comes. The API's `messageCount` tells of
+        messages that are shown late behind newer ones of the same conversation; where it is null, those are not seen.
+
+        Source: `GET /v1/conversations`, `GET /v1/conversations/{id}/messages`.
+
+        Args:
+            after: Begin with what was received later than this: an aware `datetime`, an ISO 8601 string with an
+                offset, or the message that was handled last, to go on exactly behind it. None for what arrives from now
+                on: behind the newest message at the first step.
+            poll_interval: Seconds from one poll to the next while messages arrive, more than 0.
+            max_poll_interval: The longest such time, in seconds; never less than `poll_interval`.
+            overlap: A message that the API shows later than others which were received after it still comes, if that is
+                no more than so many seconds late; it comes late then, and once. From 0.
+
+        Returns:
+            An iterator of pairs, `conversation, message`. Nothing is sent before its first step. Its `aclose()` ends
+            it, also where its next message is being waited for.
+
+        Raises:
+            APIStatusError: The API said no, and will again. The next step of the same iterator asks again.
+            ResponseDecodeError: The answer is not what the API promises.
+            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
+            ValueError: An argument is out of its range, or an instant has no time or no offset.
+            TypeError: An argument is of another type.
+        """
+        pace = _pace(poll_interval, max_poll_interval)
+        walk = WatchWalk(
+            after=read_bound(after, "after"), overlap=_seconds("overlap", overlap), clock=self._transport.clock
+        )
+
+        def call(request: OffsetRequest | MessagesRequest) -> _wire.Call[Page[Any]]:
+            if isinstance(request, OffsetRequest):
+                return _wire.list_conversations(limit=request.limit, offset=request.offset)
+            cursor = request.cursor
+            return _wire.list_messages(
+                request.conversation_id, limit=cursor.limit, before=cursor.before, after=cursor.after
+            )
+
+        # A conversation may have gone between the two requests: nothing is new in it.
+        return _Live(walk, call, self._transport, pace, missing=Page(data=(), has_more=False))
+
+
+class _Pages(AsyncStream[Page[T]]):
     """Drive one walk: ask for what it wants, hand it the answers. Nothing runs between two steps."""
 
     def __init__(self, walk: Walk[R, T], call: Callable[[R], _wire.Call[Page[T]]], transport: Transport) -> None:
@@ -241,21 +353,8 @@ class _Pages(Batched[Page[T]]):
         self._walk = walk
         self._call = call
         self._transport = transport
-        self._is_at_work = False
 
-    async def next_batch(self) -> tuple[Page[T]]:
-        if self._is_at_work:  # two answers to one request would pass for the answers to two
-            raise RuntimeError(
-                "This iterator is waiting for a page already, for another task or thread. Step it from one at a time,"
-                " or give each an iterator of its own."
-            )
-        self._is_at_work = True
-        try:
-            return await self._next_page()
-        finally:
-            self._is_at_work = False
-
-    async def _next_page(self) -> tuple[Page[T]]:
+    async def _next_batch(self) -> tuple[Page[T]]:
         while requests := self._walk.next_requests():
             pages = await self._transport.send_all([self._call(request) for request in requests])
             items = tuple(self._walk.receive(pages))
@@ -264,15 +363,68 @@ class _Pages(Batched[Page[T]]):
         raise StopAsyncIteration
 
 
-class _Items(Batched[T]):
+class _Items(AsyncStream[T]):
     """Give the items of the pages one by one."""
 
-    def __init__(self, pages: AsyncIterator[Page[T]]) -> None:
+    def __init__(self, pages: AsyncStream[Page[T]]) -> None:
         super().__init__()
         self._pages = pages
 
-    async def next_batch(self) -> tuple[T, ...]:
-        return (await anext(self._pages)).data
+    async def _next_batch(self) -> list[T]:
+        return [item for page in await self._pages.next_batch() for item in page]
+
+
+class _Live(AsyncStream[T]):
+    """Drive a live walk: as `_Pages` does, with rests between its polls, and outlasting what passes."""
+
+    def __init__(
+        self,
+        walk: FollowWalk | WatchWalk,
+        call: Callable[[Any], _wire.Call[Page[Any]]],
+        transport: Transport,
+        pace: Pace,
+        missing: Page[Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._walk = walk
+        self._call = call
+        self._transport = transport
+        self._pace = pace
+        self._missing = missing
+        self._began_at: float | None = None
+        """When the poll began that is under way."""
+        self._resume_at = -math.inf
+        """Before this nothing is sent."""
+
+    async def _next_batch(self) -> Sequence[T]:
+        while True:
+            requests: Sequence[Any] = self._walk.next_requests()
+            if requests:
+                await self._transport.sleep_until(self._resume_at)
+                if self._began_at is None:
+                    self._began_at = self._transport.clock()
+                items: Sequence[Any] = self._walk.receive(await self._ask(requests))
+                if items:
+                    return items
+            else:
+                rest = self._pace.rest(has_news=self._walk.has_news)
+                self._resume_at = (self._began_at or 0.0) + rest
+                self._began_at = None
+                self._walk.receive(())
+
+    async def _ask(self, requests: Sequence[Any]) -> Sequence[Page[Any]]:
+        while True:
+            try:
+                return await self._transport.send_all(list(map(self._call, requests)), missing=self._missing)
+            except (APIConnectionError, APIStatusError) as error:
+                retry_after = getattr(error, "retry_after", None) or 0.0
+                is_passing = is_temporary(error) or isinstance(error, DeadlineExceededError)
+                if not is_passing or retry_after > LONGEST_RETRY_AFTER:
+                    raise
+                pause = max(retry_after, self._pace.rest(has_news=False))
+                self._transport.report(error, pause)
+                self._resume_at = self._transport.clock() + pause
+                await self._transport.sleep_until(self._resume_at)
 
 
 def _check_count(
@@ -286,3 +438,18 @@ def _check_count(
     if value < least or (most is not None and value > most):
         upto = "or more" if most is None else f"to {most}"
         raise ValueError(f"{name} is {least} {upto}, not {value}")
+
+
+def _seconds(name: str, value: float, *, may_be_zero: bool = True) -> timedelta:
+    """Refuse what is no length of time."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if not 0 <= value < 1e9 or (value == 0 and not may_be_zero):
+        raise ValueError(f"{name} is a number of seconds {'from' if may_be_zero else 'above'} 0, not {value}")
+    return timedelta(seconds=value)
+
+
+def _pace(poll_interval: float, max_poll_interval: float) -> Pace:
+    _seconds("poll_interval", poll_interval, may_be_zero=False)
+    _seconds("max_poll_interval", max_poll_interval)
+    return Pace(poll_interval, max(poll_interval, max_poll_interval))

@@ -130,26 +130,39 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
       total, each page begins with the last item of the one before.
     - What jumps to the front unseen is found by reading the front again, down to conversations older than the newest
       message was when the walk began. When that takes more than one request it is itself a walk, and is done again.
+
+    With a `floor` it ends at conversations whose last message is older than that.
     """
 
-    def __init__(self, *, limit: int | None, offset: int, page_size: int, concurrency: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        limit: int | None,
+        offset: int,
+        page_size: int,
+        concurrency: int = 1,
+        floor: datetime | None = None,
+    ) -> None:
         self._left = limit
         self._start = offset
         self._page_size = page_size
         self._concurrency = concurrency
+        self._floor = floor
         self._given: set[str] = set()
         super().__init__()
 
     def _walk(self) -> OffsetSteps[None]:
         is_promised = self._left is None and self._start == 0
         one_at_a_time = self._concurrency == 1
-        sweep = yield from self._sweep(_Sweep(None, self._page_size, self._concurrency, is_checked=one_at_a_time))
+        sweep = yield from self._sweep(
+            _Sweep(self._floor, self._page_size, self._concurrency, is_checked=one_at_a_time)
+        )
         while is_promised and sweep.requests > 1:
             head = yield from self._sweep(_Sweep(sweep.began_at, MAX_CONVERSATIONS), front=sweep.front)
             if sweep.is_checked or not (sweep.has_moved or head.has_moved):
                 sweep = head
             else:
-                sweep = yield from self._sweep(_Sweep(None, self._page_size, self._concurrency))
+                sweep = yield from self._sweep(_Sweep(self._floor, self._page_size, self._concurrency))
 
     def _sweep(self, sweep: _Sweep, front: list[Trace] | None = None) -> OffsetSteps[_Sweep]:
         """Go through the list from its front; stop at once where the front is still `front`."""
@@ -217,8 +230,8 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
         """Remember the page's items, and let out those that were not read before."""
         for item in page.data:
             if item.id not in sweep.traces and len(sweep.front) < MAX_CONVERSATIONS:
-                sweep.front.append(_trace(item))
-            sweep.traces[item.id] = _trace(item)
+                sweep.front.append(trace_of(item))
+            sweep.traces[item.id] = trace_of(item)
             if item.id not in self._given and self._left != 0:
                 self._given.add(item.id)
                 self._ready.append(item)
@@ -241,10 +254,10 @@ def _continues(sweep: _Sweep, request: OffsetRequest, page: Page[Conversation], 
     """
     if request.offset >= offset:
         return True  # asked for where the page before it ended: `total` alone tells
-    return bool(page.data) and sweep.traces.get(page.data[0].id) == _trace(page.data[0])
+    return bool(page.data) and sweep.traces.get(page.data[0].id) == trace_of(page.data[0])
 
 
-def _trace(item: Conversation) -> Trace:
+def trace_of(item: Conversation) -> Trace:
     """Give what tells a conversation, and changes whenever it moves."""
     return item.id, item.last_message_at, item.message_count
 
@@ -368,7 +381,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 group = yield from self._group(edge)
                 if self._emit(reversed(group)):
                     return
-                end, edge, size = edge, _shift(edge, -TICK), self._want()  # the whole group has gone out
+                end, edge, size = edge, shift(edge, -TICK), self._want()  # the whole group has gone out
 
     # Oldest first
 
@@ -376,7 +389,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         """Find out what `after` alone gives, then read by it, or climb by `before`."""
         start = BEFORE_ALL_MESSAGES
         if self._after is not None:
-            start = self._after.instant if self._after.message_id is not None else _shift(self._after.instant, TICK)
+            start = self._after.instant if self._after.message_id is not None else shift(self._after.instant, TICK)
         page = yield from self._open(start)
         if not page.has_more:
             self._emit(page.items)
@@ -434,7 +447,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
                     page = _Slice([item for item in page.items if item.received_at == edge], has_more=True)
                     continue
                 # Not what follows: messages came so fast that this is the newest page after all.
-                yield from self._climb(_shift(edge, -TICK))
+                yield from self._climb(shift(edge, -TICK))
                 return
             page = _Slice(items, following.has_more)
             if page.high > edge or not page.has_more:
@@ -509,7 +522,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         while True:
             found.update((item.id, item) for item in page.items if item.received_at == instant)
             if not page.has_more or page.low < instant:
-                return sorted(found.values(), key=_key)
+                return sorted(found.values(), key=key)
             if self._end_of(instant) < upper:  # finer digits have shown: the group is narrower than it seemed
                 upper = self._end_of(instant)
                 page = yield from self._ask(MAX_MESSAGES, end=upper)
@@ -561,12 +574,12 @@ class CursorWalk(Walk[CursorRequest, Message]):
 
     def _ask(self, limit: int, *, start: datetime | None = None, end: datetime | None = None) -> CursorSteps[_Slice]:
         """Ask for a page of a stretch of time, and learn from what it shows of the API."""
-        after = start if start is None or self._includes_after else _shift(start, -TICK)
-        before = end if end is None or not self._includes_before else _shift(end, -TICK)
+        after = start if start is None or self._includes_after else shift(start, -TICK)
+        before = end if end is None or not self._includes_before else shift(end, -TICK)
         request = CursorRequest(limit=limit, before=before, after=after)
         for _ in range(PATIENCE):
             (page,) = yield (request,)
-            items = sorted({item.id: item for item in page.data}.values(), key=_key)
+            items = sorted({item.id: item for item in page.data}.values(), key=key)
             for item in items:
                 self._learn_unit(item.received_at)
                 # Each tells of itself alone: stretches may be half open, and clocks finer than what is printed.
@@ -592,7 +605,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
 
     def _end_of(self, instant: datetime) -> datetime:
         """Give the end of the group that is printed as `instant`."""
-        return _shift(instant, self._unit)
+        return shift(instant, self._unit)
 
     def _top(self) -> datetime | None:
         """Give the end of what is wanted; None for now."""
@@ -601,7 +614,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         if self._before.message_id is not None:
             return self._end_of(self._before.instant)
         beyond = (self._before.instant - BEFORE_ALL_MESSAGES) % self._unit
-        return _shift(self._before.instant, self._unit - beyond if beyond else beyond)
+        return shift(self._before.instant, self._unit - beyond if beyond else beyond)
 
     def _want(self, held: int = 0) -> int:
         """Say how many to ask for: what is wanted, and what is `held` back and will be read again."""
@@ -624,9 +637,9 @@ class CursorWalk(Walk[CursorRequest, Message]):
         upper, lower = self._before, self._after
         if self._is_past_upper(item) or self._is_past_lower(item):
             return False
-        if upper and upper.message_id is not None and _key(item) >= (upper.instant, upper.message_id):
+        if upper and upper.message_id is not None and key(item) >= (upper.instant, upper.message_id):
             return False
-        return not (lower and lower.message_id is not None and _key(item) <= (lower.instant, lower.message_id))
+        return not (lower and lower.message_id is not None and key(item) <= (lower.instant, lower.message_id))
 
     def _is_past_upper(self, item: Message) -> bool:
         """Whether an item's whole instant, and all later ones, lie beyond the upper bound."""
@@ -643,7 +656,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         return item.received_at < bound.instant or (bound.message_id is None and item.received_at == bound.instant)
 
 
-def _shift(instant: datetime, by: timedelta) -> datetime:
+def shift(instant: datetime, by: timedelta) -> datetime:
     """Add to an instant, as far as the calendar goes: the years 1 and 9999 stand for nothing and for ever."""
     try:
         return instant + by
@@ -651,5 +664,5 @@ def _shift(instant: datetime, by: timedelta) -> datetime:
         return (datetime.max if by > timedelta(0) else datetime.min).replace(tzinfo=UTC)
 
 
-def _key(item: Message) -> tuple[datetime, str]:
+def key(item: Message) -> tuple[datetime, str]:
     return item.received_at, item.id

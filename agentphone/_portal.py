@@ -21,7 +21,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -304,20 +304,51 @@ def _is_loop_running() -> bool:
     return True
 
 
-class Batched(AsyncIterator[T]):
-    """An async iterator whose items come in batches, so that the blocking face changes threads once a batch.
+class AsyncStream(AsyncIterator[T]):
+    """An async iterator that can be closed, and need not be: between two steps nothing runs.
 
-    A class and not a generator: a generator that is dropped half-way would need closing.
+    Its items come in batches, so that the blocking face changes threads once a batch. A class and not a generator: a
+    generator that is dropped half-way would need closing.
     """
 
     def __init__(self) -> None:
         self._items: Iterator[T] = iter(())
+        self._at_work: anyio.CancelScope | None = None
+        self._is_closed = False
 
     @abstractmethod
-    async def next_batch(self) -> Iterable[T]:
+    async def _next_batch(self) -> Iterable[T]:
         """Give the next items, which may be none; raise StopAsyncIteration at the end."""
 
-    def __aiter__(self) -> AsyncIterator[T]:
+    async def next_batch(self) -> Iterable[T]:
+        """Wait for the next items and give all that have come.
+
+        Raises:
+            StopAsyncIteration: The iteration has ended, or was closed.
+            RuntimeError: Another task or thread waits for them already.
+        """
+        if self._is_closed:
+            raise StopAsyncIteration
+        if self._at_work is not None:  # two answers to one request would pass for the answers to two
+            raise RuntimeError(
+                "This iterator is waiting for a page already, for another task or thread. Step it from one at a time,"
+                " or give each an iterator of its own."
+            )
+        try:
+            with anyio.CancelScope() as self._at_work:
+                return await self._next_batch()
+        finally:
+            self._at_work = None
+        raise StopAsyncIteration  # it was closed meanwhile
+
+    async def aclose(self) -> None:
+        """End the iteration, also for a task that waits for its next item. Closing again does nothing."""
+        self._is_closed = True
+        self._items = iter(())
+        if self._at_work is not None:
+            self._at_work.cancel()
+
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:
@@ -327,10 +358,10 @@ class Batched(AsyncIterator[T]):
             self._items = iter(await self.next_batch())
 
 
-class _Iterator(Iterator[T]):
-    """The blocking face of a batched iterator."""
+class Stream(Iterator[T]):
+    """An iterator that can be closed, and need not be: the blocking face of an `AsyncStream`."""
 
-    def __init__(self, source: Batched[T]) -> None:
+    def __init__(self, source: AsyncStream[T]) -> None:
         self._source = source
         self._items: Iterator[T] = iter(())
 
@@ -348,9 +379,14 @@ class _Iterator(Iterator[T]):
         if not operator.length_hint(self._items):  # another thread may have brought some meanwhile
             self._items = iter(await self._source.next_batch())
 
+    def close(self) -> None:
+        """End the iteration, also for a thread that waits for its next item. Closing again does nothing."""
+        self._items = iter(())
+        run(self._source.aclose)
 
-def iterate(source: AsyncIterator[T]) -> Iterator[T]:
-    """Iterate over a batched async iterator from blocking code."""
-    if not isinstance(source, Batched):
+
+def iterate(source: AsyncIterator[T]) -> Stream[T]:
+    """Iterate over an async stream from blocking code."""
+    if not isinstance(source, AsyncStream):
         raise TypeError(f"{type(source).__name__} gives no batches")
-    return _Iterator(source)
+    return Stream(source)

@@ -41,7 +41,7 @@ class RetryPolicy:
         Returns:
             Seconds, or None when the call ends with this error.
         """
-        if attempt > self.max_retries or not _is_temporary(error):
+        if attempt > self.max_retries or not is_temporary(error):
             return None
         if isinstance(error, APIStatusError) and error.retry_after is not None:
             if error.retry_after > self.max_retry_after:
@@ -84,7 +84,8 @@ class RetryBudget:
         return True
 
 
-def _is_temporary(error: AgentPhoneError) -> bool:
+def is_temporary(error: AgentPhoneError) -> bool:
+    """Whether the same call may succeed a little later."""
     if isinstance(error, APIStatusError):
         return error.status_code in RETRIED_STATUSES
     return isinstance(error, APIConnectionError) and not isinstance(error, DeadlineExceededError)

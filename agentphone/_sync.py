@@ -17,7 +17,8 @@ from attrs import NOTHING, NothingType
 from agentphone import _portal
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations, AsyncPager
-from agentphone.models import Conversation, ConversationDetail, Message, Page
+from agentphone._portal import Stream
+from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
 __all__ = [
     "Client",
@@ -199,6 +200,103 @@ class Conversations:
                 after=after,
                 order=order,
                 page_size=page_size,
+            )
+        )
+
+    def follow(
+        self,
+        conversation_id: str,
+        *,
+        after: datetime | str | Message | None = None,
+        poll_interval: float = 2.0,
+        max_poll_interval: float = 30.0,
+        overlap: float = 30.0,
+    ) -> Stream[Message]:
+        """Read a conversation's messages as they arrive: an iteration without end, oldest first, each message once.
+
+        It asks again and again. While nothing arrives the pauses grow from `poll_interval` to `max_poll_interval`; a
+        message brings them back. An idle poll is one request. What passes is outlasted, however long it takes: no
+        connection, 429 (for as long as `Retry-After` says), 5xx; `on_retry` and the log tell of it. Nothing runs
+        between two steps of the iteration, so that it can be left at any time.
+
+        Source: `GET /v1/conversations/{id}/messages`.
+
+        Args:
+            conversation_id: Its id (`conv_...`).
+            after: Begin with what was received later than this: an aware `datetime`, an ISO 8601 string with an
+                offset, or the message that was handled last, to go on exactly behind it. None for what arrives from now
+                on: behind the newest message at the first step.
+            poll_interval: Seconds from one poll to the next while messages arrive, more than 0.
+            max_poll_interval: The longest such time, in seconds; never less than `poll_interval`.
+            overlap: A message that the API shows later than others which were received after it still comes, if that is
+                no more than so many seconds late; it comes late then, and once. From 0.
+
+        Returns:
+            An iterator. Nothing is sent before its first step. Its `close()` ends it, also where its next message is
+            being waited for.
+
+        Raises:
+            NotFoundError: There is no such conversation, or the key has no access to it.
+            APIStatusError: The API said no, and will again. The next step of the same iterator asks again.
+            ResponseDecodeError: The answer is not what the API promises.
+            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
+            ValueError: An argument is out of its range, or an instant has no time or no offset.
+            TypeError: An argument is of another type.
+        """
+        return _portal.iterate(
+            self._async.follow(
+                conversation_id,
+                after=after,
+                poll_interval=poll_interval,
+                max_poll_interval=max_poll_interval,
+                overlap=overlap,
+            )
+        )
+
+    def watch(
+        self,
+        *,
+        after: datetime | str | Message | None = None,
+        poll_interval: float = 5.0,
+        max_poll_interval: float = 60.0,
+        overlap: float = 30.0,
+    ) -> Stream[NewMessage]:
+        """Read the messages of all conversations as they arrive: an iteration without end, each message once.
+
+        Each poll reads the head of the list, and those conversations that moved there; what it brings comes ordered by
+        instant. An idle poll is one request. For all else it is as `follow`.
+
+        What arrived since `after` is read whole before the first of it comes. The API's `messageCount` tells of
+        messages that are shown late behind newer ones of the same conversation; where it is null, those are not seen.
+
+        Source: `GET /v1/conversations`, `GET /v1/conversations/{id}/messages`.
+
+        Args:
+            after: Begin with what was received later than this: an aware `datetime`, an ISO 8601 string with an
+                offset, or the message that was handled last, to go on exactly behind it. None for what arrives from now
+                on: behind the newest message at the first step.
+            poll_interval: Seconds from one poll to the next while messages arrive, more than 0.
+            max_poll_interval: The longest such time, in seconds; never less than `poll_interval`.
+            overlap: A message that the API shows later than others which were received after it still comes, if that is
+                no more than so many seconds late; it comes late then, and once. From 0.
+
+        Returns:
+            An iterator of pairs, `conversation, message`. Nothing is sent before its first step. Its `close()` ends
+            it, also where its next message is being waited for.
+
+        Raises:
+            APIStatusError: The API said no, and will again. The next step of the same iterator asks again.
+            ResponseDecodeError: The answer is not what the API promises.
+            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
+            ValueError: An argument is out of its range, or an instant has no time or no offset.
+            TypeError: An argument is of another type.
+        """
+        return _portal.iterate(
+            self._async.watch(
+                after=after,
+                poll_interval=poll_interval,
+                max_poll_interval=max_poll_interval,
+                overlap=overlap,
             )
         )
 

@@ -35,6 +35,7 @@ from agentphone.errors import (
     ClientClosedError,
     ConfigurationError,
     DeadlineExceededError,
+    NotFoundError,
     ResponseDecodeError,
 )
 
@@ -105,10 +106,7 @@ class Transport:
                     error.attempts = attempts
                     if pause is None:
                         raise
-                    failed = attempts[-1].outcome
-                    logger.warning("%s %s: %s; trying again in %.2f s", call.method, call.path, failed, pause)
-                    if self._config.on_retry is not None:
-                        self._config.on_retry(error, pause)
+                    self.report(error, pause)
                 else:
                     self._connections.retry_budget.succeed()
                     return answer
@@ -120,20 +118,47 @@ class Transport:
         late.attempts = (*attempts, Attempt(_outcome(late), max(0.0, anyio.current_time() - began), 0.0))
         raise late
 
-    async def send_all(self, calls: Sequence[_wire.Call[T]]) -> Sequence[T]:
+    def report(self, error: APIConnectionError | APIStatusError | ResponseDecodeError, pause: float) -> None:
+        """Tell the log and the hook that a call failed and is tried again after `pause` seconds."""
+        path = error.request.partition("?")[0]
+        logger.warning("%s: %s; trying again in %.2f s", path, _outcome(error), pause)
+        if self._config.on_retry is not None:
+            self._config.on_retry(error, pause)
+
+    def clock(self) -> float:
+        """Give the event loop's time, in seconds."""
+        return anyio.current_time()
+
+    async def sleep_until(self, when: float) -> None:
+        """Rest until an instant of `clock`.
+
+        Raises:
+            ClientClosedError: The connections were closed, before or meanwhile.
+        """
+        pool = await self._connections.pool()
+        with anyio.CancelScope() as scope, pool.under_way(scope):
+            await anyio.sleep_until(when)
+        if self._connections.is_closed:
+            raise ClientClosedError(_CLOSED)
+
+    async def send_all(self, calls: Sequence[_wire.Call[T]], *, missing: T | None = None) -> Sequence[T]:
         """Send calls at once and give their answers in order; the first that fails cancels the others.
+
+        Args:
+            calls: What to send.
+            missing: What stands for the answer to a call whose subject is not there (404); None to fail.
 
         Raises:
             AgentPhoneError: As `send` does, for the first call that failed.
         """
         if len(calls) == 1:
-            return [await self.send(calls[0])]
+            return [await self._send_or(calls[0], missing)]
         answers: dict[int, T] = {}
         failures: list[Exception] = []
 
         async def send(index: int, call: _wire.Call[T]) -> None:
             try:
-                answers[index] = await self.send(call)
+                answers[index] = await self._send_or(call, missing)
             except Exception as error:  # noqa: BLE001  # raised below, alone: a task group would wrap it in a group
                 failures.append(error)
                 group.cancel_scope.cancel()
@@ -144,6 +169,14 @@ class Transport:
         if failures:
             raise failures[0]
         return [answers[index] for index in range(len(calls))]
+
+    async def _send_or(self, call: _wire.Call[T], missing: T | None) -> T:
+        try:
+            return await self.send(call)
+        except NotFoundError:
+            if missing is None:
+                raise
+            return missing
 
     async def _attempt(self, call: _wire.Call[T], pool: _Pool, number: int) -> T:
         """Send a call once, on a connection of its own, within the time of one attempt."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from attrs import field, frozen
 
@@ -88,6 +88,18 @@ class ConversationDetail(Conversation):
 
     messages: tuple[Message, ...] = ()
     """Its recent messages, in the server's order."""
+
+
+class NewMessage(NamedTuple):
+    """A message as it arrives, and the conversation that it belongs to: a pair, to be unpacked.
+
+    Source: `GET /v1/conversations`, and for what moved there `GET /v1/conversations/{id}/messages`.
+    """
+
+    conversation: Conversation
+    """The conversation as it was listed then, with its metadata."""
+    message: Message
+    """The message."""
 
 
 @frozen(kw_only=True)

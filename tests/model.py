@@ -118,3 +118,50 @@ class Inbox:
             last_message_at=printed(self.last[conversation_id], self.reading.digits),
             message_count=self.count[conversation_id],
         )
+
+
+@define
+class Account:
+    """All conversations with all their messages: what comes in may be shown late, dated when it was sent."""
+
+    reading: Reading = field(factory=Reading)
+    threads: dict[str, Thread] = field(factory=dict)
+    now: int = 0
+    requests: int = 0
+    made: Iterator[int] = field(factory=lambda: iter(range(10**9)))
+
+    def receive(self, conversation_id: str, *, wait: int = 1, late: int = 0, prefix: str = "msg") -> str:
+        """Let a message come in, dated `late` microseconds ago."""
+        self.now += wait
+        thread = self.threads.setdefault(conversation_id, Thread(self.reading))
+        message_id = f"{prefix}_{next(self.made) * 7919 % 10007:05}"  # ids do not follow time
+        thread.messages.append((self.now - late, message_id))
+        return message_id
+
+    def list(self, limit: int, offset: int) -> Page[Conversation]:
+        """Give a page of conversations."""
+        self.requests += 1
+        order = sorted(self.threads, key=lambda name: (max(self.threads[name].messages)[0], name), reverse=True)
+        page = order[offset : offset + limit]
+        return Page(
+            data=tuple(map(self.conversation, page)),
+            has_more=offset + len(page) < len(order),
+            total=len(order) if self.reading.has_total else None,
+        )
+
+    def conversation(self, conversation_id: str) -> Conversation:
+        messages = self.threads[conversation_id].messages
+        return Conversation(
+            id=conversation_id,
+            phone_number="+15550100002",
+            participant="+15550100001",
+            last_message_at=printed(max(messages)[0], self.reading.digits),
+            message_count=len(messages),
+        )
+
+    def messages(
+        self, conversation_id: str, limit: int, before: datetime | None, after: datetime | None
+    ) -> Page[Message]:
+        """Give a page of messages."""
+        self.requests += 1
+        return self.threads.setdefault(conversation_id, Thread(self.reading)).page(limit, before, after)

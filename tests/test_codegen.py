@@ -388,7 +388,7 @@ REFUSED_MEMBERS = {
     "class AsyncInner:\n    'D.'": "AsyncInner is not at the top of the module",
     "if True:\n    def f(self) -> int:\n        'D.'": "holds a If",
     "'About nothing.'": "holds a Expr",
-    "async def f(self) -> AsyncIterator[int]:\n    'D.'\n    yield 1": "is an async generator; give a Batched",
+    "async def f(self) -> AsyncIterator[int]:\n    'D.'\n    yield 1": "is an async generator; give an AsyncStream",
     "async def f(self) -> object:\n    'D.'\n    yield 1": "f is an async generator",
     "def __len__(self) -> int:\n    return 1": "AsyncThing.__len__ is unknown",
     "async def __anext__(self) -> int:\n    return 1": "AsyncThing.__anext__ is unknown",

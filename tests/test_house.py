@@ -27,6 +27,7 @@ FLOORS: dict[str, float] = {
     "_decoding": 1,
     "_wire": 2,
     "_pagination": 2,
+    "_live": 2.5,  # the walks that never end, made of those that do
     "webhooks": 2,
     "_transport": 3,
     "_conversations": 4,
@@ -55,6 +56,7 @@ FOREIGN: dict[str, set[str]] = {
     "_decoding": {"attrs", "cattrs"},
     "_wire": {"attrs"},
     "_pagination": {"attrs"},
+    "_live": {"attrs"},
     "webhooks": {"attrs"},
     "_transport": {"anyio", "attrs", "httpx"},
     "_conversations": {"attrs"},

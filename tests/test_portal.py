@@ -591,7 +591,7 @@ def test_only_batched_iterators_can_be_iterated_from_blocking_code() -> None:
 
     with pytest.raises(TypeError, match="gives no batches"):
         _portal.iterate(single())
-    assert issubclass(_conversations._Pages, _portal.Batched)
+    assert issubclass(_conversations._Pages, _portal.AsyncStream)
 
 
 def test_a_wrong_argument_raises_before_anything_is_sent() -> None:

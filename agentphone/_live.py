@@ -1,0 +1,361 @@
+"""Live walks: read on as messages arrive. Pure state machines like those of `_pagination`, which never end.
+
+Between two polls a live walk asks for nothing: then its driver rests as long as `Pace` says, and goes on with
+`receive(())`. What a poll learns is kept at its end, so that whatever fails in the middle loses nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from attrs import define, field, frozen
+
+from agentphone._pagination import (
+    MAX_CONVERSATIONS,
+    MAX_MESSAGES,
+    TICK,
+    Bound,
+    CursorRequest,
+    CursorWalk,
+    OffsetRequest,
+    OffsetWalk,
+    Trace,
+    Walk,
+    key,
+    shift,
+    trace_of,
+)
+from agentphone.models import Conversation, Message, NewMessage, Page
+
+REMEMBERED = 20
+"""How many of the newest messages are looked at again whatever their age: one whose date lies in the future must not
+hide those that come behind it."""
+SPARE = 20
+"""How many new items one request has room for beside those that it reads again."""
+AT_ONCE = 20
+"""How many conversations are read at once: as many as a client has connections by default."""
+
+PRINTED = timedelta(seconds=1)
+"""How much the printing of an instant may cut off it, and the list otherwise than the messages."""
+
+GROWTH = 1.5
+JITTER = 0.2
+
+
+@define
+class Pace:
+    """How long to rest between two polls: longer and longer while nothing happens."""
+
+    interval: float
+    """Seconds after a poll that brought something."""
+    longest: float
+    """Seconds that no rest exceeds."""
+    rand: Callable[[], float] = random.random
+    """Gives numbers from 0 to 1."""
+    _next: float = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._next = self.interval
+
+    def rest(self, *, has_news: bool) -> float:
+        """Say how many seconds may pass from the beginning of the last poll to that of the next."""
+        if has_news:
+            self._next = self.interval
+        seconds = self._next * (1 - JITTER * self.rand())  # never more than was said, and not all clients at once
+        self._next = min(self.longest, self._next * GROWTH)
+        return seconds
+
+
+@define
+class _Window:
+    """The end of one conversation, which is read again and again: every message later than `floor` that was seen."""
+
+    floor: datetime | None
+    """None for the beginning of time."""
+    seen: dict[str, datetime] = field(factory=dict)
+    """When each was received, by id."""
+
+    def walk(self) -> CursorWalk:
+        """Make the walk that reads it, from the newest message down."""
+        bound = None if self.floor is None else Bound(self.floor)
+        size = min(MAX_MESSAGES, len(self.seen) + SPARE)
+        return CursorWalk(limit=None, before=None, after=bound, oldest_first=False, page_size=size)
+
+    def take(self, items: Iterable[Message]) -> list[Message]:
+        """Remember messages, and give those that were not seen before, in their order."""
+        fresh = [item for item in items if item.id not in self.seen]
+        self.seen.update((item.id, item.received_at) for item in fresh)
+        return fresh
+
+    def raise_floor(self, floor: datetime) -> None:
+        """Forget what was received up to an instant."""
+        if self.floor is None or floor > self.floor:
+            self.floor = floor
+            self.seen = {identity: at for identity, at in self.seen.items() if at > floor}
+
+
+class _Quiet:
+    """Knows how long nothing has come: what is longer ago than `overlap` cannot be shown late any more."""
+
+    def __init__(self, overlap: timedelta, clock: Callable[[], float]) -> None:
+        self._seconds = overlap.total_seconds()
+        self._clock = clock
+        self._since: float | None = None
+
+    def note(self, *, has_news: bool) -> bool:
+        """Take the outcome of a poll, and say whether it has been quiet for long enough."""
+        now = self._clock()
+        if has_news or self._since is None:
+            self._since = now
+        return now - self._since > self._seconds
+
+
+class FollowWalk(Walk[CursorRequest, Message]):
+    """Read one conversation's messages as they arrive, oldest first, each once.
+
+    A poll reads the newest messages down to a floor: the instant of the newest message of the poll before, less the
+    `overlap`. A message that is shown late, but not later than that after its own instant, lies above the floor of the
+    next poll, however long that takes to come. What has been seen above the floor is remembered by id.
+    """
+
+    def __init__(self, *, after: Bound | None, overlap: timedelta, clock: Callable[[], float]) -> None:
+        self._after = after
+        self._overlap = overlap + PRINTED
+        self._quiet = _Quiet(self._overlap, clock)
+        self.has_news = False
+        """Whether the last poll brought anything."""
+        super().__init__()
+
+    def _walk(self) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
+        pages = yield (CursorRequest(limit=REMEMBERED + 1),)
+        newest = sorted(pages[0].data, key=key)
+        window = _Window(self._floor([item.received_at for item in newest], has_more=pages[0].has_more))
+        start, is_from_now = self._after, self._after is None
+        if start is not None and window.floor is not None and start.instant <= window.floor:
+            yield from self._catch_up(start, window.floor)
+            pages = ()
+        while True:
+            fresh = window.take((yield from self._read(window.walk(), pages)))
+            pages = ()
+            if is_from_now:
+                is_from_now, fresh = False, []
+            elif start is not None:
+                fresh = [item for item in fresh if is_beyond(item, start)]
+                if start.message_id is not None:
+                    start = None  # what else is shown behind it now, is shown late
+            self._ready.extend(fresh)
+            self.has_news = bool(fresh)
+            floor = self._floor(sorted(window.seen.values()), has_more=False)
+            if self._quiet.note(has_news=self.has_news) and len(window.seen) + SPARE > MAX_MESSAGES:
+                floor = max(window.seen.values())  # or each poll would take several requests, for ever
+            if floor is not None:
+                window.raise_floor(floor)
+            yield ()
+
+    def _catch_up(
+        self, start: Bound, end: datetime
+    ) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
+        """Give what was received between the start and the first poll's floor, in flat memory."""
+        walk = CursorWalk(
+            limit=None, before=Bound(shift(end, TICK)), after=start, oldest_first=True, page_size=MAX_MESSAGES
+        )
+        while requests := walk.next_requests():
+            items = walk.receive((yield requests))
+            self._ready.extend(items)  # not before the yield: each step has a list of its own
+
+    def _read(
+        self, walk: CursorWalk, pages: Sequence[Page[Message]]
+    ) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], list[Message]]:
+        """Read to the end of a walk, whose first pages may be there already; oldest first."""
+        found = list(walk.receive(pages)) if pages else []
+        while requests := walk.next_requests():
+            found.extend(walk.receive((yield requests)))
+        return found[::-1]
+
+    def _floor(self, instants: Sequence[datetime], *, has_more: bool) -> datetime | None:
+        """Say down to where the next poll is to read, from the instants of the newest messages, oldest first."""
+        if len(instants) <= REMEMBERED:
+            if not has_more:
+                return None
+            lowest = shift(instants[0], -TICK) if instants else None  # a server that gives fewer than were asked for
+        else:
+            lowest = instants[-REMEMBERED - 1]
+        return None if lowest is None else min(lowest, shift(instants[-1], -self._overlap))
+
+
+def is_beyond(item: Message, start: Bound) -> bool:
+    """Whether a message lies strictly behind a bound, in the order of `(received_at, id)`."""
+    if start.message_id is None:
+        return item.received_at > start.instant
+    return key(item) > (start.instant, start.message_id)
+
+
+@frozen
+class MessagesRequest:
+    """One page of one conversation's messages."""
+
+    conversation_id: str
+    cursor: CursorRequest
+
+
+@define
+class _Thread:
+    """One conversation at the head of the list."""
+
+    trace: Trace
+    """What it was like when it was listed."""
+    window: _Window | None = None
+    """What was read of it, if its messages are new enough that some may still be shown late."""
+    is_held: bool = False
+    """Whether it showed messages later than the newest of the list, which the next poll gives."""
+
+
+WatchSteps = Generator[Sequence[OffsetRequest | MessagesRequest], Sequence[Page[Any]], Any]
+
+
+class WatchWalk(Walk[Any, Any]):
+    """Read the messages of all conversations as they arrive, oldest first, each once.
+
+    A poll reads the head of the list, down to conversations whose last message is older than the floor: that of the
+    newest message of the poll before, less the `overlap`. Then it reads those that moved: that are new there, or whose
+    last message or count differs from the poll before.
+
+    What came in after the list was read waits for the next poll: messages of other conversations between the two are
+    not known yet, and whoever begins again behind the one would lose the others.
+    """
+
+    def __init__(self, *, after: Bound | None, overlap: timedelta, clock: Callable[[], float]) -> None:
+        self._after = after
+        self._overlap = overlap + PRINTED
+        self._quiet = _Quiet(self._overlap, clock)
+        self._threads: dict[str, _Thread] = {}
+        self._floor: datetime | None = None
+        """Down to where the list is read."""
+        self._covered: datetime | None = None
+        """Down to where it was read: a conversation that is not among `_threads` had no later message then. None for
+        all of it."""
+        self.has_news = False
+        """Whether the last poll brought anything, or knows that there is more."""
+        super().__init__()
+
+    def _walk(self) -> WatchSteps:
+        pages: Sequence[Page[Conversation]] = yield (OffsetRequest(limit=SPARE, offset=0),)
+        start, is_from_now = self._after, self._after is None
+        newest = _newest(pages[0])
+        if newest is not None:
+            self._floor = shift(newest, -self._overlap)
+            if start is not None:
+                self._floor = min(self._floor, shift(start.instant, -TICK))
+        elif start is not None:
+            self._floor = shift(start.instant, -TICK)
+        self._covered = self._floor
+        while True:
+            horizon, listed = yield from self._list(pages)
+            pages = ()
+            fresh = yield from self._read_moved(listed, horizon)
+            if is_from_now:
+                is_from_now, fresh = False, []
+            elif start is not None:
+                fresh = [new for new in fresh if is_beyond(new.message, start)]
+                if start.message_id is not None:
+                    start = None  # what else is shown behind it now, is shown late
+            self._ready.extend(sorted(fresh, key=lambda new: key(new.message)))
+            self.has_news = bool(fresh) or any(thread.is_held for thread in self._threads.values())
+            self._raise_floor(horizon, is_quiet=self._quiet.note(has_news=self.has_news))
+            yield ()
+
+    def _list(self, pages: Sequence[Page[Conversation]]) -> WatchSteps:
+        """Read the head of the list; give the instant of its newest message, and the conversations."""
+        size = min(MAX_CONVERSATIONS, self._recent() + SPARE)
+        walk = OffsetWalk(limit=None, offset=0, page_size=size, floor=self._floor)
+        horizon: datetime | None = None
+        listed: list[Conversation] = []
+        is_first = True
+        while requests := walk.next_requests():
+            pages = pages or (yield requests)
+            if is_first:
+                is_first, horizon = False, _newest(pages[0])
+            listed.extend(walk.receive(pages))
+            pages = ()
+        return horizon, listed
+
+    def _read_moved(self, listed: Sequence[Conversation], horizon: datetime | None) -> WatchSteps:
+        """Read the conversations that moved, and give what is new in them."""
+        threads: dict[str, _Thread] = {}
+        moved: list[tuple[Conversation, _Window]] = []
+        released: set[str] = set()
+        for conversation in listed:
+            trace, known = trace_of(conversation), self._threads.get(conversation.id)
+            window = self._window_of(conversation, known)
+            threads[conversation.id] = _Thread(trace, known.window if known else None)
+            if window is not None:
+                moved.append((conversation, window))
+                if known is not None and known.is_held and known.trace == trace:
+                    released.add(conversation.id)  # the list's clock is behind that of the messages
+        fresh: list[NewMessage] = []
+        for begin in range(0, len(moved), AT_ONCE):
+            batch = moved[begin : begin + AT_ONCE]
+            walks = {conversation.id: window.walk() for conversation, window in batch}
+            found: dict[str, list[Message]] = {name: [] for name in walks}
+            while asked := [
+                (identity, request) for identity, walk in walks.items() for request in walk.next_requests()
+            ]:
+                pages = yield tuple(MessagesRequest(name, request) for name, request in asked)
+                for (name, _), page in zip(asked, pages, strict=True):
+                    found[name].extend(walks[name].receive((page,)))
+            for conversation, window in batch:
+                items = found[conversation.id]
+                if horizon is not None and conversation.id not in released:
+                    threads[conversation.id].is_held = any(item.received_at > horizon for item in items)
+                    items = [item for item in items if item.received_at <= horizon]
+                threads[conversation.id].window = window
+                fresh.extend(NewMessage(conversation, item) for item in window.take(items))
+        self._threads = threads
+        return fresh
+
+    def _window_of(self, conversation: Conversation, known: _Thread | None) -> _Window | None:
+        """Say what is to be read of a conversation; None if nothing new can be in it."""
+        last = conversation.last_message_at
+        if known is None:
+            is_new = self._covered is None or (last is not None and last > self._covered)
+            return _Window(self._covered) if is_new else None
+        if known.trace == trace_of(conversation) and not known.is_held:
+            return None
+        if known.window is not None:
+            return known.window
+        before = known.trace[1]
+        is_dated_back = None not in (last, before, self._floor) and last <= self._floor  # type: ignore[operator]
+        return _Window(before if is_dated_back else self._floor)
+
+    def _recent(self) -> int:
+        """Count the conversations that the next poll reads whether they moved or not."""
+        lasts = [thread.trace[1] for thread in self._threads.values()]
+        return sum(self._floor is None or (last is not None and last >= self._floor) for last in lasts)
+
+    def _raise_floor(self, horizon: datetime | None, *, is_quiet: bool) -> None:
+        """Move on after a poll, and forget what is too old to matter."""
+        lasts = [thread.trace[1] for thread in self._threads.values()]
+        dated = [last for last in lasts if last is not None]
+        if self._floor is None or (len(dated) == len(lasts) and all(last >= self._floor for last in dated)):
+            self._covered = None
+        else:
+            self._covered = min(dated, default=self._floor)
+        if horizon is None:
+            return
+        floor = shift(horizon, -self._overlap)
+        if is_quiet and self._recent() + SPARE > MAX_CONVERSATIONS:
+            floor = horizon  # or each poll would take several requests, for ever
+        if self._floor is None or floor > self._floor:
+            self._floor = floor
+        for thread in self._threads.values():
+            if thread.window is not None:
+                thread.window.raise_floor(self._floor)
+                if not thread.window.seen and not thread.is_held:
+                    thread.window = None
+
+
+def _newest(page: Page[Conversation]) -> datetime | None:
+    return max((item.last_message_at for item in page.data if item.last_message_at), default=None)
