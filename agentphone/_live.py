@@ -347,7 +347,7 @@ class WatchWalk(Walk[Any, Any]):
             return
         floor = shift(horizon, -self._overlap)
         if is_quiet and self._recent() + SPARE > MAX_CONVERSATIONS:
-            floor = horizon  # or each poll would take several requests, for ever
+            floor = shift(horizon, TICK)  # or each poll would take several requests, for ever
         if self._floor is None or floor > self._floor:
             self._floor = floor
         for thread in self._threads.values():

@@ -195,7 +195,7 @@ def test_a_watch_that_begins_again_behind_any_message_goes_on_there(case: Case, 
     account = case.account
     for conversation in range(4):
         account.receive(f"conv_{conversation}")
-    start = sorted((m for thread in account.threads.values() for m in thread.all()), key=key)[-1]
+    start = max((m for thread in account.threads.values() for m in thread.all()), key=key)
     account.now += 2_000_000
     events = [[(conversation, wait, 0) for conversation, wait, _ in few] for few in case.events]
     there = {name for thread in account.threads.values() for _, name in thread.messages}

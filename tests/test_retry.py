@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-import selectors
 import socket
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -16,7 +14,6 @@ import anyio.abc
 import anyio.lowlevel
 import httpx
 import pytest
-import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +32,7 @@ from agentphone import (
     ServerError,
 )
 from agentphone._retry import RetryBudget, RetryPolicy, parse_retry_after
+from tests.clocks import jumping
 from tests.helpers import KEY, client_of, conversation, ok
 
 pytestmark = pytest.mark.anyio
@@ -42,35 +40,9 @@ pytestmark = pytest.mark.anyio
 NOW = 1_751_284_800.0  # 2025-06-30T12:00:00Z
 
 
-class JumpingSelector(selectors.DefaultSelector):
-    """Never wait: when nothing is ready, the clock jumps to when something will be."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        ready = super().select(0)
-        if not ready:
-            assert timeout is not None, "everything waits for ever"
-            self.now += max(0.0, timeout)
-        return ready
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """asyncio with a clock that jumps, as trio's MockClock does."""
-
-    def __init__(self) -> None:
-        self._jumping = JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    if request.param == "asyncio":
-        return "asyncio", {"loop_factory": JumpingLoop}
-    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
+    return jumping(request.param)
 
 
 # ---- The policy

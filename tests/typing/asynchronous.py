@@ -16,9 +16,11 @@ from agentphone import (
     AsyncClient,
     AsyncConversations,
     AsyncPager,
+    AsyncStream,
     Conversation,
     ConversationDetail,
     Message,
+    NewMessage,
     Page,
 )
 
@@ -106,3 +108,23 @@ async def messages(client: AsyncClient, instant: datetime, last: Message) -> Non
     client.conversations.messages()  # type: ignore[call-arg]
     client.conversations.messages("conv_1", order="up")  # type: ignore[arg-type]
     client.conversations.messages("conv_1", after=5)  # type: ignore[arg-type]
+
+
+async def live(client: AsyncClient, instant: datetime, last: Message) -> None:
+    """Follow one conversation, watch them all."""
+    stream = client.conversations.follow("conv_1", after=last, poll_interval=1, max_poll_interval=10.0, overlap=0)
+    assert_type(stream, AsyncStream[Message])
+    assert_type(await anext(stream), Message)
+    async for message in stream:
+        assert_type(message, Message)
+    await stream.aclose()
+    async for conversation, message in client.conversations.watch(after=instant):
+        assert_type(conversation, Conversation)
+        assert_type(message, Message)
+    async for new in client.conversations.watch(after="2025-06-30T12:00:00Z"):
+        assert_type(new, NewMessage)
+        assert_type(new.conversation, Conversation)
+
+    client.conversations.follow()  # type: ignore[call-arg]
+    client.conversations.follow("conv_1", after=5)  # type: ignore[arg-type]
+    client.conversations.watch("conv_1")  # type: ignore[misc]

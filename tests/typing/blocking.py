@@ -18,8 +18,10 @@ from agentphone import (
     ConversationDetail,
     Conversations,
     Message,
+    NewMessage,
     Page,
     Pager,
+    Stream,
 )
 
 
@@ -110,3 +112,23 @@ def messages(client: Client, instant: datetime, last: Message) -> None:
     client.conversations.messages()  # type: ignore[call-arg]
     client.conversations.messages("conv_1", order="up")  # type: ignore[arg-type]
     client.conversations.messages("conv_1", after=5)  # type: ignore[arg-type]
+
+
+def live(client: Client, instant: datetime, last: Message) -> None:
+    """Follow one conversation, watch them all."""
+    stream = client.conversations.follow("conv_1", after=last, poll_interval=1, max_poll_interval=10.0, overlap=0)
+    assert_type(stream, Stream[Message])
+    assert_type(next(stream), Message)
+    for message in stream:
+        assert_type(message, Message)
+    stream.close()
+    for conversation, message in client.conversations.watch(after=instant):
+        assert_type(conversation, Conversation)
+        assert_type(message, Message)
+    for new in client.conversations.watch(after="2025-06-30T12:00:00Z"):
+        assert_type(new, NewMessage)
+        assert_type(new.conversation, Conversation)
+
+    client.conversations.follow()  # type: ignore[call-arg]
+    client.conversations.follow("conv_1", after=5)  # type: ignore[arg-type]
+    client.conversations.watch("conv_1")  # type: ignore[misc]

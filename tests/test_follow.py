@@ -1,0 +1,466 @@
+"""`follow` and `watch` through the clients: what passes is outlasted, what does not is raised, nothing stays behind."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import httpx
+import pytest
+
+from agentphone import (
+    AsyncClient,
+    AsyncStream,
+    AuthenticationError,
+    Client,
+    ClientClosedError,
+    Message,
+    NewMessage,
+    NotFoundError,
+    RateLimitError,
+    ResponseDecodeError,
+    Stream,
+)
+from agentphone.sandbox import Reading, Sandbox
+from tests.clocks import jumping
+from tests.helpers import KEY, client_of, message, ok, page
+
+pytestmark = pytest.mark.anyio
+
+AGENT, PERSON, OTHER = "+15555550100", "+15555550110", "+15555550111"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return jumping(request.param)
+
+
+@pytest.fixture(params=[0, 3, 6])
+def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    with Sandbox() as made:
+        made.reading = Reading(digits=request.param)
+        yield made
+
+
+class Phone:
+    """A person who texts, at instants of the test's own."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self.box = box
+        self.now = datetime(2025, 6, 30, 12, tzinfo=UTC)
+
+    def text(self, body: str, person: str = PERSON, *, late: float = 0.0, wait: float = 1.0) -> str:
+        """Text the agent a second later, and give the conversation's id."""
+        self.now += timedelta(seconds=wait)
+        at = self.now - timedelta(seconds=late)
+        got = self.box.receive_sms(from_number=person, to_number=AGENT, body=body, at=at)
+        return str(got["conversationId"])
+
+
+def client_for(box: Sandbox, **settings: Any) -> AsyncClient:
+    return AsyncClient(KEY, base_url="https://sandbox.test", transport=box.transport(), **settings)
+
+
+async def bodies(stream: AsyncStream[Message], count: int) -> list[str | None]:
+    """Take so many messages."""
+    return [(await anext(stream)).body for _ in range(count)]
+
+
+async def until_asked(box: Sandbox, count: int = 1) -> None:
+    """Wait until the sandbox has been asked so many times."""
+    while len(box.requests) < count:
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_follow_gives_what_arrives_from_its_first_step_on(box: Sandbox) -> None:
+    phone = Phone(box)
+    conversation = phone.text("before")
+    async with client_for(box) as client, anyio.create_task_group() as group:
+        stream = client.conversations.follow(conversation)
+        phone.text("before the first step")
+        given: list[str | None] = []
+
+        async def read() -> None:
+            given.extend(await bodies(stream, 3))
+
+        group.start_soon(read)
+        await until_asked(box)
+        for body in ("one", "two", "three"):
+            phone.text(body)
+    assert given == ["one", "two", "three"]
+
+
+async def test_follow_of_a_conversation_goes_on_behind_a_message_or_an_instant(box: Sandbox) -> None:
+    phone = Phone(box)
+    for number in range(500):
+        conversation = phone.text(str(number))
+    async with client_for(box) as client:
+        history = [item async for item in client.conversations.messages(conversation, order="asc")]
+        behind = client.conversations.follow(conversation, after=history[99])
+        assert await bodies(behind, 400) == [str(number) for number in range(100, 500)]
+        phone.text("new")
+        assert await bodies(behind, 1) == ["new"]
+        later = client.conversations.follow(conversation, after=history[497].received_at)
+        assert await bodies(later, 2) == ["498", "499"] if box.reading.digits else ["499", "new"]
+
+
+async def test_what_is_shown_late_still_comes_once_up_to_the_overlap(box: Sandbox) -> None:
+    phone = Phone(box)
+    conversation = phone.text("first")
+    async with client_for(box) as client:
+        start = await client.conversations.messages(conversation).page()
+        stream = client.conversations.follow(conversation, after=start[0], overlap=30)
+        watch = client.conversations.watch(after=start[0], overlap=30)
+        phone.text("second", wait=100)
+        assert await bodies(stream, 1) == ["second"]
+        assert (await anext(watch)).message.body == "second"
+        phone.text("late", late=30.0, wait=0)
+        phone.text("late elsewhere", OTHER, late=30.0, wait=0)
+        phone.text("third")
+        assert await bodies(stream, 2) == ["late", "third"]
+        assert [(await anext(watch)).message.body for _ in range(3)] in (
+            ["late", "late elsewhere", "third"],
+            ["late elsewhere", "late", "third"],
+        )
+
+
+async def test_watch_gives_pairs_of_all_conversations_in_order(box: Sandbox) -> None:
+    phone = Phone(box)
+    phone.text("old")
+    async with client_for(box) as client:
+        stream = client.conversations.watch(after=phone.now)
+        for number in range(60):
+            phone.text(str(number), f"+1555555{number % 30:04}")
+        seen: list[str | None] = []
+        async for conversation, message in stream:
+            assert message.from_number == conversation.participant
+            seen.append(message.body)
+            if len(seen) == 60:
+                break
+        assert seen == [str(number) for number in range(60)]
+        phone.text("new", "+15555559999")
+        new = await anext(stream)
+        assert isinstance(new, NewMessage)
+        assert (new.message.body, new.conversation.participant) == ("new", "+15555559999")
+
+
+async def test_watch_from_now_on_leaves_out_what_was_there(box: Sandbox) -> None:
+    phone = Phone(box)
+    for number in range(30):
+        phone.text("old", f"+1555555{number:04}")
+    async with client_for(box) as client, anyio.create_task_group() as group:
+        given: list[str | None] = []
+
+        async def read() -> None:
+            async for _, item in client.conversations.watch():
+                given.append(item.body)
+                if len(given) == 2:
+                    break
+
+        group.start_soon(read)
+        await until_asked(box)
+        phone.text("new", "+15555550005")
+        phone.text("newer", "+15555559999")
+    assert given == ["new", "newer"]
+
+
+async def test_a_conversation_that_has_no_messages_yet_and_an_account_without_any() -> None:
+    with Sandbox() as box:
+        async with client_for(box) as client, anyio.create_task_group() as group:
+            given: list[str | None] = []
+
+            async def read() -> None:
+                given.append((await anext(client.conversations.watch())).message.body)
+
+            group.start_soon(read)
+            await until_asked(box)
+            Phone(box).text("the very first")
+        assert given == ["the very first"]
+
+
+@pytest.mark.parametrize(("of_all", "most_idle", "most_busy"), [(False, 160, 400), (True, 85, 320)])
+async def test_an_idle_hour_takes_few_requests_and_a_busy_one_no_more_than_its_interval_allows(
+    of_all: bool, most_idle: int, most_busy: int
+) -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        conversation = phone.text("old")
+        async with client_for(box) as client:
+            stream: Any = client.conversations.watch() if of_all else client.conversations.follow(conversation)
+            with anyio.move_on_after(3600):
+                await anext(stream)
+            assert 50 < len(box.requests) <= most_idle
+
+            box.requests.clear()
+            with anyio.move_on_after(600):
+                while True:
+                    phone.text("new")
+                    await anext(stream)
+            assert 100 < len(box.requests) <= most_busy
+
+
+async def test_after_a_large_burst_an_idle_poll_is_one_request_again(box: Sandbox) -> None:
+    phone = Phone(box)
+    conversation = phone.text("old")
+    for number in range(700):
+        phone.text("burst", f"+1555555{number % 150:04}", wait=0.01)
+    for _ in range(700):
+        phone.text("burst", wait=0.01)
+    async with client_for(box) as client:
+        for stream, count in (
+            (client.conversations.follow(conversation, after="2025-01-01T00:00:00Z"), 701),
+            (client.conversations.watch(after="2025-01-01T00:00:00Z"), 1401),
+        ):
+            for _ in range(count):
+                await anext(stream)
+            with anyio.move_on_after(300):
+                await anext(stream)
+            box.requests.clear()
+            with anyio.move_on_after(600):
+                await anext(stream)
+            assert len(box.requests) <= 30
+
+
+async def test_what_passes_is_outlasted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[tuple[str, float]] = []
+    with Sandbox() as box:
+        phone = Phone(box)
+        conversation = phone.text("old")
+        async with client_for(
+            box, max_retries=0, on_retry=lambda error, pause: told.append((type(error).__name__, pause))
+        ) as client:
+            stream = client.conversations.follow(conversation, after=phone.now)
+            box.faults.add(status=503, times=20)
+            phone.text("new")
+            with caplog.at_level(logging.WARNING, "agentphone"):
+                assert await bodies(stream, 1) == ["new"]
+    assert [name for name, _ in told] == ["ServerError"] * 20
+    assert told[0][1] <= 2.0
+    assert all(pause <= 30.0 for _, pause in told)
+    assert told[-1][1] >= 20.0
+    assert sum("503; trying again in" in record.getMessage() for record in caplog.records) == 20
+
+
+async def test_a_server_that_is_away_for_ten_minutes_is_waited_for() -> None:
+    back_at = anyio.current_time() + 600.0
+    with Sandbox() as box:
+        phone = Phone(box)
+        conversation = phone.text("old")
+        inner = box.transport()
+
+        async def answer(request: httpx.Request) -> httpx.Response:
+            if anyio.current_time() < back_at:
+                raise httpx.ConnectError("refused")
+            return await inner.handle_async_request(request)
+
+        client, script = client_of(answer)
+        phone.text("new")
+        async with client:
+            assert await bodies(client.conversations.follow(conversation, after="2025-06-30T12:00:01Z"), 1) == ["new"]
+        assert anyio.current_time() < back_at + 60
+        assert len(script.requests) < 200
+
+
+@pytest.mark.parametrize("retry_after", [45, 600])
+async def test_a_rate_limit_is_respected_also_beyond_what_a_call_would_wait(retry_after: int) -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        conversation = phone.text("old")
+        async with client_for(box, max_retries=0) as client:
+            stream = client.conversations.follow(conversation, after=phone.now)
+            phone.text("new")
+            box.faults.add(status=429, retry_after=retry_after)
+            began = anyio.current_time()
+            assert await bodies(stream, 1) == ["new"]
+            assert retry_after <= anyio.current_time() - began <= retry_after + 5
+            box.faults.add(status=429, retry_after=10**6)
+            with pytest.raises(RateLimitError):
+                await anext(stream)
+
+
+async def test_what_does_not_pass_is_raised_and_the_next_step_asks_again() -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        conversation = phone.text("old")
+        async with client_for(box) as client:
+            with pytest.raises(NotFoundError):
+                await anext(client.conversations.follow("conv_nobody"))
+            for stream in (
+                client.conversations.follow(conversation, after=phone.now),
+                client.conversations.watch(after=phone.now),
+            ):
+                box.faults.add(status=401)
+                with pytest.raises(AuthenticationError):
+                    await anext(stream)
+                box.faults.add(status=200, body="<html>not what it should be</html>")
+                with pytest.raises(ResponseDecodeError):
+                    await anext(stream)
+                phone.text("new")
+                assert "new" in repr(await anext(stream))
+
+
+async def test_a_conversation_that_goes_while_it_is_watched_is_passed_over() -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        start = phone.now
+        gone = phone.text("gone")
+        phone.text("there", OTHER)
+        box.faults.add(status=404, path=f"/v1/conversations/{gone}/messages")
+        async with client_for(box) as client:
+            stream = client.conversations.watch(after=start)
+            assert (await anext(stream)).message.body == "there"
+
+
+async def test_closing_it_ends_the_step_that_waits() -> None:
+    with Sandbox() as box:
+        conversation = Phone(box).text("old")
+        async with client_for(box) as client:
+            for stream in (client.conversations.follow(conversation), client.conversations.watch()):
+                async with anyio.create_task_group() as group:
+
+                    async def read(stream: AsyncStream[Any] = stream) -> None:
+                        assert [item async for item in stream] == []
+
+                    group.start_soon(read)
+                    await anyio.sleep(100)
+                    await stream.aclose()
+                await stream.aclose()
+                with pytest.raises(StopAsyncIteration):
+                    await anext(stream)
+
+
+async def test_closing_the_client_ends_a_rest_with_its_error() -> None:
+    with Sandbox() as box:
+        conversation = Phone(box).text("old")
+        client = client_for(box)
+        async with anyio.create_task_group() as group:
+
+            async def read() -> None:
+                with pytest.raises(ClientClosedError):
+                    await anext(client.conversations.follow(conversation))
+
+            group.start_soon(read)
+            await anyio.sleep(100)
+            began = anyio.current_time()
+            await client.aclose()
+        assert anyio.current_time() - began < 1
+
+
+async def test_a_step_that_is_cancelled_loses_nothing() -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        conversation = phone.text("old")
+        async with client_for(box) as client:
+            stream = client.conversations.follow(conversation, after=phone.now)
+            given: list[str | None] = []
+            for number in range(50):
+                phone.text(str(number))
+                with anyio.move_on_after(0.1 * (number % 20)):
+                    given.append((await anext(stream)).body)
+            while len(given) < 50:
+                given.append((await anext(stream)).body)
+    assert given == [str(number) for number in range(50)]
+
+
+async def test_time_that_the_caller_takes_counts_as_rest() -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        conversation = phone.text("old")
+        async with client_for(box) as client:
+            stream = client.conversations.follow(conversation, after=phone.now)
+            phone.text("one")
+            await anext(stream)
+            phone.text("two")
+            await anyio.sleep(60)
+            began = anyio.current_time()
+            await anext(stream)
+            assert anyio.current_time() == began
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"poll_interval": 0}, ValueError),
+        ({"poll_interval": -1.0}, ValueError),
+        ({"poll_interval": float("nan")}, ValueError),
+        ({"poll_interval": True}, TypeError),
+        ({"poll_interval": "2"}, TypeError),
+        ({"max_poll_interval": float("inf")}, ValueError),
+        ({"overlap": -1}, ValueError),
+        ({"overlap": None}, TypeError),
+        ({"after": "2025-06-30"}, ValueError),
+        ({"after": datetime(2025, 6, 30)}, ValueError),  # naive is the point
+        ({"after": 5}, TypeError),
+    ],
+)
+async def test_a_wrong_argument_is_told_before_anything_is_sent(
+    arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    client, script = client_of(ok())
+    async with client:
+        with pytest.raises(error):
+            client.conversations.follow("conv_1", **arguments)
+        with pytest.raises(error):
+            client.conversations.watch(**arguments)
+        with pytest.raises(ValueError, match="conversation_id is empty"):
+            client.conversations.follow("")
+    assert script.requests == []
+
+
+async def test_an_interval_above_the_longest_one_is_kept() -> None:
+    client, script = client_of(ok(page(message())))
+    async with client:
+        with anyio.move_on_after(1000):
+            await anext(client.conversations.follow("conv_1", poll_interval=100))
+    assert 10 <= len(script.requests) <= 15
+
+
+# Blocking
+
+
+def test_the_blocking_face_follows_and_watches() -> None:
+    with Sandbox() as box, Client(KEY, base_url="https://sandbox.test", transport=box.transport()) as client:
+        phone = Phone(box)
+        conversation = phone.text("old")
+        follow = client.conversations.follow(conversation, after=phone.now, poll_interval=0.01)
+        watch = client.conversations.watch(after=phone.now, poll_interval=0.01)
+        assert isinstance(follow, Stream)
+        for number in range(5):
+            phone.text(str(number))
+        assert [next(follow).body for _ in range(2)] == ["0", "1"]
+        seen = []
+        for found, item in watch:
+            assert found.id == conversation
+            seen.append(item.body)
+            if len(seen) == 5:
+                break
+        assert seen == ["0", "1", "2", "3", "4"]
+        # What was taken from it stays taken, also from one `for` loop to the next.
+        assert [next(follow).body for _ in range(3)] == ["2", "3", "4"]
+
+
+def test_closing_it_ends_another_threads_loop() -> None:
+    with Sandbox() as box, Client(KEY, base_url="https://sandbox.test", transport=box.transport()) as client:
+        conversation = Phone(box).text("old")
+        stream = client.conversations.follow(conversation, poll_interval=0.05)
+        ended = threading.Event()
+
+        def read() -> None:
+            for _ in stream:
+                pass
+            ended.set()
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        while not box.requests:
+            ended.wait(0.01)
+        stream.close()
+        assert ended.wait(30)
+        thread.join()
+        assert list(stream) == []
