@@ -127,4 +127,4 @@ async def live(client: AsyncClient, instant: datetime, last: Message) -> None:
 
     client.conversations.follow()  # type: ignore[call-arg]
     client.conversations.follow("conv_1", after=5)  # type: ignore[arg-type]
-    client.conversations.watch("conv_1")  # type: ignore[misc]
+    client.conversations.watch("conv_1")  # type: ignore[call-arg]
