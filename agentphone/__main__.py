@@ -50,8 +50,8 @@ def _run(arguments: list[str]) -> int:
         from click.shell_completion import shell_complete
     except ModuleNotFoundError:
         sys.stderr.write(
-            f"{PROGRAM}: click is not installed; in the project's folder: pip install '.[cli]' for conversations,"
-            " '.[sandbox]' for demo and sandbox (the package of this name on PyPI is another one)\n"
+            f"{PROGRAM}: click is not installed; in the project's folder (PyPI has another package of this name):"
+            " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox\n"
         )
         return 1
     from agentphone.cli.commands import agentphone

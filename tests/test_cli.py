@@ -266,6 +266,9 @@ def test_a_base_url_of_the_sandbox_needs_neither_a_key_nor_a_network() -> None:
         (["messages", "conv_1", "--before", "2025-01-15"], "before"),
         (["messages", "conv_1", "--before", "2025-01-15T12:00:00"], "before"),
         (["messages", "conv_1", "--after", "yesterday"], "after"),
+        (["follow", "conv_1", "--after", "2025-01-15"], "after"),
+        (["follow", ""], "conversation_id is empty"),
+        (["watch", "--after", "now"], "after"),
         (["update", "conv_1"], "Give --set, --file or --clear"),
         (["update", "conv_1", "--clear", "--set", "a=1"], "only one of them"),
         (["update", "conv_1", "--set", "a"], "--set is KEY=VALUE, not 'a'"),
@@ -404,16 +407,18 @@ def test_a_stdin_that_is_closed_is_no_traceback() -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("command", ["list", "get conv_1", "messages conv_1", "update conv_1 --clear"])
+@pytest.mark.parametrize(
+    "command", ["conversations list", "conversations update conv_1 --clear", "conversations watch", "export backup"]
+)
 def test_without_rich_one_line_names_the_command_that_installs_it(command: str) -> None:
     code = (
         "import sys\nsys.modules['rich'] = None\nfrom agentphone.__main__ import main\n"
-        f"sys.exit(main({['conversations', *command.split()]!r}))\n"
+        f"sys.exit(main({command.split()!r}))\n"
     )
     done = run(*PYTHON, "-c", code)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"agentphone conversations {command.split()[0]}: rich is not installed;"
+        f"agentphone {command.partition(' conv_1')[0].removesuffix(' backup')}: rich is not installed;"
         " in the project's folder: pip install '.[cli]'\n"
     )
 
@@ -513,7 +518,7 @@ def test_what_strangers_write_is_shown_and_obeyed_by_no_terminal(
 
 
 def test_the_table_gives_up_columns_before_it_breaks_an_id(listed: list[dict[str, Any]]) -> None:
-    for columns, titles in ((30, ["ID"]), (40, ["ID", "PARTICIPANT"]), (60, ["ID", "PARTICIPANT", "LATEST", "(UTC)"])):
+    for columns, titles in ((30, ["ID"]), (60, ["ID", "PARTICIPANT", "LATEST", "(UTC)"])):
         shown = plain(in_terminal("list", "--limit", "1", "--base-url", "sandbox:", columns=columns))
         assert shown.splitlines()[0].split() == titles
         assert shown.splitlines()[1].split()[0] == listed[0]["id"]

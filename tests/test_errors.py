@@ -37,7 +37,6 @@ from agentphone import (
     RateLimitError,
     ResponseDecodeError,
     ServerError,
-    StateDecodeError,
     UnprocessableEntityError,
     WebhookVerificationError,
 )
@@ -56,7 +55,6 @@ TREE: dict[type[Exception], type[Exception]] = {
     APITimeoutError: APIConnectionError,
     DeadlineExceededError: APITimeoutError,
     ResponseDecodeError: AgentPhoneError,
-    StateDecodeError: ResponseDecodeError,
     PaginationError: AgentPhoneError,
     WebhookVerificationError: AgentPhoneError,
     APIStatusError: AgentPhoneError,
@@ -274,7 +272,7 @@ def made(cls: type[Any]) -> Any:
             "location": "/elsewhere",
             "body": b"x" * 600,
         }
-    if issubclass(cls, ResponseDecodeError):
+    if cls is ResponseDecodeError:
         more |= {"path": "data[3].lastMessageAt", "status_code": 200, "request_id": "req_7", "body": b"{"}
     return cls("It is so", **more)
 

@@ -279,6 +279,6 @@ def test_without_click_one_line_says_what_installs_it(arguments: list[str]) -> N
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "agentphone: click is not installed; in the project's folder: pip install '.[cli]' for conversations,"
-        " '.[sandbox]' for demo and sandbox (the package of this name on PyPI is another one)\n"
+        "agentphone: click is not installed; in the project's folder (PyPI has another package of this name):"
+        " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox\n"
     )

@@ -42,7 +42,8 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, under a heading that looks like the others."""
         with formatter.section("options"):
-            formatter.write_dl([record for param in self.get_params(ctx) if (record := param.get_help_record(ctx))])
+            options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+            formatter.write_dl([record for option in options if (record := option.get_help_record(ctx))])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples as they stand; click would make paragraphs of them."""
@@ -136,7 +137,7 @@ class _WrongSettingError(click.ClickException):
 
 
 def _in_our_words(error: AgentPhoneError) -> str:
-    text = str(error)
+    text = " ".join([str(error), *getattr(error, "__notes__", ())])
     for theirs, ours in OUR_WORDS.items():
         text = text.replace(theirs, ours)
     return text

@@ -9,11 +9,13 @@ import json
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
 
 from agentphone._decoding import camel
+from agentphone.export import Result
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 
@@ -28,6 +30,12 @@ class Output(Protocol):
 
     def messages(self, pages: Iterable[Page[Message]]) -> None:
         """Print a history as its pages come."""
+
+    def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
+        """Print messages as they arrive; with their conversations, where they may be of several."""
+
+    def exported(self, result: Result) -> None:
+        """Print what an export has put where."""
 
 
 class JsonLines:
@@ -52,6 +60,16 @@ class JsonLines:
         for page in pages:
             _write(map(as_row, page))
 
+    def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
+        """Print a line for each message."""
+        for conversation, message in arrivals:
+            of = {} if conversation is None else {"conversationId": conversation.id}
+            _write([of | as_row(message) | of])
+
+    def exported(self, result: Result) -> None:
+        """Print a line with the counts and the paths."""
+        _write([{camel(name): _plain(value) for name, value in attrs.asdict(result).items()}])
+
 
 def as_row(model: Conversation | Message) -> dict[str, Any]:
     """Give a model as the JSON object that it came from: the API's names, instants in UTC with `Z`."""
@@ -74,6 +92,8 @@ def as_line(row: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, tuple):
         return [as_row(item) if isinstance(item, Message) else item for item in value]
     return value

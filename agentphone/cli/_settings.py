@@ -31,13 +31,16 @@ class Settings:
         values = {"--api-key": self.api_key, "--base-url": self.base_url, "--json": self.json}
         return [option for option, value in values.items() if value is not None]
 
-    def client(self) -> Client:
+    def client(self, on_retry: Callable[[Exception, float], object] | None = None) -> Client:
         """Make the client.
+
+        Args:
+            on_retry: Called with the error and the pause in seconds before each further attempt.
 
         Raises:
             ConfigurationError: There is no key, or a setting cannot be used.
         """
-        return Client(self.api_key, base_url=self.base_url)
+        return Client(self.api_key, base_url=self.base_url, on_retry=on_retry)
 
     def output(self) -> Output:
         """Choose how to print: tables for people, JSON lines for programs."""

@@ -19,6 +19,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from agentphone.export import Result
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 GAP = 2
@@ -55,6 +56,14 @@ CONVERSATIONS = (
 MESSAGES = (
     Column(title="RECEIVED (UTC)", rank=2, least=19),
     Column(title="DIRECTION", rank=1),
+    Column(title="TEXT", rank=0, least=16, fills=True, wraps=True),
+)
+
+ARRIVALS = (
+    Column(title="RECEIVED (UTC)", rank=2, least=19),
+    Column(title="CONVERSATION", rank=4),
+    Column(title="PARTICIPANT", rank=1, least=16),
+    Column(title="DIRECTION", rank=3),
     Column(title="TEXT", rank=0, least=16, fills=True, wraps=True),
 )
 
@@ -118,6 +127,34 @@ class Tables:
         if not count:
             self._say("No messages.")
 
+    def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
+        """Print a row for each message; with the conversation, where it may be of several."""
+        self._say("Waiting for messages. Ctrl-C ends it.")
+        printer: _Printer | None = None
+        try:
+            for conversation, message in arrivals:
+                received, direction, text = _message(message)
+                if conversation is None:
+                    printer = printer or _Printer(self._console, MESSAGES)
+                    printer.print([[received, direction, text]])
+                else:
+                    printer = printer or _Printer(self._console, ARRIVALS)
+                    whose = [_one_line(conversation.id), _one_line(conversation.participant)]
+                    printer.print([[received, *whose, direction, text]])
+        except KeyboardInterrupt:
+            self._console.print()  # the terminal has put a ^C there
+            raise
+
+    def exported(self, result: Result) -> None:
+        """Print the counts and the paths."""
+        for count, what, path in (
+            (result.conversations, "conversations", result.conversations_path),
+            (result.messages, "messages", result.messages_path),
+        ):
+            self._console.print(_lines(f"Exported {count:,} {what} into {path}"), soft_wrap=True)
+        if result.left_out:
+            self._say(f"{result.left_out:,} conversations were gone before they were read.")
+
     def _say(self, text: str) -> None:
         self._console.print(Text(text, "dim"))
 
@@ -129,14 +166,16 @@ class _Printer:
         self._console = console
         self._columns = columns
         self._widths: list[int] = []
+        self._available = 0
 
     def print(self, rows: Sequence[Sequence[Text]]) -> None:
         """Print some rows."""
         if not rows:
             return
         is_first = not self._widths
-        if is_first:
-            self._widths = widths(self._columns, rows, self._console.width)
+        if self._available != self._console.width:  # at first, and when somebody has moved the window's edge
+            self._available = self._console.width
+            self._widths = widths(self._columns, rows, self._available)
         grid = table.Table(
             *(
                 table.Column(

@@ -10,6 +10,7 @@ from agentphone._version import __version__
 from agentphone.cli._click import Group, whole
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
+from agentphone.cli.export import export
 
 EXAMPLES = """\
 to begin with:
@@ -18,6 +19,7 @@ to begin with:
                                       try the commands, without a key as well
   export AGENTPHONE_API_KEY=...       and then with your account:
   agentphone conversations list
+  agentphone export backup            take all of it out, into files
   agentphone COMMAND --help           what a command can do
 
 environment:
@@ -42,7 +44,8 @@ then, in the program under test:
   AGENTPHONE_BASE_URL=http://127.0.0.1:8765 AGENTPHONE_API_KEY=any-key
 """
 HEADINGS = {
-    "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names],
+    "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names]
+    + ["export"],
     "without an account": ["demo", "sandbox"],
 }
 
@@ -62,6 +65,7 @@ def agentphone(ctx: click.Context) -> None:
 
 
 agentphone.add_command(conversations)
+agentphone.add_command(export)
 
 
 @agentphone.command()

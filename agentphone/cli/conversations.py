@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,13 +44,25 @@ examples:
   agentphone conversations messages conv_1 --after 2025-01-15T12:00:00Z
   agentphone conversations messages conv_1 --order asc --json > history.jsonl
 """
+FOLLOW_EXAMPLES = """\
+examples:
+  agentphone conversations follow conv_1
+  agentphone conversations follow conv_1 --json >> log.jsonl
+"""
+WATCH_EXAMPLES = """\
+examples:
+  agentphone conversations watch
+  agentphone conversations watch --json | jq -r .body
+"""
 DEFAULT_LIMIT = 20
 RECENT_MESSAGES = 10
 
 conversation_id = click.argument("conversation_id", metavar="ID")
 
 
-@click.group(cls=Group, headings={"commands": ["list", "get", "messages", "update"]}, examples=EXAMPLES)
+@click.group(
+    cls=Group, headings={"commands": ["list", "get", "messages", "follow", "watch", "update"]}, examples=EXAMPLES
+)
 @account_options
 def conversations() -> None:
     """Read conversations and their messages, and keep state in them.
@@ -164,6 +176,53 @@ def messages(
         with refusals(ctx):
             pager = client.conversations.messages(conversation_id, before=before, after=after, order=order, limit=limit)
         output.messages(pager.pages())
+
+
+after = click.option(
+    "--after", metavar="INSTANT", help="Begin with what was received later than this (default: with what comes now)."
+)
+
+
+@conversations.command(examples=FOLLOW_EXAMPLES)
+@conversation_id
+@after
+@account_options
+@click.pass_context
+def follow(ctx: click.Context, conversation_id: str, after: str | None) -> None:
+    """Show the messages of a conversation as they arrive.
+
+    It goes on until Ctrl-C, and outlasts what passes: no network, an API that is away for minutes; stderr tells of it.
+    """
+    output = settings_of(ctx).output()
+    with settings_of(ctx).client(on_retry=_trouble(ctx)) as client:
+        with refusals(ctx):
+            messages = client.conversations.follow(conversation_id, after=after)
+        output.arrivals((None, message) for message in messages)
+
+
+@conversations.command(examples=WATCH_EXAMPLES)
+@after
+@account_options
+@click.pass_context
+def watch(ctx: click.Context, after: str | None) -> None:
+    """Show the messages of all conversations as they arrive.
+
+    It goes on until Ctrl-C, and outlasts what passes, as follow does. JSON lines have the conversationId besides.
+    """
+    output = settings_of(ctx).output()
+    with settings_of(ctx).client(on_retry=_trouble(ctx)) as client:
+        with refusals(ctx):
+            arrivals = client.conversations.watch(after=after)
+        output.arrivals(arrivals)
+
+
+def _trouble(ctx: click.Context) -> Callable[[Exception, float], None]:
+    """Make what tells of an attempt that failed: for a command that goes on for hours, silence would be a riddle."""
+
+    def tell(error: Exception, pause: float) -> None:
+        sys.stderr.write(f"{ctx.command_path}: {error} Trying again in {pause:.1f} s.\n")
+
+    return tell
 
 
 def _fact(ctx: click.Context, text: str) -> tuple[str, Any]:

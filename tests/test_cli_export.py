@@ -1,0 +1,144 @@
+"""`agentphone export` as its user meets it: files, a bar in a terminal, and a way on after every way to be stopped."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agentphone.__main__ import main
+from tests.processes import AGENTPHONE, ENVIRONMENT, SECONDS, read_terminal, run, run_in_terminal, widest
+
+LOCAL = ["--base-url", "sandbox:"]
+GOES_ON = "The same command goes on from where it was."
+
+
+def test_an_account_lies_in_two_files_of_json_lines(tmp_path: Path) -> None:
+    done = run(*AGENTPHONE, "export", "backup", *LOCAL, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    conversations, messages = Path("backup") / "conversations.jsonl", Path("backup") / "messages.jsonl"
+    assert json.loads(done.stdout) == {
+        "conversations": 36,
+        "messages": 1817,
+        "leftOut": 0,
+        "conversationsPath": str(conversations),
+        "messagesPath": str(messages),
+    }
+    listed = run(*AGENTPHONE, "conversations", "list", "--all", *LOCAL).stdout
+    assert sorted((tmp_path / conversations).read_text().splitlines()) == sorted(listed.splitlines())
+    rows = [json.loads(line) for line in (tmp_path / messages).read_text().splitlines()]
+    assert len(rows) == 1817
+    assert {row["conversationId"] for row in rows} == {json.loads(line)["id"] for line in listed.splitlines()}
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_the_files_are_of_the_format_that_is_asked_for(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path), "--format", form, "--concurrency", "8", *LOCAL]) == 0
+    file = tmp_path / f"messages.{form}"
+    assert json.loads(capsys.readouterr().out)["messagesPath"] == str(file)
+    if form == "csv":
+        with file.open(newline="", encoding="utf-8") as lines:
+            assert len([*csv.reader(lines)]) == 1818
+    else:
+        assert importlib.import_module("pyarrow.parquet").read_metadata(file).num_rows == 1817
+
+
+def test_only_what_is_new_is_taken_since_an_instant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path), "--since", "2025-06-30T12:00:00Z", *LOCAL]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["messages"] < 100
+
+
+def test_what_is_new_since_the_last_export_is_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for taken in (1817, 0):
+        assert main(["export", str(tmp_path), "--since", "last", *LOCAL]) == 0
+        assert json.loads(capsys.readouterr().out)["messages"] == taken
+    assert len((tmp_path / "messages.jsonl").read_text().splitlines()) == 1817
+
+
+def test_a_terminal_sees_bars_that_fill_and_then_where_the_files_are(tmp_path: Path) -> None:
+    for columns, setting in ((80, {}), (60, {"NO_COLOR": "1"})):
+        code, shown = run_in_terminal(*AGENTPHONE, "export", "backup", *LOCAL, columns=columns, cwd=tmp_path, **setting)
+        assert code == 0
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+        assert re.search(r"Listing conversations .* 36/36 ", plain)
+        assert re.search(r"Reading messages .* 1,817/1,817 +[\d,]+/s", plain)
+        assert re.search(r"Writing messages .* 1,817/1,817 ", plain)
+        *_, first, second = re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", plain).replace("\r\n", "\n").splitlines()
+        assert first == f"Exported 36 conversations into {Path('backup') / 'conversations.jsonl'}"
+        assert second == f"Exported 1,817 messages into {Path('backup') / 'messages.jsonl'}"
+        assert widest(re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", plain)) <= columns
+        assert bool(setting) != bool(re.search(r"\x1b\[[0-9;]*m", shown))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "Missing argument 'DIR'"),
+        (["x", "--concurrency", "0"], "a concurrency is a number from 1, not '0'"),
+        (["x", "--format", "xml"], "'xml' is not one of"),
+        (["x", "--since", "yesterday"], "since"),
+        (["x", "--since", "2025-06-30T12:00:00"], "since"),
+        (["x", "--since", "2025-06-30"], "since"),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_one_line_and_exit_2(
+    arguments: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["export", *arguments, *LOCAL])
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert reason in said.err
+    assert said.err.count("\n") == 1
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_directory_that_cannot_be_made_is_one_line_and_exit_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["export", str(tmp_path / "file" / "backup"), *LOCAL]) == 1
+    said = capsys.readouterr()
+    assert said.err == f"agentphone export: Not a directory: {tmp_path / 'file' / 'backup' / '.partial'}. {GOES_ON}\n"
+
+
+def test_ctrl_c_is_130_and_says_in_a_terminal_that_nothing_is_lost(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and never answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with subprocess.Popen(
+            [*AGENTPHONE, "export", "backup", "--api-key", "any", "--base-url", url],
+            stdout=subprocess.PIPE,
+            stderr=slave,
+            cwd=tmp_path,
+            env=ENVIRONMENT | {"TERM": "dumb"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored behind a shell's &
+        ) as process:
+            os.close(slave)
+            silent.settimeout(SECONDS)
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                told = b""
+                while chunk := read_terminal(master):
+                    told += chunk
+                assert process.wait(SECONDS) == 130
+    os.close(master)
+    assert told.decode().endswith(f"{GOES_ON}\r\n")
+    assert b"Traceback" not in told
