@@ -4,9 +4,9 @@ Start at `AsyncClient`, or at `Client`, which is the same for blocking code; eve
 """
 
 from agentphone._client import AsyncClient
-from agentphone._conversations import AsyncConversations, AsyncPager
+from agentphone._conversations import AsyncConversations, AsyncPager, AsyncState
 from agentphone._portal import AsyncStream, Stream
-from agentphone._sync import Client, Conversations, Pager
+from agentphone._sync import Client, Conversations, Pager, State
 from agentphone._version import __version__
 from agentphone.errors import (
     AgentPhoneError,
@@ -26,6 +26,7 @@ from agentphone.errors import (
     RateLimitError,
     ResponseDecodeError,
     ServerError,
+    StateDecodeError,
     UnprocessableEntityError,
     WebhookVerificationError,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "AsyncClient",
     "AsyncConversations",
     "AsyncPager",
+    "AsyncState",
     "AsyncStream",
     "Attempt",
     "AuthenticationError",
@@ -61,6 +63,8 @@ __all__ = [
     "RateLimitError",
     "ResponseDecodeError",
     "ServerError",
+    "State",
+    "StateDecodeError",
     "Stream",
     "UnprocessableEntityError",
     "WebhookVerificationError",

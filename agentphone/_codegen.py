@@ -177,20 +177,27 @@ class Generator:
         where = f"{owner.name}.{node.name}"
         is_async = isinstance(node, ast.AsyncFunctionDef)
         decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
-        if decorators and (decorators != ["property"] or is_async):
-            raise source.refuse(node, f"{where} has the decorators {', '.join(decorators)}; known is a plain property")
+        if decorators not in ([], ["overload"]) and (decorators != ["property"] or is_async):
+            known = "known are a plain property and overload"
+            raise source.refuse(node, f"{where} has the decorators {', '.join(decorators)}; {known}")
         if node.returns is None:
             raise source.refuse(node, f"{where} has no return annotation")
         if is_async and any(isinstance(inner, ast.Yield) for inner in ast.walk(node)):
             raise source.refuse(node, f"{where} is an async generator; give an AsyncStream")
+        if decorators == ["overload"]:
+            if [ast.unparse(statement) for statement in node.body] != ["..."]:
+                raise source.refuse(node, f"{where} is an overload with a body")
+            self._imports.setdefault("typing", set()).add("overload")
+            return f"    @overload\n{self._signature(source, node, node.returns, body=' ...')}"
         has_docstring = ast.get_docstring(node) is not None
+        gives_itself = [ast.unparse(statement) for statement in node.body[has_docstring:]] == ["return self"]
+        if node.name == "__aenter__" and not gives_itself and _outermost(node.returns) in {*self._renamed, "Self"}:
+            raise source.refuse(node, f"{where} does more than to return self")  # which run() would give as it is
         lines = ["    @property"] if decorators else []
         lines.append(self._signature(source, node, node.returns))
         if has_docstring or not node.name.startswith("__"):
             lines.append(self._docstring(source, node, "        "))
-        if node.name == "__aenter__":
-            if [ast.unparse(statement) for statement in node.body[has_docstring:]] != ["return self"]:
-                raise source.refuse(node, f"{where} does more than to return self")
+        if node.name == "__aenter__" and gives_itself:
             lines.append("        return self")
         elif node.name == "__repr__":
             face = self._faces[owner.name]
@@ -221,7 +228,7 @@ class Generator:
 
     # Signatures
 
-    def _signature(self, source: Source, node: Function, returns: ast.expr) -> str:
+    def _signature(self, source: Source, node: Function, returns: ast.expr, *, body: str = "") -> str:
         """Copy everything from `def` to the colon, with the names of the blocking face."""
         if [parameter.arg for parameter in node.args.posonlyargs + node.args.args][:1] != ["self"]:
             raise source.refuse(node, f"{node.name} does not take self")
@@ -238,7 +245,7 @@ class Generator:
             raise source.refuse(node, f"{node.name} has a # in its signature, where a comment would be copied")
         name = RENAMED.get(node.name, node.name)
         head = re.sub(rf"^(async\s+)?def\s+{node.name}\b", f"def {name}", head)
-        return "    " + _joined(f"{head}{self._returned(source, node, returns)}:")
+        return "    " + _joined(f"{head}{self._returned(source, node, returns)}:{body}")
 
     def _returned(self, source: Source, node: Function, returns: ast.expr) -> str:
         """Copy the return annotation. Here, at its outermost place, the types of the blocking face come in."""

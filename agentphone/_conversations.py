@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Generic, Literal, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeVar, overload
 
-from agentphone import _wire
+from agentphone import _state, _wire
+from agentphone._decoding import DecodeError
 from agentphone._live import FollowWalk, MessagesRequest, Pace, WatchWalk
 from agentphone._pagination import (
     MAX_CONVERSATIONS,
@@ -26,7 +28,7 @@ from agentphone._pagination import (
 from agentphone._portal import AsyncStream
 from agentphone._retry import is_temporary
 from agentphone._transport import Transport
-from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError
+from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError, StateDecodeError
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
 R = TypeVar("R")
@@ -87,6 +89,67 @@ class AsyncPager(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, Page[T]]:
         return self.page().__await__()
+
+
+class AsyncState(Generic[T]):
+    """A conversation's state: read when the block begins, written when it ends well and something changed.
+
+    Made by `conversations.state`, which says what that means. It may be used again after its block, and reads afresh
+    then; for two blocks at once, make two.
+    """
+
+    def __init__(self, conversation_id: str, cls: type[T], transport: Transport) -> None:
+        self._conversation_id = conversation_id
+        self._class = cls
+        self._transport = transport
+        self._call = _wire.get_conversation(conversation_id, message_limit=1)
+        self._is_open = False
+        self._opened: _state.Opened[T]
+
+    async def __aenter__(self) -> T:
+        """Read the state.
+
+        Returns:
+            The state, to be changed in the block.
+
+        Raises:
+            StateDecodeError: What is stored does not fit the class.
+            AgentPhoneError: It could not be read.
+            RuntimeError: The block of this object is open already.
+        """
+        if self._is_open:
+            raise RuntimeError("This state is open already. Make another one with conversations.state().")
+        self._is_open = True
+        try:
+            conversation = await self._transport.send(self._call)
+            self._opened = _state.Opened(conversation.metadata, self._class, "metadata")
+        except DecodeError as error:
+            self._is_open = False
+            raise _state_error(error, self._class, str(self._call)) from None
+        except BaseException:
+            self._is_open = False
+            raise
+        return self._opened.value
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write the state if it changed; after an exception, nothing.
+
+        Raises:
+            TypeError: A value is of a type that JSON does not have, or that the class could not read back.
+            ValueError: A value is one that JSON cannot carry, or an instant without an offset.
+            AgentPhoneError: It could not be written.
+        """
+        try:
+            changed = self._opened.changed() if exc_type is None else None
+            if changed is not None:
+                await self._transport.send(_wire.update_conversation(self._conversation_id, metadata=changed))
+        finally:
+            self._is_open = False
 
 
 class AsyncConversations:
@@ -238,6 +301,41 @@ class AsyncConversations:
             )
         )
         return AsyncPager(lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport))
+
+    @overload
+    def state(self, conversation_id: str) -> AsyncState[dict[str, Any]]: ...
+    @overload
+    def state(self, conversation_id: str, cls: type[T]) -> AsyncState[T]: ...
+    def state(self, conversation_id: str, cls: type[Any] = dict) -> AsyncState[Any]:
+        """Open a conversation's metadata as a state: read at the beginning of a block, written at its end.
+
+        The block gets an object to change. If it ends well and something changed, that is written; if it ends by an
+        exception, also a cancellation, nothing is. Only what changed is laid over what was read: keys that the class
+        does not know survive, inside nested classes too, and defaults are not written until they are changed. (A list
+        that changed is written as the class has it.) Change the object itself; a new value for the variable is nothing
+        to it.
+
+        The API has no compare-and-set. When two blocks of one conversation overlap, the later write wins whole: it
+        stores what it read with its own changes, and what the other one wrote meanwhile is lost, under other keys too.
+        Where that can happen, let one worker at a time handle a conversation, or hold a lock of your own.
+
+        Source: `GET` and `PATCH /v1/conversations/{id}`, one request each.
+
+        Args:
+            conversation_id: Its id (`conv_...`).
+            cls: An attrs class that is not frozen: a field `order_id` is the key `orderId`. Its types are held to
+                strictly, and may be str, int, float, bool, datetime (ISO 8601), enums, Literal, list, dict with string
+                keys, tuple and other attrs classes. By default a dict, with the API's keys.
+
+        Returns:
+            A context manager that gives the state; without metadata, the class's defaults or an empty dict.
+
+        Raises:
+            ValueError: The id is empty.
+            TypeError: An argument is of another type, or the class has a field that JSON cannot hold.
+        """
+        _state.check_class(cls)
+        return AsyncState(conversation_id, cls, self._transport)
 
     def follow(
         self,
@@ -425,6 +523,11 @@ class _Live(AsyncStream[T]):
                 self._transport.report(error, pause)
                 self._resume_at = self._transport.clock() + pause
                 await self._transport.sleep_until(self._resume_at)
+
+
+def _state_error(error: DecodeError, cls: type, request: str) -> StateDecodeError:
+    what = f"it does not fit {cls.__name__}: {error.what}"
+    return StateDecodeError(what, request=request, path=error.path, status_code=None)
 
 
 def _check_count(

@@ -163,8 +163,8 @@ _JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def camel(name: str) -> str:
-    """Give the API's name of a field: `last_message_at` is `lastMessageAt`."""
-    head, *rest = name.split("_")
+    """Give the API's name of a field: `last_message_at` is `lastMessageAt`, `from_` is `from`."""
+    head, *rest = name.strip("_").split("_")
     return head + "".join(map(str.capitalize, rest))
 
 
@@ -202,6 +202,14 @@ def _structure_instant(value: Any, _: Any) -> datetime:
     if type(value) is not str:
         raise _wrong_type(value, "an ISO 8601 instant")
     return parse_instant(value)
+
+
+STRICT: Mapping[Any, Hook] = {
+    **{plain: _strict(plain) for plain in (str, int, bool, dict, list)},
+    float: _structure_float,
+    datetime: _structure_instant,
+}
+"""What passes a value of exactly one JSON type, and raises whatever says what is wrong with any other."""
 
 
 def _is_optional(shape: Any) -> bool:

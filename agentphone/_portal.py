@@ -34,7 +34,7 @@ T = TypeVar("T")
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _CANCELLATION_SECONDS = 1.0
 _PAUSE_SECONDS = 1.0
-_INSTEAD = {"_advance": "iterate with `async for`", "__aexit__": "use `async with`"}
+_INSTEAD = {"_advance": "iterate with `async for`", "__aenter__": "use `async with`", "__aexit__": "use `async with`"}
 _TOO_LATE = "The interpreter is exiting, and it is too late for a call. Make it before the program ends."
 
 _USED_BY_THE_THREAD = (

@@ -9,14 +9,14 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import httpx
 from attrs import NOTHING, NothingType
 
 from agentphone import _portal
 from agentphone._client import AsyncClient
-from agentphone._conversations import AsyncConversations, AsyncPager
+from agentphone._conversations import AsyncConversations, AsyncPager, AsyncState
 from agentphone._portal import Stream
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
@@ -24,6 +24,7 @@ __all__ = [
     "Client",
     "Conversations",
     "Pager",
+    "State",
 ]
 
 T = TypeVar("T")
@@ -74,6 +75,45 @@ class Pager(Generic[T]):
             ResponseDecodeError: The answer is not what the API promises.
         """
         return _portal.run(self._async.page)
+
+
+class State(Generic[T]):
+    """A conversation's state: read when the block begins, written when it ends well and something changed.
+
+    Made by `conversations.state`, which says what that means. It may be used again after its block, and reads afresh
+    then; for two blocks at once, make two.
+    """
+
+    def __init__(self, wrapped: AsyncState[T]) -> None:
+        self._async = wrapped
+
+    def __enter__(self) -> T:
+        """Read the state.
+
+        Returns:
+            The state, to be changed in the block.
+
+        Raises:
+            StateDecodeError: What is stored does not fit the class.
+            AgentPhoneError: It could not be read.
+            RuntimeError: The block of this object is open already.
+        """
+        return _portal.run(self._async.__aenter__)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write the state if it changed; after an exception, nothing.
+
+        Raises:
+            TypeError: A value is of a type that JSON does not have, or that the class could not read back.
+            ValueError: A value is one that JSON cannot carry, or an instant without an offset.
+            AgentPhoneError: It could not be written.
+        """
+        _portal.run(self._async.__aexit__, exc_type, exc_value, traceback)
 
 
 class Conversations:
@@ -202,6 +242,42 @@ class Conversations:
                 page_size=page_size,
             )
         )
+
+    @overload
+    def state(self, conversation_id: str) -> State[dict[str, Any]]: ...
+
+    @overload
+    def state(self, conversation_id: str, cls: type[T]) -> State[T]: ...
+
+    def state(self, conversation_id: str, cls: type[Any] = dict) -> State[Any]:
+        """Open a conversation's metadata as a state: read at the beginning of a block, written at its end.
+
+        The block gets an object to change. If it ends well and something changed, that is written; if it ends by an
+        exception, also a cancellation, nothing is. Only what changed is laid over what was read: keys that the class
+        does not know survive, inside nested classes too, and defaults are not written until they are changed. (A list
+        that changed is written as the class has it.) Change the object itself; a new value for the variable is nothing
+        to it.
+
+        The API has no compare-and-set. When two blocks of one conversation overlap, the later write wins whole: it
+        stores what it read with its own changes, and what the other one wrote meanwhile is lost, under other keys too.
+        Where that can happen, let one worker at a time handle a conversation, or hold a lock of your own.
+
+        Source: `GET` and `PATCH /v1/conversations/{id}`, one request each.
+
+        Args:
+            conversation_id: Its id (`conv_...`).
+            cls: An attrs class that is not frozen: a field `order_id` is the key `orderId`. Its types are held to
+                strictly, and may be str, int, float, bool, datetime (ISO 8601), enums, Literal, list, dict with string
+                keys, tuple and other attrs classes. By default a dict, with the API's keys.
+
+        Returns:
+            A context manager that gives the state; without metadata, the class's defaults or an empty dict.
+
+        Raises:
+            ValueError: The id is empty.
+            TypeError: An argument is of another type, or the class has a field that JSON cannot hold.
+        """
+        return State(self._async.state(conversation_id, cls))
 
     def follow(
         self,

@@ -7,6 +7,7 @@
     │   └── APITimeoutError          ... within `timeout`, the seconds for one attempt
     │       └── DeadlineExceededError    ... within `deadline`, the seconds for the whole call
     ├── ResponseDecodeError          an answer or a webhook came and is not what the API promises
+    │   └── StateDecodeError         ... or a stored state does not fit the class that it is read as
     ├── PaginationError              the pages contradict each other; going on would loop or lose items
     ├── WebhookVerificationError     a webhook delivery is not from AgentPhone, or too old
     └── APIStatusError               the API said no
@@ -135,6 +136,10 @@ class ResponseDecodeError(_RequestError):
     """
 
     advice = "The answer is at fault, not the call; a proxy may have answered in the API's place, or the API changed."
+    advice_for_webhooks = (
+        "The signature is good, so AgentPhone sent this, and its payloads may have changed; the same delivery fails"
+        " again each time: keep what you need of it, and answer with 200 to get no more of it."
+    )
 
     def __init__(
         self,
@@ -153,10 +158,7 @@ class ResponseDecodeError(_RequestError):
         self.request_id = request_id
         self.body: bytes = body[:500]
         if status_code is None:
-            self.advice = (
-                "The signature is good, so AgentPhone sent this, and its payloads may have changed; the same delivery"
-                " fails again each time: keep what you need of it, and answer with 200 to get no more of it."
-            )
+            self.advice = self.advice_for_webhooks
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
@@ -166,7 +168,20 @@ class ResponseDecodeError(_RequestError):
         ]
         told = ", ".join(filter(None, facts))
         what = f"{where}{self.args[0]}" + (f" ({told})" if told else "")
-        return _one_line(f"{self.request}: {what}. The body begins {self.body!r}. {self.advice}")
+        begins = f" The body begins {self.body!r}." if self.body else ""
+        return _one_line(f"{self.request}: {what}.{begins} {self.advice}")
+
+
+class StateDecodeError(ResponseDecodeError):
+    """A stored state does not fit the class that it is read as, at `path`. Nothing was written.
+
+    `status_code` is None, and `body` empty: what is wrong is the state, not the answer that brought it.
+    """
+
+    advice = advice_for_webhooks = (
+        "The state is stored in another shape than the class has, and nothing was written: mend it with `update`, or"
+        " let the class take both (a default for what may be missing, `| None` for what may be null)."
+    )
 
 
 class APIStatusError(_RequestError):

@@ -10,6 +10,7 @@ Source: the vendor's guide to webhooks.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import hmac
 import math
@@ -22,17 +23,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from attrs import field, frozen
 
 from agentphone._config import Secret
 from agentphone._decoding import DecodeError, parse_json, structure
-from agentphone.errors import ConfigurationError, ResponseDecodeError, WebhookVerificationError
+from agentphone._state import read_state
+from agentphone.errors import ConfigurationError, ResponseDecodeError, StateDecodeError, WebhookVerificationError
 from agentphone.models import _extra
 
 if TYPE_CHECKING:
     import sqlite3
+
+T = TypeVar("T")
 
 __all__ = [
     "CallEndedEvent",
@@ -94,6 +98,35 @@ class Event:
     extra: Mapping[str, Any] = _extra()
     """Every field of the payload that the class does not have, under the API's own name, as received. Those of `data`
     are in `extra["data"]`: all of them, unless the class reads some of them itself."""
+
+    @overload
+    def state(self) -> dict[str, Any]: ...
+    @overload
+    def state(self, cls: builtins.type[T]) -> T: ...
+    def state(self, cls: builtins.type[Any] = dict) -> Any:
+        """Read the conversation's state as a class, the one that `conversations.state` reads and writes.
+
+        Changing it changes nothing that is stored: that goes by `conversations.state`.
+
+        Args:
+            cls: An attrs class; a field `order_id` is the key `orderId`. By default a dict, a copy.
+
+        Returns:
+            The state; without one, the class's defaults or an empty dict.
+
+        Raises:
+            StateDecodeError: What is stored does not fit the class.
+            TypeError: It is no such class, or has a field that JSON cannot hold.
+        """
+        try:
+            return read_state(self.conversation_state, cls, "conversationState")
+        except DecodeError as error:
+            raise StateDecodeError(
+                f"it does not fit {cls.__name__}: {error.what}",
+                request=_request(self.delivery_id),
+                path=error.path,
+                status_code=None,
+            ) from None
 
 
 @frozen(kw_only=True)
@@ -260,6 +293,11 @@ def _read(raw: Any, delivery_id: str | None) -> Event:
     return _BARE_EVENTS.get(payload.event, UnknownEvent)(extra=payload.extra, **common)
 
 
+def _request(delivery_id: str | None) -> str:
+    """Name the delivery in an error."""
+    return f"POST (webhook {delivery_id})" if delivery_id else "POST (webhook)"
+
+
 def _both(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
     """Put what `data` has more under its name: the two levels may use one name for different things."""
     return {**outer, "data": inner} if inner else outer
@@ -340,7 +378,7 @@ class Webhook:
         except DecodeError as error:
             raise ResponseDecodeError(
                 error.what,
-                request=f"POST (webhook{f' {delivery_id}' if delivery_id else ''})",
+                request=_request(delivery_id),
                 path=error.path,
                 status_code=None,
                 body=raw,

@@ -18,7 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentphone
-from agentphone import AsyncClient, AsyncConversations, AsyncPager, Client, Conversations, Pager, _codegen, _sync
+from agentphone import (
+    AsyncClient,
+    AsyncConversations,
+    AsyncPager,
+    AsyncState,
+    Client,
+    Conversations,
+    Pager,
+    State,
+    _codegen,
+    _sync,
+)
 from agentphone._codegen import PACKAGE, PHRASES, TARGET, Generator, Source, UnknownConstructError, main, read_sources
 
 TRUE = PACKAGE / TARGET
@@ -246,7 +257,12 @@ def test_a_phrase_that_no_docstring_holds_any_more_is_found(
 
 # The face as Python sees it
 
-FACES: Mapping[type, type] = {AsyncPager: Pager, AsyncConversations: Conversations, AsyncClient: Client}
+FACES: Mapping[type, type] = {
+    AsyncPager: Pager,
+    AsyncState: State,
+    AsyncConversations: Conversations,
+    AsyncClient: Client,
+}
 BLOCKING_NAMES = {"__aiter__": "__iter__", "__aenter__": "__enter__", "__aexit__": "__exit__", "aclose": "close"}
 OF_ALL_CLASSES = {"__module__", "__doc__", "__dict__", "__weakref__", "__orig_bases__", "__parameters__", "__init__"}
 SPEAKS_OF_ASYNC = re.compile(r"(?i)async(?!BaseTransport|Client)|await|coroutine|trio|anyio|aclose|event loop")
@@ -376,10 +392,14 @@ REFUSED_MEMBERS = {
     # a member of a class, whose first line holds the def that the error points at, and what the error says
     "@staticmethod\ndef f() -> int:\n    'D.'": "decorators staticmethod",
     "@classmethod\ndef f(cls) -> int:\n    'D.'": "decorators classmethod",
-    "@overload\ndef f(self, a: int) -> int: ...": "decorators overload",
+    "@overload\ndef f(self, a: int) -> int:\n    'D.'": "AsyncThing.f is an overload with a body",
+    "@overload\nasync def f(self, a: int) -> int:\n    return a": "AsyncThing.f is an overload with a body",
+    "@overload\ndef f(self, a: int): ...": "AsyncThing.f has no return annotation",
+    "@typing.overload\ndef f(self, a: int) -> int: ...": "decorators typing.overload",
+    "@overload\n@cache\ndef f(self, a: int) -> int: ...": "decorators overload, cache",
     "@functools.cache\ndef f(self) -> int:\n    'D.'": "decorators functools.cache",
     "@property\n@cache\ndef f(self) -> int:\n    'D.'": "decorators property, cache",
-    "@property\nasync def f(self) -> int:\n    'D.'": "decorators property; known is a plain property",
+    "@property\nasync def f(self) -> int:\n    'D.'": "decorators property; known are a plain property and overload",
     "@f.setter\ndef f(self, x: int) -> None:\n    'D.'": "decorators f.setter",
     "limit = 5": "holds a Assign",
     "limit: int": "holds a AnnAssign",
@@ -401,6 +421,9 @@ REFUSED_MEMBERS = {
     "async def f(self) -> int:\n    5": "f has no docstring",
     "async def f(self) -> int:\n    f'D.'": "f has no docstring",
     "async def __aenter__(self) -> AsyncThing:\n    await self.f()\n    return self": "does more than to return self",
+    "async def __aenter__(self) -> Self:\n    await self.f()\n    return self": "does more than to return self",
+    "async def __aenter__(self) -> AsyncOther[int]:\n    return self.f()": "does more than to return self",
+    "async def __aenter__(self) -> AsyncIterator[int]:\n    return self.f()": "does more than to return self",
 }
 
 
@@ -591,6 +614,19 @@ KNOWN = {
     "async def __aenter__(self) -> Self:\n    'D.'\n    return self": (
         "def __enter__(self) -> Self:\n    'D.'\n    return self"
     ),
+    "async def __aenter__(self) -> T:\n    'Enter.'\n    return await self.f()": (
+        "def __enter__(self) -> T:\n    'Enter.'\n    return _portal.run(self._async.__aenter__)"
+    ),
+    "async def __aenter__(self) -> None:\n    await self.f()": (
+        "def __enter__(self) -> None:\n    _portal.run(self._async.__aenter__)"
+    ),
+    "@overload\ndef f(self, a: int) -> AsyncOther[int]: ...": ("@overload\ndef f(self, a: int) -> Other[int]: ..."),
+    "@overload\nasync def f(self, *, a: int = 5) -> int:\n    ...": (
+        "@overload\ndef f(self, *, a: int = 5) -> int: ..."
+    ),
+    "@overload\ndef f(\n    self, a: int\n) -> AsyncOther[int]: ...": (
+        "@overload\ndef f(self, a: int) -> Other[int]: ..."
+    ),
     "async def __aexit__(self, *exc: object) -> bool | None:\n    await self.aclose()": (
         "def __exit__(self, *exc: object) -> bool | None:\n    return _portal.run(self._async.__aexit__, *exc)"
     ),
@@ -629,6 +665,18 @@ def test_characters_that_only_python_takes_for_line_ends_move_nothing() -> None:
     signature = "    def f(self, a: str = 'x\x0cy\u2028z\x85') -> {}:\n        'D.\x0c\u2028'\n"
     text = f"{made_up()}\n{signature.format('AsyncOther[int]')}"
     assert f"{signature.format('Other[int]')}        return Other(self._async.f(a))\n" in generate(text)
+
+
+def test_an_overload_is_imported() -> None:
+    face = generate(made_up("@overload\ndef f(self) -> int: ..."))
+    assert re.search(r"^from typing import .*\boverload$", face, re.MULTILINE)
+
+
+@pytest.mark.parametrize("room", [0, 1, -1])
+def test_an_overload_is_joined_where_it_fits_on_one_line_with_its_body(room: int) -> None:
+    name = "a" * (120 - room - len("    def f(self, : int) -> Other[int]: ..."))
+    text = made_up(f"@overload\ndef f(\n    self, {name}: int\n) -> AsyncOther[int]: ...")
+    assert (f"    def f(self, {name}: int) -> Other[int]: ...\n" in generate(text)) == (room >= 0)
 
 
 @pytest.mark.parametrize("room", [0, 1, -1])

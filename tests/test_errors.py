@@ -37,6 +37,7 @@ from agentphone import (
     RateLimitError,
     ResponseDecodeError,
     ServerError,
+    StateDecodeError,
     UnprocessableEntityError,
     WebhookVerificationError,
 )
@@ -55,6 +56,7 @@ TREE: dict[type[Exception], type[Exception]] = {
     APITimeoutError: APIConnectionError,
     DeadlineExceededError: APITimeoutError,
     ResponseDecodeError: AgentPhoneError,
+    StateDecodeError: ResponseDecodeError,
     PaginationError: AgentPhoneError,
     WebhookVerificationError: AgentPhoneError,
     APIStatusError: AgentPhoneError,
@@ -272,7 +274,7 @@ def made(cls: type[Any]) -> Any:
             "location": "/elsewhere",
             "body": b"x" * 600,
         }
-    if cls is ResponseDecodeError:
+    if issubclass(cls, ResponseDecodeError):
         more |= {"path": "data[3].lastMessageAt", "status_code": 200, "request_id": "req_7", "body": b"{"}
     return cls("It is so", **more)
 

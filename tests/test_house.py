@@ -25,6 +25,7 @@ FLOORS: dict[str, float] = {
     "_config": 1,
     "_retry": 1,
     "_decoding": 1,
+    "_state": 1.5,  # on the stairs: it reads with what `_decoding` has, and two floors read states
     "_wire": 2,
     "_pagination": 2,
     "_live": 2.5,  # the walks that never end, made of those that do
@@ -54,6 +55,7 @@ FOREIGN: dict[str, set[str]] = {
     "_config": {"attrs", "httpx"},
     "_retry": {"attrs"},
     "_decoding": {"attrs", "cattrs"},
+    "_state": {"attrs"},
     "_wire": {"attrs"},
     "_pagination": {"attrs"},
     "_live": {"attrs"},

@@ -25,12 +25,12 @@ from typing import Any
 import httpx
 import pytest
 import starlette.datastructures
-from attrs import frozen
+from attrs import define, frozen
 from django.http.request import HttpHeaders  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentphone import ConfigurationError, ResponseDecodeError, WebhookVerificationError, webhooks
+from agentphone import ConfigurationError, ResponseDecodeError, StateDecodeError, WebhookVerificationError, webhooks
 from agentphone.webhooks import (
     CallEndedEvent,
     DeliveryLog,
@@ -688,6 +688,41 @@ def test_events_cannot_be_changed_and_match_by_their_class() -> None:
     with pytest.raises(AttributeError):
         event.channel = "voice"  # type: ignore[misc]
     assert len({event, WEBHOOK.parse(BODY, HEADERS)}) == 1
+
+
+@define
+class OrderState:
+    customer_name: str = ""
+    order_id: str | None = None
+    step: int = 0
+
+
+def test_the_state_is_read_as_a_class_or_as_a_dict_of_the_callers_own() -> None:
+    event = WEBHOOK.parse(BODY, HEADERS)
+    assert event.state(OrderState) == OrderState("Maya", "ORD-12345", 0)
+    copy = event.state()
+    assert copy == event.conversation_state
+    copy["customerName"] = "Mara"
+    assert event.state() == event.conversation_state == {"customerName": "Maya", "orderId": "ORD-12345"}
+    for raw in (payload("voice"), payload("reaction"), payload("call_ended")):
+        assert parse(raw).state(OrderState) == OrderState()
+        assert parse(raw).state() == {}
+
+
+def test_a_state_that_does_not_fit_is_named_by_its_path_in_the_payload() -> None:
+    body, headers = signed(payload("message", conversationState={"orderId": 5}))
+    event = WEBHOOK.parse(body, headers | {"X-Webhook-ID": "dlv_7"})
+    with pytest.raises(StateDecodeError) as caught:
+        event.state(OrderState)
+    error = caught.value
+    assert error.path == "conversationState.orderId"
+    assert str(error).startswith(
+        "POST (webhook dlv_7): conversationState.orderId: it does not fit OrderState: a string is wanted, here is a"
+        " number. The state is stored in another shape"
+    )
+    travels(error)
+    with pytest.raises(TypeError, match="cls is dict or an attrs class"):
+        event.state(list)
 
 
 def test_all_of_the_module_is_what_it_defines_for_its_users() -> None:

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, assert_type
 
+import attrs
 import httpx
 
 from agentphone import (
     AsyncClient,
     AsyncConversations,
     AsyncPager,
+    AsyncState,
     AsyncStream,
     Conversation,
     ConversationDetail,
@@ -23,6 +25,7 @@ from agentphone import (
     NewMessage,
     Page,
 )
+from agentphone.webhooks import Event
 
 
 async def clients(transport: httpx.AsyncBaseTransport) -> None:
@@ -128,3 +131,27 @@ async def live(client: AsyncClient, instant: datetime, last: Message) -> None:
     client.conversations.follow()  # type: ignore[call-arg]
     client.conversations.follow("conv_1", after=5)  # type: ignore[arg-type]
     client.conversations.watch("conv_1")  # type: ignore[call-arg]
+
+
+@attrs.define
+class OrderState:
+    """A state as a class."""
+
+    order_id: str = ""
+
+
+async def states(client: AsyncClient, event: Event) -> None:
+    """Open states."""
+    assert_type(client.conversations.state("conv_1"), AsyncState[dict[str, Any]])
+    assert_type(client.conversations.state("conv_1", OrderState), AsyncState[OrderState])
+    async with client.conversations.state("conv_1") as plain:
+        assert_type(plain, dict[str, Any])
+    async with client.conversations.state("conv_1", cls=OrderState) as state:
+        assert_type(state, OrderState)
+        state.order_id = 5  # type: ignore[assignment]
+    assert_type(event.state(), dict[str, Any])
+    assert_type(event.state(OrderState), OrderState)
+
+    client.conversations.state()  # type: ignore[call-overload]
+    client.conversations.state(5)  # type: ignore[call-overload]
+    client.conversations.state("conv_1", OrderState())  # type: ignore[call-overload]

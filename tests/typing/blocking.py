@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, assert_type
 
+import attrs
 import httpx
 
 from agentphone import (
@@ -21,8 +22,10 @@ from agentphone import (
     NewMessage,
     Page,
     Pager,
+    State,
     Stream,
 )
+from agentphone.webhooks import Event
 
 
 def clients(transport: httpx.AsyncBaseTransport) -> None:
@@ -132,3 +135,27 @@ def live(client: Client, instant: datetime, last: Message) -> None:
     client.conversations.follow()  # type: ignore[call-arg]
     client.conversations.follow("conv_1", after=5)  # type: ignore[arg-type]
     client.conversations.watch("conv_1")  # type: ignore[call-arg]
+
+
+@attrs.define
+class OrderState:
+    """A state as a class."""
+
+    order_id: str = ""
+
+
+def states(client: Client, event: Event) -> None:
+    """Open states."""
+    assert_type(client.conversations.state("conv_1"), State[dict[str, Any]])
+    assert_type(client.conversations.state("conv_1", OrderState), State[OrderState])
+    with client.conversations.state("conv_1") as plain:
+        assert_type(plain, dict[str, Any])
+    with client.conversations.state("conv_1", cls=OrderState) as state:
+        assert_type(state, OrderState)
+        state.order_id = 5  # type: ignore[assignment]
+    assert_type(event.state(), dict[str, Any])
+    assert_type(event.state(OrderState), OrderState)
+
+    client.conversations.state()  # type: ignore[call-overload]
+    client.conversations.state(5)  # type: ignore[call-overload]
+    client.conversations.state("conv_1", OrderState())  # type: ignore[call-overload]

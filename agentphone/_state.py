@@ -1,0 +1,287 @@
+"""Typed state: a conversation's metadata as a class of the caller's own, and back, strictly. Pure: it sends nothing.
+
+A field `order_id` is the key `orderId`. What is read fits the class or is refused by its path. What changed is laid
+over what was read, so that keys which the class does not know survive; it is written only if it reads back as it was.
+
+Not by cattrs, as the models are: it takes a `StrEnum` for a string and an `IntEnum` for an integer, and has ways of its
+own to read bytes, sets and decimals, where here a class that JSON cannot keep is to be refused at the start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+
+import attrs
+from attrs import frozen
+
+from agentphone._decoding import STRICT, DecodeError, camel, encode
+
+T = TypeVar("T")
+
+Read = Callable[[Any, str], Any]
+"""Makes a value of JSON, given the path to it."""
+
+
+def check_class(cls: Any) -> None:
+    """Refuse what no state can be read into.
+
+    Raises:
+        TypeError: It is neither `dict` nor an attrs class, or a field of it is of a type that JSON does not have.
+    """
+    _reader_of(cls)
+
+
+def read_state(raw: Mapping[str, Any] | None, cls: type[T], name: str) -> T:
+    """Read a JSON object as a class.
+
+    Args:
+        raw: The object; None is an empty one.
+        cls: `dict`, for a copy, or an attrs class.
+        name: What the object is called in paths.
+
+    Raises:
+        DecodeError: It does not fit the class.
+        TypeError: The class cannot hold a state.
+    """
+    read = _reader_of(cls)
+    try:
+        made: T = read(json.loads(json.dumps(raw or {})), name)  # a copy: nobody's object changes with the state
+    except RecursionError:
+        raise DecodeError("it is nested too deeply", name) from None
+    return made
+
+
+class Opened(Generic[T]):
+    """A state that was read to be changed."""
+
+    def __init__(self, raw: Mapping[str, Any] | None, cls: type[T], name: str) -> None:
+        """Read it; see `read_state` for the arguments and the errors."""
+        self._raw = dict(raw or {})
+        self._class = cls
+        self._name = name
+        try:
+            encode(self._raw, name)
+        except ValueError as error:  # half a surrogate pair: JSON can bring it, and UTF-8 cannot carry it back
+            raise DecodeError(f"it could not be written back ({error})", name) from None
+        self.value = read_state(raw, cls, name)
+        self._before, _ = self._encoded()
+
+    def changed(self) -> dict[str, Any] | None:
+        """Give the whole object to store, or None if nothing changed.
+
+        Raises:
+            TypeError: A value is of a type that JSON does not have, or that the class could not read back.
+            ValueError: A value is one that JSON cannot carry, or an instant without an offset.
+        """
+        try:
+            now, kinds = self._encoded()
+            if _is_same(now, self._before):
+                return None
+            laid = _lay(self._raw, self._before, now)
+            if self._class is not dict:
+                self._check(laid, kinds)
+        except RecursionError:
+            raise ValueError(f"{self._name} is nested too deeply, or contains itself") from None
+        return laid
+
+    def _encoded(self) -> tuple[dict[str, Any], dict[str, type]]:
+        """Give the value as JSON, and at which paths it is more than JSON says."""
+        kinds: dict[str, type] = {}
+        plain = self.value if isinstance(self.value, dict) else _plain(self.value, self._name, kinds)
+        return json.loads(encode(plain, self._name)), kinds
+
+    def _check(self, laid: dict[str, Any], kinds: dict[str, type]) -> None:
+        """Refuse what the class would read as something else, or not at all."""
+        try:
+            again = read_state(laid, self._class, self._name)
+        except DecodeError as error:
+            raise TypeError(
+                f"{error.path}: {error.what}; {self._class.__name__} could not read it back, and nothing was written"
+            ) from None
+        read_back: dict[str, type] = {}
+        _plain(again, self._name, read_back)
+        for path, kind in kinds.items():
+            if read_back.get(path) is not kind:
+                raise TypeError(
+                    f"{path} is a {kind.__name__}, which {self._class.__name__} would read back as something else;"
+                    " nothing was written"
+                )
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Compare by what would be sent: to Python, 1, 1.0 and True are equal."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _lay(raw: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Lay what changed from `before` to `now` over the object that was read, inside the objects in it as well."""
+    laid = {key: value for key, value in raw.items() if key in now or key not in before}
+    for key, value in now.items():
+        old = before.get(key)
+        if key in before and _is_same(value, old):
+            continue
+        stored = raw.get(key)
+        is_laid = isinstance(value, dict) and isinstance(old, dict) and isinstance(stored, dict)
+        laid[key] = _lay(stored, old, value) if is_laid else value  # type: ignore[arg-type]  # all three are dicts
+    return laid
+
+
+def _plain(value: Any, where: str, kinds: dict[str, type]) -> Any:
+    """Give a value as JSON has it, and note in `kinds` where that forgets its type. What is unknown stays as it is."""
+    if attrs.has(type(value)):
+        kinds[where] = type(value)
+        return {
+            key: _plain(getattr(value, field.name), f"{where}.{key}", kinds)
+            for field in attrs.fields(type(value))
+            if field.init
+            for key in [camel(field.name)]
+        }
+    if isinstance(value, Enum):
+        kinds[where] = type(value)
+        return value.value
+    if isinstance(value, datetime):
+        kinds[where] = datetime
+        if value.tzinfo is None:
+            raise ValueError(f"{where} is a datetime without an offset: say datetime.now(UTC), or .astimezone()")
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{where}.{key}", kinds) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]", kinds) for index, item in enumerate(value)]
+    return value
+
+
+def _reader_of(cls: Any) -> Read:
+    """Give what reads a whole state."""
+    if cls is not dict and not (isinstance(cls, type) and attrs.has(cls)):
+        raise TypeError(f"cls is dict or an attrs class (made with attrs.define), not {cls!r}")
+    return _make_reader(cls)
+
+
+@lru_cache(maxsize=256)  # not for ever: a program may make classes as it goes
+def _make_reader(cls: type) -> Read:
+    return _read_of(cls, {})
+
+
+def _read_of(shape: Any, known: dict[Any, Read]) -> Read:
+    """Make what reads a shape; `known` has the classes that are in the making, for those that hold themselves."""
+    origin, arguments = get_origin(shape) or shape, get_args(shape)
+    if origin in (Any, object, None):
+        return lambda value, _: value
+    if origin in known:
+        return lambda value, where: known[origin](value, where)
+    if origin in STRICT and not arguments:
+        return _scalar(origin)
+    if origin in (Union, UnionType) and NoneType in arguments and len(arguments) == 2:
+        inner = _read_of(next(one for one in arguments if one is not NoneType), known)
+        return lambda value, where: None if value is None else inner(value, where)
+    if origin is Literal:
+        return _one_of([(value, value) for value in arguments])
+    if origin is list:
+        return _list(_read_of(arguments[0], known))
+    if origin is dict and arguments[0] is str:
+        return _dict(_read_of(arguments[1], known))
+    if origin is tuple:
+        return _tuple(arguments, known)
+    if isinstance(shape, type) and issubclass(shape, Enum):
+        return _one_of([(member, member.value) for member in shape])
+    if isinstance(shape, type) and attrs.has(shape):
+        return _object(shape, known)
+    raise TypeError(
+        f"a state cannot hold {shape.__name__ if isinstance(shape, type) else shape}; it can hold str, int, float,"
+        " bool, datetime, enums, Literal, list[...], dict[str, ...], tuple[...] and attrs classes, each also `| None`,"
+        " and Any"
+    )
+
+
+def _scalar(plain: type) -> Read:
+    def read(value: Any, where: str) -> Any:
+        try:
+            return STRICT[plain](value, plain)
+        except Exception as error:  # noqa: BLE001  # whatever it says of the value is what is wrong with it
+            raise DecodeError(str(error), where) from None
+
+    return read
+
+
+def _one_of(members: Sequence[tuple[Any, Any]]) -> Read:
+    def read(value: Any, where: str) -> Any:
+        for member, its_value in members:
+            if type(its_value) is type(value) and its_value == value:
+                return member
+        raise DecodeError(f"one of {', '.join((repr(its_value) for _, its_value in members))} is wanted", where)
+
+    return read
+
+
+def _list(item: Read) -> Read:
+    is_list = _scalar(list)
+    return lambda value, where: [item(one, f"{where}[{index}]") for index, one in enumerate(is_list(value, where))]
+
+
+def _dict(item: Read) -> Read:
+    is_dict = _scalar(dict)
+    return lambda value, where: {key: item(one, f"{where}.{key}") for key, one in is_dict(value, where).items()}
+
+
+def _tuple(arguments: tuple[Any, ...], known: dict[Any, Read]) -> Read:
+    if not arguments or arguments[1:] == (...,):
+        read_list = _list(_read_of(arguments[0] if arguments else Any, known))
+        return lambda value, where: tuple(read_list(value, where))
+    items = [_read_of(argument, known) for argument in arguments]
+    is_list = _scalar(list)
+
+    def read(value: Any, where: str) -> Any:
+        if len(is_list(value, where)) != len(items):
+            raise DecodeError(f"{len(items)} items are wanted, here are {len(value)}", where)
+        return tuple(item(one, f"{where}[{index}]") for index, (item, one) in enumerate(zip(items, value, strict=True)))
+
+    return read
+
+
+@frozen
+class _Field:
+    key: str
+    argument: str
+    is_required: bool
+    read: Read
+
+
+def _object(cls: Any, known: dict[Any, Read]) -> Read:
+    fields: list[_Field] = []
+    is_dict = _scalar(dict)
+
+    def read(value: Any, where: str) -> Any:
+        is_dict(value, where)
+        given: dict[str, Any] = {}
+        for field in fields:
+            if field.key in value:
+                given[field.argument] = field.read(value[field.key], f"{where}.{field.key}")
+            elif field.is_required:
+                raise DecodeError("the field is missing", f"{where}.{field.key}")
+        try:
+            return cls(**given)
+        except (TypeError, ValueError) as error:  # a validator's or a converter's, of the class's own
+            raise DecodeError(str(error), where) from None
+
+    known[cls] = read
+    try:
+        attrs.resolve_types(cls, include_extras=False)
+    except NameError as error:
+        raise TypeError(f"{cls.__name__} has an annotation that cannot be read: {error}") from None
+    for field in attrs.fields(cls):
+        if field.init:
+            try:
+                inner = _read_of(field.type, known)
+            except TypeError as error:
+                raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
+            fields.append(_Field(camel(field.name), field.alias, field.default is attrs.NOTHING, inner))
+    if len({field.key for field in fields}) < len(fields):
+        raise TypeError(f"two fields of {cls.__name__} have the same key in JSON")
+    return read
