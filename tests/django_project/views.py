@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from django.http import HttpRequest, JsonResponse  # type: ignore[import-untyped]
-from django.urls import path  # type: ignore[import-untyped]
+from django.http import HttpRequest, JsonResponse
+from django.urls import path
 
 from agentphone import AsyncClient, Client, Conversation, ConversationDetail, Page
 
