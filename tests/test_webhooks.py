@@ -26,7 +26,7 @@ import httpx
 import pytest
 import starlette.datastructures
 from attrs import define, frozen
-from django.http.request import HttpHeaders  # type: ignore[import-untyped]
+from django.http.request import HttpHeaders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

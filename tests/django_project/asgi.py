@@ -1,5 +1,5 @@
 """The project for an ASGI server."""
 
-from django.core.asgi import get_asgi_application  # type: ignore[import-untyped]
+from django.core.asgi import get_asgi_application
 
 application = get_asgi_application()
