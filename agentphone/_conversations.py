@@ -28,7 +28,7 @@ from agentphone._pagination import (
 from agentphone._portal import AsyncStream
 from agentphone._retry import is_temporary
 from agentphone._transport import Transport
-from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError, StateDecodeError
+from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
 R = TypeVar("R")
@@ -123,11 +123,10 @@ class AsyncState(Generic[T]):
         try:
             conversation = await self._transport.send(self._call)
             self._opened = _state.Opened(conversation.metadata, self._class, "metadata")
-        except DecodeError as error:
+        except BaseException as error:
             self._is_open = False
-            raise _state_error(error, self._class, str(self._call)) from None
-        except BaseException:
-            self._is_open = False
+            if isinstance(error, DecodeError):
+                raise _state.misfit(error, self._class, str(self._call)) from None
             raise
         return self._opened.value
 
@@ -523,11 +522,6 @@ class _Live(AsyncStream[T]):
                 self._transport.report(error, pause)
                 self._resume_at = self._transport.clock() + pause
                 await self._transport.sleep_until(self._resume_at)
-
-
-def _state_error(error: DecodeError, cls: type, request: str) -> StateDecodeError:
-    what = f"it does not fit {cls.__name__}: {error.what}"
-    return StateDecodeError(what, request=request, path=error.path, status_code=None)
 
 
 def _check_count(

@@ -21,6 +21,7 @@ import attrs
 from attrs import frozen
 
 from agentphone._decoding import STRICT, DecodeError, camel, encode
+from agentphone.errors import StateDecodeError
 
 T = TypeVar("T")
 
@@ -55,6 +56,12 @@ def read_state(raw: Mapping[str, Any] | None, cls: type[T], name: str) -> T:
     except RecursionError:
         raise DecodeError("it is nested too deeply", name) from None
     return made
+
+
+def misfit(error: DecodeError, cls: type, request: str) -> StateDecodeError:
+    """Make the error that the caller gets for a state that was read by `request` and does not fit the class."""
+    what = f"it does not fit {cls.__name__}: {error.what}"
+    return StateDecodeError(what, request=request, path=error.path, status_code=None)
 
 
 class Opened(Generic[T]):
@@ -147,9 +154,12 @@ def _plain(value: Any, where: str, kinds: dict[str, type]) -> Any:
         return value.value
     if isinstance(value, datetime):
         kinds[where] = datetime
-        if value.tzinfo is None:
+        if value.utcoffset() is None:
             raise ValueError(f"{where} is a datetime without an offset: say datetime.now(UTC), or .astimezone()")
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        try:
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        except OverflowError:
+            raise ValueError(f"{where} is a datetime outside the years 1 to 9999 in UTC") from None
     if isinstance(value, Mapping):
         return {key: _plain(item, f"{where}.{key}", kinds) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -135,8 +135,10 @@ class ResponseDecodeError(_RequestError):
         body: The first 500 bytes of the body.
     """
 
-    advice = "The answer is at fault, not the call; a proxy may have answered in the API's place, or the API changed."
-    advice_for_webhooks = (
+    advice: str = (
+        "The answer is at fault, not the call; a proxy may have answered in the API's place, or the API changed."
+    )
+    advice_for_webhooks: str = (
         "The signature is good, so AgentPhone sent this, and its payloads may have changed; the same delivery fails"
         " again each time: keep what you need of it, and answer with 200 to get no more of it."
     )

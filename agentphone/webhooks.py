@@ -29,8 +29,8 @@ from attrs import field, frozen
 
 from agentphone._config import Secret
 from agentphone._decoding import DecodeError, parse_json, structure
-from agentphone._state import read_state
-from agentphone.errors import ConfigurationError, ResponseDecodeError, StateDecodeError, WebhookVerificationError
+from agentphone._state import misfit, read_state
+from agentphone.errors import ConfigurationError, ResponseDecodeError, WebhookVerificationError
 from agentphone.models import _extra
 
 if TYPE_CHECKING:
@@ -121,12 +121,7 @@ class Event:
         try:
             return read_state(self.conversation_state, cls, "conversationState")
         except DecodeError as error:
-            raise StateDecodeError(
-                f"it does not fit {cls.__name__}: {error.what}",
-                request=_request(self.delivery_id),
-                path=error.path,
-                status_code=None,
-            ) from None
+            raise misfit(error, cls, _request(self.delivery_id)) from None
 
 
 @frozen(kw_only=True)
@@ -582,9 +577,9 @@ class SQLiteDeliveryLog:
         import sqlite3
 
         _check_positive("keep", keep)
-        # Absolute, because a daemon changes its folder later. So `:memory:` is a file as well: each call would have a
-        # memory of its own.
-        self._path = Path(path).absolute()
+        if os.fspath(path) == ":memory:":  # of which each call would have one of its own
+            raise ConfigurationError("The delivery log is kept in a file, not in ':memory:'.")
+        self._path = Path(path).absolute()  # because a daemon changes its folder later
         self._keep = keep
         self._clock = clock
         try:

@@ -298,6 +298,7 @@ UNFIT: list[tuple[str, Any, type[Exception], str]] = [
     ("mood", "glad", TypeError, "metadata.mood: one of"),
     ("delivered_at", "soon", TypeError, "metadata.deliveredAt: "),
     ("delivered_at", datetime(2025, 6, 30), ValueError, "metadata.deliveredAt is a datetime without"),
+    ("delivered_at", datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))), ValueError, "outside the years 1 to 9999"),
     ("items", "ab", TypeError, "metadata.items: an array is wanted"),
     ("items", [Item("A"), Item(5)], TypeError, r"metadata.items\[1\].sku: a string is wanted"),  # type: ignore[arg-type]
     ("item", {"price": 5}, TypeError, "metadata.item.sku: the field is missing"),

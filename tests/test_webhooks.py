@@ -889,6 +889,8 @@ def test_a_file_that_is_no_log_is_a_configuration_error_that_names_it(tmp_path: 
     for name in ("text", "other.db", "no folder/log.db", "."):
         with pytest.raises(ConfigurationError, match="cannot be used"):
             SQLiteDeliveryLog(tmp_path / name)
+    with pytest.raises(ConfigurationError, match="kept in a file"):
+        SQLiteDeliveryLog(":memory:")
 
 
 @pytest.mark.parametrize("keep", [0, -1, float("nan"), float("inf")])
