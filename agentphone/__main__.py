@@ -27,8 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The command line makes no sense, or asked for help or the version, which is printed.
     """
-    if getattr(sys, "stdout", None) is None:  # closed by whoever started this: `>&-`, pythonw
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this: `>&-`, pythonw
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False))
     try:
         try:
             return _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -40,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its exit
         if isinstance(error, BrokenPipeError):
             return 141
-        sys.stderr.write(f"{PROGRAM}: {error.strerror or error}\n")
-        return 1
+        return _fail(f"{PROGRAM}: {error.strerror or error}")
 
 
 def _run(arguments: list[str]) -> int:
@@ -49,11 +49,10 @@ def _run(arguments: list[str]) -> int:
         import click
         from click.shell_completion import shell_complete
     except ModuleNotFoundError:
-        sys.stderr.write(
+        return _fail(
             f"{PROGRAM}: click is not installed; in the project's folder (PyPI has another package of this name):"
-            " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox\n"
+            " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox"
         )
-        return 1
     from agentphone.cli.commands import agentphone
 
     if instruction := os.environ.get(COMPLETION):
@@ -70,11 +69,16 @@ def _run(arguments: list[str]) -> int:
     except click.UsageError as error:
         context = error.ctx or click.Context(agentphone, info_name=PROGRAM)
         usage = " ".join([context.command_path, *context.command.collect_usage_pieces(context)])
-        sys.stderr.write(f"{context.command_path}: {error.format_message()} (usage: {usage}; --help has more)\n")
-        raise SystemExit(2) from None
+        text = f"{context.command_path}: {error.format_message()} (usage: {usage}; --help has more)"
+        raise SystemExit(_fail(text, 2)) from None
     except click.ClickException as error:
-        sys.stderr.write(f"{error.format_message()}\n")
-        return error.exit_code
+        return _fail(error.format_message(), error.exit_code)
+
+
+def _fail(text: str, code: int = 1) -> int:
+    """Say in one line why, though a file's name may have two; give the exit code."""
+    sys.stderr.write(" ".join(text.splitlines()) + "\n")
+    return code
 
 
 if __name__ == "__main__":

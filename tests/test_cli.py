@@ -278,6 +278,7 @@ def test_a_base_url_of_the_sandbox_needs_neither_a_key_nor_a_network() -> None:
         (["update", "conv_1", "--file", "-"], "--file -: the body is empty, not JSON"),
         (["update", "conv_1", "--fil", "-"], "No such option"),
         (["update", "conv_1", "--set"], "requires an argument"),
+        (["update", "conv_1", "--file", "/no\nwhere"], "/no where: No such file"),
         (["lis"], "No such command 'lis'"),
     ],
 )
@@ -347,6 +348,7 @@ def test_a_base_url_that_cannot_be_used_is_exit_2(value: str, capsys: pytest.Cap
     assert said.startswith("agentphone conversations list: ")
     assert "--base-url" in said
     assert "base_url" not in said
+    assert "allow_http" not in said
     assert said.count("\n") == 1
 
 
@@ -394,7 +396,7 @@ def test_an_output_that_nobody_reads_ends_quietly(url: str, listed: list[dict[st
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize(("target", "code"), [("/dev/full", 1), ("&-", 0)])
+@pytest.mark.parametrize(("target", "code"), [("/dev/full", 1), ("&-", 0), ("&- 2>&-", 0)])
 def test_an_output_that_is_full_or_closed_is_no_traceback(target: str, code: int) -> None:
     command = [*AGENTPHONE, "conversations", "list", "--base-url", "sandbox:"]
     done = run("sh", "-c", f'exec "$@" >{target}', "sh", *command)

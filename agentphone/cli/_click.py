@@ -23,8 +23,9 @@ OUR_WORDS = {
     "base_url='sandbox:'": "--base-url sandbox:",
     "base_url=": "--base-url ",
     "base_url": "--base-url",
+    ", or allow_http=True if meant": "",
 }
-"""What the SDK's errors call the arguments of a client, and what they are called here."""
+"""What the SDK's errors call the arguments of a client, and what they are called here, if they are there at all."""
 
 
 class Command(click.Command):
