@@ -58,8 +58,8 @@ def export(
     was: it loses no row, repeats none, and asks for nothing again that it has. Until then what it has lies in
     `DIRECTORY/.partial/`.
 
-    **What is in it.** Every conversation that is there from the first listing to the end, once, as it was listed; and of
-    each, every message that was there when its reading began, once. One that is gone before it was read is left out,
+    **What is in it.** Every conversation that is there from the first listing to the end, once, as it was listed; and
+    of each, every message that was there when its reading began, once. One that is gone before it was read is left out,
     with its messages. Conversations are ordered by id, messages by conversation id and then by `(receivedAt, id)`; so
     two exports of an account that stands still are the same to the byte, interrupted or not.
 
@@ -73,7 +73,7 @@ def export(
     in which something was. With `since="last"`, the export goes on from the last one into this directory, in the same
     format: conversations are listed anew, and the messages that it did not have are added at the end of the file, each
     once. It finds what came to light up to an hour after its instant; what the API shows later still, a whole export
-    finds. Without an earlier export it is a whole one. What it needs to know stands in `DIRECTORY/.last-export.json`.
+    finds. Without an earlier export it is a whole one. What it needs to know stands in `DIRECTORY/.last-export.db`.
 
     Args:
         client: An `AsyncClient`, with which this is to be awaited; or a `Client`, with which it blocks.
@@ -121,7 +121,7 @@ def _checked_concurrency(value: Any) -> int:
     return value
 
 
-def _checked_since(value: Any) -> datetime | str | None:
+def _checked_since(value: Any) -> datetime | Literal["last"] | None:
     if value is None:
         return None
     if value == _work.LAST:

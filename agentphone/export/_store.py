@@ -22,8 +22,8 @@ from attrs import define, frozen
 from agentphone.errors import ConfigurationError
 
 SCHEMA = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    """CREATE TABLE conversations (
+    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS conversations (
         id BLOB PRIMARY KEY,
         row BLOB NOT NULL,
         announced INTEGER,
@@ -31,7 +31,7 @@ SCHEMA = (
         is_complete INTEGER NOT NULL) WITHOUT ROWID""",
     # In the order of the file, so that writing it is one walk along the table's own key. A message without a row was
     # in an earlier export, and is not to be taken again.
-    """CREATE TABLE messages (
+    """CREATE TABLE IF NOT EXISTS messages (
         conversation BLOB NOT NULL,
         received_at INTEGER NOT NULL,
         id BLOB NOT NULL,
@@ -44,14 +44,24 @@ OLDEST = """SELECT received_at, id FROM messages WHERE conversation = ? AND row 
     ORDER BY received_at, id LIMIT 1"""
 ADD = "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?)"
 TAKEN = "UPDATE conversations SET taken = taken + ?, is_complete = ? WHERE id = ?"
-COUNTS = "SELECT count(*), total(is_complete), total(taken), sum(announced) FROM conversations"
+COUNTS = """SELECT count(*), total(is_complete), total(taken), iif(count(announced) = count(*), total(announced), NULL)
+    FROM conversations"""
 ROWS = {
     "conversations": "SELECT row FROM conversations ORDER BY id",
     "messages": "SELECT row FROM messages WHERE row IS NOT NULL ORDER BY conversation, received_at, id",
 }
+
+# What is left for the next export, in a database of its own.
+LAST_SCHEMA = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE known (conversation BLOB NOT NULL, received_at INTEGER NOT NULL, id BLOB NOT NULL)",
+)
 LATER = "SELECT conversation, received_at, id FROM messages WHERE received_at > ?"
+KNOW = "INSERT INTO known VALUES (?, ?, ?)"
+KNOWN = "SELECT conversation, received_at, id, NULL FROM known"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LISTING, READING, WRITTEN = "listing", "reading", "written"
 DATABASE = "export.db"
 GRACE_SECONDS = 1.0
 """How long to wait for the lock: a process that has just been killed may still hold it."""
@@ -97,13 +107,13 @@ class Store:
         self._last_given = b""
 
     def open(self, arguments: Mapping[str, str]) -> dict[str, str]:
-        """Open the database and lock it; make it if there is none.
+        """Open the database and lock it. One that is new, or in which not even all is listed, begins from nothing.
 
         Args:
-            arguments: What the export was begun with, to be kept in a new database.
+            arguments: What an export that begins now is begun with, to be noted.
 
         Returns:
-            What it was begun with.
+            All that is noted: `phase`, and what the export in it was begun with.
 
         Raises:
             ConfigurationError: Another process holds the lock.
@@ -119,10 +129,12 @@ class Store:
             # What was committed survives a kill, and the loss of power leaves a database that is whole, if not new.
             connection.execute("PRAGMA synchronous = NORMAL")
         with self._transaction() as connection:
-            if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                for statement in SCHEMA:
-                    connection.execute(statement)
-                self._put(connection, {"phase": "listing", **arguments})
+            for statement in SCHEMA:
+                connection.execute(statement)
+            if self._get(connection, "phase", LISTING) == LISTING:
+                connection.execute("DELETE FROM conversations")
+                connection.execute("DELETE FROM messages")
+                self._put(connection, {"phase": LISTING, **arguments})
             return dict(connection.execute("SELECT name, value FROM meta"))
 
     def close(self) -> None:
@@ -136,23 +148,16 @@ class Store:
         self.close()
         self.path.unlink(missing_ok=True)
 
-    def forget_listed(self) -> None:
-        """Forget what an earlier process has listed, and did not come to an end with."""
-        with self._transaction() as connection:
-            connection.execute("DELETE FROM conversations")
-
     def add_listed(self, conversations: Iterable[Listed]) -> None:
         """Add conversations."""
         rows = [(_key(item.id), item.row, item.announced, item.is_complete) for item in conversations]
         with self._transaction() as connection:
             connection.executemany(LIST, rows)
 
-    def finish_listing(self, known: Iterable[Key], **meta: str) -> None:
-        """Note that every conversation is listed, and the messages that an earlier export has taken."""
-        rows = [(_key(key.conversation_id), _micros(key.received_at), _key(key.id), None) for key in known]
+    def finish_listing(self, notes: Mapping[str, str]) -> None:
+        """Note that every conversation is listed, and what else is to be known from now on."""
         with self._transaction() as connection:
-            connection.executemany(ADD, rows)
-            self._put(connection, {"phase": "reading", **meta})
+            self._put(connection, {"phase": READING, **notes})
 
     def next_conversation(self) -> tuple[str, Key | None] | None:
         """Give the next conversation that is not complete, each once; and the oldest of its messages that is here."""
@@ -200,11 +205,34 @@ class Store:
             while chunk := found.fetchmany(size):
                 yield [row for (row,) in chunk]
 
-    def later_than(self, instant: datetime) -> Iterator[Key]:
-        """Give the messages that were received later than an instant, those of earlier exports among them."""
-        with self._typed():
-            for conversation, received_at, id_ in self._open_connection().execute(LATER, (_micros(instant),)):
-                yield Key(_text(conversation), _instant(received_at), _text(id_))
+    def save_last(self, path: Path, meta: Mapping[str, str], settled: datetime) -> None:
+        """Write what the next export needs to take only what is new.
+
+        Args:
+            path: The file; whatever is there is overwritten.
+            meta: What to note in it.
+            settled: What was received until then need not be named one by one. The messages of the time since are, with
+                those that an earlier export has taken.
+        """
+        path.unlink(missing_ok=True)
+        with self._typed(), _database(path) as last:
+            for statement in LAST_SCHEMA:
+                last.execute(statement)
+            last.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+            last.executemany(KNOW, self._open_connection().execute(LATER, (_micros(settled),)))
+
+    def load_last(self, path: Path) -> dict[str, str] | None:
+        """Take over which messages the last export has taken, and give what it has noted; None if there is no file."""
+        if not path.exists():
+            return None
+        try:
+            with _database(path) as last:
+                meta = dict(last.execute("SELECT name, value FROM meta"))
+                with self._transaction() as connection:
+                    connection.executemany(ADD, last.execute(KNOWN))
+                return meta
+        except sqlite3.Error as error:
+            raise ConfigurationError(f"{str(path)!r} is damaged ({error}). Export without since.") from error
 
     def get(self, name: str, default: str = "") -> str:
         """Give what was noted under a name."""
@@ -215,7 +243,7 @@ class Store:
         """Note that the files are whole. It is on the disk when this returns: they are moved away next."""
         self._open_connection().execute("PRAGMA synchronous = FULL")
         with self._transaction() as connection:
-            self._put(connection, {"phase": "written"})
+            self._put(connection, {"phase": WRITTEN})
 
     def _get(self, connection: sqlite3.Connection, name: str, default: str) -> str:
         found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
@@ -253,6 +281,18 @@ class Store:
                 ) from error
             number = errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO
             raise OSError(number, f"{os.strerror(number)} ({error})", str(self.path)) from error
+
+
+@contextmanager
+def _database(path: Path) -> Generator[sqlite3.Connection]:
+    """Open another database for one transaction."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        with connection:
+            connection.execute("BEGIN")
+            yield connection
+    finally:
+        connection.close()
 
 
 def _key(text: str) -> bytes:

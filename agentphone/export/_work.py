@@ -5,11 +5,7 @@ Whatever blocks (SQLite, files) runs in a worker thread, one piece at a time, so
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -24,19 +20,17 @@ from attrs import evolve, frozen
 from agentphone._client import AsyncClient
 from agentphone.errors import ConfigurationError, NotFoundError
 from agentphone.export import _files
-from agentphone.export._store import Key, Listed, Store
+from agentphone.export._identity import Identity
+from agentphone.export._store import LISTING, WRITTEN, Key, Listed, Store
 from agentphone.models import Conversation, Message, Page
 
 T = TypeVar("T")
 
-VERSION = "1"
-"""Of what an export leaves for a later one. It changes with the columns, too."""
-
 PARTIAL = ".partial"
-STATE = ".last-export.json"
+STATE = ".last-export.db"
 TABLES = ("messages", "conversations")
 
-LAST = "last"
+LAST: Literal["last"] = "last"
 OVERLAP = timedelta(hours=1)
 """How long after its instant a message may come to light, and still be found by the next `since="last"`."""
 
@@ -80,23 +74,12 @@ class Order:
     directory: Path
     format: str
     concurrency: int
-    since: datetime | str | None
-    """An aware instant, `"last"`, or None."""
+    since: datetime | Literal["last"] | None
     on_progress: Callable[[Progress], object] | None
 
     def file(self, table: str) -> Path:
         """Give where a file stands in the end."""
         return self.directory / f"{table}.{self.format}"
-
-
-@frozen
-class _Last:
-    """What the last export into a directory has left for the next one."""
-
-    settled: datetime
-    """Whatever was received until then, it has taken."""
-    known: tuple[Key, ...]
-    """What it has taken of the time since."""
 
 
 async def export(client: AsyncClient, order: Order) -> Result:
@@ -117,9 +100,8 @@ class _Export:
     async def run(self) -> Result:
         try:
             phase = await self._in_thread(self._begin)
-            if phase == "listing":
+            if phase == LISTING:
                 await self._list()
-                phase = "reading"
             counts = await self._in_thread(self._store.counts)
             self._report(
                 phase="reading",
@@ -128,7 +110,7 @@ class _Export:
                 messages_done=counts.messages,
                 messages_total=None if self._order.since else counts.announced,
             )
-            if phase == "reading":
+            if phase != WRITTEN:
                 await self._read()
                 await self._write()
             return await self._in_thread(self._finish)
@@ -155,60 +137,59 @@ class _Export:
     def _begin(self) -> str:
         """Open what an earlier run has left, or begin; say in which phase it is."""
         self._partial.mkdir(parents=True, exist_ok=True)
-        since = self._order.since
-        arguments = {
-            "version": VERSION,
-            "base_url": self._client._config.base_url,  # noqa: SLF001  # of the same house
-            "format": self._order.format,
-            "since": _files.print_instant(since) if isinstance(since, datetime) else since or "",
-        }
-        begun = self._store.open({**arguments, "key": self._seal()})
-        for name, value in arguments.items():
-            if begun[name] != value:
-                raise self._refusal(f"{name} {begun[name] or 'None'!r}, not {value or 'None'!r}")
-        if not self._is_sealed_by_our_key(begun["key"]):
-            raise self._refusal("another API key")
+        begun = self._store.open(self._identity(since=_print(self._order.since)).sealed())
+        difference = self._identity(since=_print(self._order.since)).difference(begun)
+        if difference is not None:
+            raise ConfigurationError(
+                f"{str(self._order.directory)!r} holds an unfinished export that was begun with {difference}. Finish it"
+                f" with that first, or delete {str(self._partial)!r} to begin again."
+            )
         return begun["phase"]
 
-    def _refusal(self, what: str) -> ConfigurationError:
-        return ConfigurationError(
-            f"{str(self._order.directory)!r} holds an unfinished export that was begun with {what}. Finish it with that"
-            f" first, or delete {str(self._partial)!r} to begin again."
-        )
-
-    def _seal(self, salt: str | None = None) -> str:
-        """Give what tells the client's key without holding it."""
-        key = self._client._config.api_key.value or ""  # noqa: SLF001  # of the same house
-        salt = salt or secrets.token_hex(16)
-        return f"{salt}:{hashlib.pbkdf2_hmac('sha256', key.encode(), salt.encode(), 100_000).hex()}"
-
-    def _is_sealed_by_our_key(self, seal: str) -> bool:
-        return hmac.compare_digest(seal, self._seal(seal.partition(":")[0]))
+    def _identity(self, **further: str) -> Identity:
+        config = self._client._config  # noqa: SLF001  # of the same house
+        return Identity({"base_url": config.base_url, "format": self._order.format, **further}, config.api_key)
 
     # Listing
 
     async def _list(self) -> None:
-        last = await self._in_thread(self._load_last) if self._order.since == LAST else None
-        since = last.settled if last else self._order.since
-        after = since if isinstance(since, datetime) else None
-        await self._in_thread(self._store.forget_listed)
+        since = self._order.since
+        after = await self._in_thread(self._load_last) if since == LAST else since
+        is_continued = since == LAST and after is not None
         settled: datetime | None = None
         async for page in self._client.conversations.list(concurrency=self._order.concurrency).pages():
             if settled is None:
                 settled = _settled(page)
             listed = [_listed(item, after) for item in page]
-            if self._order.since != LAST:
+            if not is_continued:
                 listed = [item for item in listed if not item.is_complete]
             await self._in_thread(self._store.add_listed, listed)
             self._report(conversations_total=self._progress.conversations_total + len(listed))
-        await self._in_thread(
-            lambda: self._store.finish_listing(
-                last.known if last else (),
-                settled=_files.print_instant(settled or _settled(())),
-                after=_files.print_instant(after) if after else "",
-                is_continued="yes" if last else "",
+        notes = {
+            "after": _print(after),
+            "is_continued": "yes" if is_continued else "",
+            "settled": _print(settled or _settled(())),
+        }
+        await self._in_thread(self._store.finish_listing, notes)
+
+    def _load_last(self) -> datetime | None:
+        """Take over what the last export into this directory has left, and give the instant to go on from."""
+        directory, messages = self._order.directory, self._order.file("messages")
+        last = self._store.load_last(directory / STATE)
+        if last is None:
+            return None
+        difference = self._identity().difference(last)
+        if difference is not None:
+            raise ConfigurationError(
+                f"The last export into {str(directory)!r} was made with {difference}, and cannot be continued. Take"
+                " another directory, or export without since."
             )
-        )
+        if not messages.exists():
+            raise ConfigurationError(
+                f"{str(messages)!r}, which the last export wrote, is gone, and cannot be continued. Put it back, or"
+                " export without since."
+            )
+        return datetime.fromisoformat(last["settled"])
 
     # Reading
 
@@ -282,6 +263,11 @@ class _Export:
         await self._in_thread(self._save_last)
         await self._in_thread(self._store.finish_writing)
 
+    def _save_last(self) -> None:
+        settled = self._store.get("settled")
+        notes = {**self._identity().sealed(), "settled": settled}
+        self._store.save_last(self._partial / STATE, notes, datetime.fromisoformat(settled))
+
     def _finish(self) -> Result:
         """Put the files in their place, those that an earlier run has not put there yet."""
         counts = self._store.counts()
@@ -301,59 +287,6 @@ class _Export:
             messages_path=self._order.file("messages"),
         )
 
-    # What is left for the next `since="last"`
-
-    def _save_last(self) -> None:
-        settled = self._store.get("settled")
-        state = {
-            "version": VERSION,
-            "base_url": self._store.get("base_url"),
-            "key": self._store.get("key"),
-            "format": self._order.format,
-            "settled": settled,
-            "known": [
-                [key.conversation_id, _files.print_instant(key.received_at), key.id]
-                for key in self._store.later_than(datetime.fromisoformat(settled))
-            ],
-        }
-        with (self._partial / STATE).open("wb") as file:
-            file.write(_files.to_json(state))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _load_last(self) -> _Last | None:
-        path = self._order.directory / STATE
-        try:
-            state = json.loads(path.read_bytes())
-            last = _Last(
-                datetime.fromisoformat(state["settled"]),
-                tuple(Key(conversation, datetime.fromisoformat(at), id_) for conversation, at, id_ in state["known"]),
-            )
-            was = {name: state[name] for name in ("version", "base_url", "format")}
-            is_ours = self._is_sealed_by_our_key(state["key"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ConfigurationError(f"{str(path)!r} is damaged ({error!r}); export without since.") from error
-        now = {name: self._store.get(name) for name in was}
-        for name, value in was.items():
-            if value != now[name]:
-                raise ConfigurationError(
-                    f"The last export into {str(self._order.directory)!r} was made with {name} {value!r}, not"
-                    f" {now[name]!r}: it cannot be continued. Take another directory, or export without since."
-                )
-        if not is_ours:
-            raise ConfigurationError(
-                f"The last export into {str(self._order.directory)!r} was made with another API key, and cannot be"
-                " continued. Take another directory, or export without since."
-            )
-        if not self._order.file("messages").exists():
-            raise ConfigurationError(
-                f"{str(self._order.file('messages'))!r}, which the last export wrote, is gone and cannot be continued."
-                " Export without since."
-            )
-        return last
-
 
 def _settled(front: Iterable[Conversation]) -> datetime:
     """Give the instant until which all messages have come to light, given the front of the list.
@@ -366,9 +299,12 @@ def _settled(front: Iterable[Conversation]) -> datetime:
 
 
 def _listed(item: Conversation, after: datetime | None) -> Listed:
-    latest = item.last_message_at or item.created_at
-    is_old = after is not None and latest is not None and latest <= after
+    is_old = after is not None and item.last_message_at is not None and item.last_message_at <= after
     return Listed(item.id, _files.conversation_row(item), item.message_count, is_old)
+
+
+def _print(since: datetime | str | None) -> str:
+    return _files.print_instant(since) if isinstance(since, datetime) else since or ""
 
 
 def _sync_directory(path: Path) -> None:
