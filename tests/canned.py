@@ -19,14 +19,14 @@ class CannedTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         query = request.url.params
-        *_, conversation_id, _last = request.url.path.split("/")
+        conversation_id = request.url.path.split("/")[-2]
         limit = int(query["limit"])
         if request.url.path.endswith("/conversations"):
             offset = int(query["offset"])
             last = min(self.conversations, offset + limit)
-            items = [self._conversation(number) for number in range(offset, last)]
+            page = [self._conversation(number) for number in range(offset, last)]
             return httpx.Response(
-                200, json={"data": items, "hasMore": last < self.conversations, "total": self.conversations}
+                200, json={"data": page, "hasMore": last < self.conversations, "total": self.conversations}
             )
         end = self.messages
         if "before" in query:

@@ -137,8 +137,10 @@ class _Export:
     def _begin(self) -> str:
         """Open what an earlier run has left, or begin; say in which phase it is."""
         self._partial.mkdir(parents=True, exist_ok=True)
-        begun = self._store.open(self._identity(since=_print(self._order.since)).sealed())
-        difference = self._identity(since=_print(self._order.since)).difference(begun)
+        identity = self._identity(since=_print(self._order.since))
+        ours = identity.sealed()
+        begun = self._store.open(ours)
+        difference = None if begun["key"] == ours["key"] else identity.difference(begun)
         if difference is not None:
             raise ConfigurationError(
                 f"{str(self._order.directory)!r} holds an unfinished export that was begun with {difference}. Finish it"
@@ -264,9 +266,8 @@ class _Export:
         await self._in_thread(self._store.finish_writing)
 
     def _save_last(self) -> None:
-        settled = self._store.get("settled")
-        notes = {**self._identity().sealed(), "settled": settled}
-        self._store.save_last(self._partial / STATE, notes, datetime.fromisoformat(settled))
+        notes = {name: self._store.get(name) for name in ("version", "base_url", "format", "key", "settled")}
+        self._store.save_last(self._partial / STATE, notes, datetime.fromisoformat(notes["settled"]))
 
     def _finish(self) -> Result:
         """Put the files in their place, those that an earlier run has not put there yet."""
