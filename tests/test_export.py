@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
+import importlib
+import io
 import json
-from collections.abc import Iterator
+import sqlite3
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.lowlevel
+import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from agentphone import AsyncClient, Client
-from agentphone.export import Result, export
-from agentphone.sandbox import Sandbox
+from agentphone import (
+    APIConnectionError,
+    AsyncClient,
+    AuthenticationError,
+    Client,
+    ConfigurationError,
+    Conversation,
+    Message,
+    NotFoundError,
+    ServerError,
+    models,
+)
+from agentphone._decoding import camel, decode
+from agentphone.export import Progress, Result, _files, export
+from agentphone.export._store import Store
+from agentphone.sandbox import Reading, Sandbox
+from tests.canned import CannedTransport
+from tests.helpers import client_of, conversation, message, ok, page
+from tests.processes import PYTHON, run
 
 pytestmark = pytest.mark.anyio
 
 AGENT = "+15555550100"
 START = datetime(2025, 6, 30, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+FORMATS = ["jsonl", "csv", "parquet"]
 
 
-def person(number: int) -> str:
-    return f"+1555556{number:04}"
-
-
-def fill(box: Sandbox, conversations: int, messages: int) -> None:
-    """Let messages come in, several of an instant among them, in all conversations by turns."""
+def fill(box: Sandbox, conversations: int, messages: int, at: datetime = START) -> None:
+    """Let messages come in to all conversations by turns; each three of one share their instant."""
     for index in range(messages):
         for number in range(conversations):
-            at = START + timedelta(seconds=index // 3, microseconds=number)
-            box.receive_sms(from_number=person(number), to_number=AGENT, body=f"{index} é\n😀,\"'", at=at)
+            moment = at + timedelta(seconds=index // 3, microseconds=number)
+            body = f"{index} \u00e9\n\U0001f600,\"'\u2028"
+            box.receive_sms(from_number=f"+1555556{number:04}", to_number=AGENT, body=body, at=moment)
 
 
 @pytest.fixture
@@ -39,48 +65,854 @@ def box() -> Iterator[Sandbox]:
         yield box
 
 
-def expected(box: Sandbox) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Give the rows that a sandbox's conversations and messages should make."""
-    conversations: list[dict[str, Any]] = []
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def rows_of(box: Sandbox, after: datetime | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Give the rows that a sandbox's conversations and messages should make, of what is later than `after`."""
+    conversations = box._store.conversations(limit=10**6, offset=0)["data"]
+    conversations.sort(key=lambda row: row["id"])
     messages: list[dict[str, Any]] = []
-    store = box._store
-    listed = {item["id"]: item for item in store.conversations(limit=10**6, offset=0)["data"]}
-    for conversation_id in sorted(listed):
-        conversations.append(listed[conversation_id])
-        page = store.messages(conversation_id, limit=10**6, before=None, after=None)
-        assert page is not None
-        own = [{"conversationId": conversation_id, **message} for message in page["data"]]
+    for row in conversations:
+        found = box._store.messages(row["id"], limit=10**6, before=None, after=None)
+        assert found is not None
+        own = [{"conversationId": row["id"], **message} for message in found["data"]]
         messages += sorted(own, key=lambda message: (message["receivedAt"], message["id"]))
     for row in (*conversations, *messages):
-        for name in ("receivedAt", "lastMessageAt", "createdAt"):
-            if name in row:
-                row[name] = row[name].replace(".000000", "")
-    return conversations, messages
+        for name in {"receivedAt", "lastMessageAt", "createdAt"} & row.keys():
+            row[name] = datetime.fromisoformat(row[name]).replace(tzinfo=None).isoformat() + "Z"
+    if after is None:
+        return conversations, messages
+    return (
+        [row for row in conversations if datetime.fromisoformat(row["lastMessageAt"]) > after],
+        [row for row in messages if datetime.fromisoformat(row["receivedAt"]) > after],
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-async def test_each_conversation_and_message_is_a_line_under_the_names_of_the_api(box: Sandbox, tmp_path: Path) -> None:
+def both(directory: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    return lines(directory / "conversations.jsonl"), lines(directory / "messages.jsonl")
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()} if directory.exists() else set()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.startswith(".")}
+
+
+class Watched(httpx.AsyncBaseTransport):
+    """A way to a sandbox that notes what is asked, and answers by itself where it is told to."""
+
+    def __init__(
+        self, box: Sandbox, step: Callable[[int, httpx.Request], httpx.Response | None] = lambda *_: None
+    ) -> None:
+        self._inner = box.transport()
+        self._step = step
+        self.asked: list[str] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request.url.raw_path.decode())
+        answer = self._step(len(self.asked), request)
+        return await self._inner.handle_async_request(request) if answer is None else answer
+
+
+def async_client(transport: httpx.AsyncBaseTransport, key: str = "key", **options: Any) -> AsyncClient:
+    return AsyncClient(key, transport=transport, max_retries=0, **options)
+
+
+# What is in the files
+
+
+async def test_each_conversation_and_message_is_a_line_under_the_names_of_the_api(
+    box: Sandbox, directory: Path
+) -> None:
     fill(box, 5, 450)
-    async with AsyncClient("key", transport=box.transport()) as client:
-        result = await export(client, tmp_path / "out")
-    conversations, messages = expected(box)
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory)
     assert result == Result(
         conversations=5,
         messages=2250,
         left_out=0,
-        conversations_path=tmp_path / "out" / "conversations.jsonl",
-        messages_path=tmp_path / "out" / "messages.jsonl",
+        conversations_path=directory / "conversations.jsonl",
+        messages_path=directory / "messages.jsonl",
     )
-    assert lines(result.conversations_path) == conversations
-    assert lines(result.messages_path) == messages
-    assert not (tmp_path / "out" / ".partial").exists()
+    assert both(directory) == rows_of(box)
+    assert names(directory) == {"conversations.jsonl", "messages.jsonl", ".last-export.db"}
 
 
-def test_the_blocking_client_exports_the_same(box: Sandbox, tmp_path: Path) -> None:
+def test_the_blocking_client_exports_the_same(box: Sandbox, directory: Path) -> None:
     fill(box, 3, 10)
     with Client("key", transport=box.transport()) as client:
-        result = export(client, str(tmp_path))
-    assert (lines(result.conversations_path), lines(result.messages_path)) == expected(box)
+        result = export(client, str(directory))
+    assert result.messages == 30
+    assert both(directory) == rows_of(box)
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        Reading(boundary="inclusive", after_alone="newest", listed="oldest", digits=3),
+        Reading(after_alone="newest", digits=0),
+    ],
+    ids=str,
+)
+async def test_whichever_way_the_api_reads_its_cursors_the_rows_are_the_same(
+    box: Sandbox, directory: Path, reading: Reading
+) -> None:
+    box.reading = reading
+    fill(box, 2, 700)
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+    assert both(directory) == rows_of(box)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def as_csv(row: dict[str, Any], fixed: tuple[str, ...]) -> dict[str, str]:
+    """Give what a reader of CSV sees of a row."""
+    extra = {name: value for name, value in row.items() if name not in fixed}
+    return {
+        name: value if isinstance(value, str) else "" if value is None else compact(value)
+        for name, value in [*((name, row[name]) for name in fixed), ("extra", extra or None)]
+    }
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def with_metadata(box: Sandbox) -> None:
+    first = box._store.conversations(limit=1, offset=0)["data"][0]
+    box._store.set_metadata(first["id"], {"note": 'a "quoted", \n line'}, message_limit=1)
+
+
+async def test_csv_has_the_same_rows_in_fixed_columns(box: Sandbox, directory: Path) -> None:
+    fill(box, 3, 220)
+    with_metadata(box)
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory, format="csv")
+    conversations, messages = rows_of(box)
+    columns = _files.COLUMNS
+    assert read_csv(result.conversations_path) == [as_csv(row, columns["conversations"]) for row in conversations]
+    assert read_csv(result.messages_path) == [as_csv(row, columns["messages"]) for row in messages]
+
+
+async def test_parquet_has_the_same_rows_with_instants_lists_and_numbers_of_its_own(
+    box: Sandbox, directory: Path
+) -> None:
+    fill(box, 3, 220)
+    with_metadata(box)
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory, format="parquet")
+    conversations, messages = rows_of(box)
+    for row in conversations:
+        row["extra"] = compact({"channel": row.pop("channel")})
+        row["metadata"] = row["metadata"] and compact(row["metadata"])
+    for row in (*conversations, *messages):
+        row.setdefault("extra", None)
+        for name in _files.INSTANTS & row.keys():
+            row[name] = datetime.fromisoformat(row[name])
+    parquet = importlib.import_module("pyarrow.parquet")
+    assert parquet.read_table(result.conversations_path).to_pylist() == conversations
+    assert parquet.read_table(result.messages_path).to_pylist() == messages
+    kinds = {field.name: str(field.type) for field in parquet.read_schema(result.messages_path)}
+    assert kinds == dict.fromkeys((*_files.COLUMNS["messages"], "extra"), "string") | {
+        "receivedAt": "timestamp[us, tz=UTC]",
+        "mediaUrls": "list<element: string>",
+    }
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_an_account_without_a_conversation_makes_files_without_a_row(
+    box: Sandbox, directory: Path, form: Any
+) -> None:
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory, format=form)
+    assert (result.conversations, result.messages) == (0, 0)
+    read: Callable[[Path], list[Any]] = {
+        "jsonl": lines,
+        "csv": read_csv,
+        "parquet": lambda path: importlib.import_module("pyarrow.parquet").read_table(path).to_pylist(),
+    }[form]
+    assert (read(result.conversations_path), read(result.messages_path)) == ([], [])
+
+
+def test_the_columns_say_of_each_field_what_it_holds() -> None:
+    for model, name in ((Conversation, "conversations"), (Message, "messages")):
+        fields = {field: kind for field, kind in model.__annotations__.items() if field != "extra"}
+        kinds = {camel(field): kind for field, kind in fields.items()}
+        assert [column for column in _files.COLUMNS[name] if column != "conversationId"] == list(kinds)
+        assert {column for column, kind in kinds.items() if "datetime" in kind} == _files.INSTANTS & kinds.keys()
+        assert {column for column, kind in kinds.items() if "int" in kind} == _files.NUMBERS & kinds.keys()
+        assert {column for column, kind in kinds.items() if "tuple" in kind} == _files.LISTS & kinds.keys()
+        assert {column for column, kind in kinds.items() if "dict" in kind} == _files.OBJECTS & kinds.keys()
+
+
+UNKNOWN = {"reactions": [{"by": "+15555550110", "what": "\u2764"}], "extra": {"a": 1}, "replyTo": None, "seq": 7}
+
+
+async def account_of(directory: Path, form: Any, **changes: Any) -> Result:
+    """Export an account of one conversation with one message, both changed."""
+    client, _ = client_of(
+        ok(page(conversation(**changes), total=1)),
+        ok(page(message(**changes))),
+    )
+    async with client:
+        return await export(client, directory, format=form)
+
+
+async def test_fields_that_nobody_knows_are_kept_in_each_format(directory: Path) -> None:
+    result = await account_of(directory, "jsonl", **UNKNOWN)
+    [row] = lines(result.messages_path)
+    assert row == {"conversationId": "conv_1", **message(**UNKNOWN)}
+    assert next(iter(row)) == "conversationId"
+    assert lines(result.conversations_path) == [conversation(**UNKNOWN)]
+    result = await account_of(directory, "csv", **UNKNOWN)
+    assert json.loads(read_csv(result.messages_path)[0]["extra"]) == UNKNOWN
+    result = await account_of(directory, "parquet", **UNKNOWN)
+    [row] = importlib.import_module("pyarrow.parquet").read_table(result.messages_path).to_pylist()
+    assert json.loads(row["extra"]) == UNKNOWN
+
+
+async def test_the_id_of_the_conversation_is_ours_to_say(directory: Path) -> None:
+    [row] = lines((await account_of(directory, "jsonl", conversationId="conv_other")).messages_path)
+    assert row["conversationId"] == "conv_1"
+
+
+async def test_instants_are_printed_in_utc_with_all_their_digits(directory: Path) -> None:
+    result = await account_of(directory, "jsonl", receivedAt="2025-06-30T14:00:00.120+02:00", createdAt=None)
+    assert lines(result.messages_path)[0]["receivedAt"] == "2025-06-30T12:00:00.120000Z"
+    assert lines(result.conversations_path)[0]["createdAt"] is None
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_half_a_surrogate_pair_stops_no_export(directory: Path, form: Any) -> None:
+    """A preview that was cut in the middle of an emoji ends in one, and UTF-8 does not have it."""
+    result = await account_of(directory, form, id="conv_1", body="cut \ud83d", lastMessagePreview="\ud83d")
+    if form == "jsonl":
+        assert lines(result.messages_path)[0]["body"] == "cut \ud83d"
+    elif form == "csv":
+        assert read_csv(result.messages_path)[0]["body"] == "cut ?"
+    else:
+        [row] = importlib.import_module("pyarrow.parquet").read_table(result.messages_path).to_pylist()
+        assert row["body"] == "cut ?"
+
+
+async def test_csv_tells_null_from_an_empty_text(directory: Path) -> None:
+    result = await account_of(directory, "csv", body="", status=None)
+    assert result.messages_path.read_text(encoding="utf-8").splitlines()[1] == (
+        '"conv_1","msg_1","","+15555550110","+15555550100","inbound","2025-06-30T12:00:00Z","sms",'
+        '"[""https://media.example/1.jpg""]",,'
+    )
+
+
+ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | ANY_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+INSTANTS = st.datetimes(timezones=st.just(UTC))
+MESSAGES = st.builds(
+    Message,
+    id=ANY_TEXT,
+    body=st.none() | ANY_TEXT,
+    from_number=ANY_TEXT,
+    to_number=ANY_TEXT,
+    direction=st.none() | ANY_TEXT,
+    received_at=INSTANTS,
+    channel=st.none() | ANY_TEXT,
+    media_urls=st.lists(ANY_TEXT, max_size=2).map(tuple),
+    status=st.none() | ANY_TEXT,
+    extra=st.dictionaries(
+        ANY_TEXT.filter(lambda name: name not in _files.COLUMNS["messages"]), JSON, min_size=0, max_size=3
+    ),
+)
+
+
+@given(MESSAGES, ANY_TEXT)
+@settings(deadline=None)
+def test_a_line_is_the_whole_message_and_one_line_to_any_reader(given: Message, conversation_id: str) -> None:
+    row = _files.message_row(conversation_id, given)
+    assert len(row.decode().splitlines()) == 1
+    assert json.loads(row)["conversationId"] == conversation_id
+    read = decode(row, Message)
+    assert (
+        models.Message(
+            **{field: getattr(read, field) for field in Message.__annotations__ if field != "extra"},
+            extra={name: value for name, value in read.extra.items() if name != "conversationId"},
+        )
+        == given
+    )
+
+
+@given(st.lists(MESSAGES, max_size=4))
+@settings(deadline=None)
+def test_a_reader_of_csv_gets_every_text_back(given: list[Message]) -> None:
+    rows = [_files.message_row("conv_1", item) for item in given]
+    file = io.BytesIO()
+    writer = object.__new__(_files._CSV)
+    writer._columns, writer._file = _files.COLUMNS["messages"], file
+    writer.begin()
+    writer.write(rows)
+    text = file.getvalue().decode()
+    read = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    assert read[0] == [*_files.COLUMNS["messages"], "extra"]
+    assert [line[2] for line in read[1:]] == [(item.body or "").encode("utf-8", "replace").decode() for item in given]
+    assert [json.loads(line[10] or "{}") for line in read[1:]] == [item.extra for item in given]
+
+
+# Where it is killed, fails or is cancelled
+
+
+def failure(number: int) -> httpx.Response:
+    """Give one failure after the other: the network's, the key's, the API's."""
+    if number % 3 == 0:
+        raise httpx.ReadError("reset")
+    return httpx.Response([401, 503][number % 3 - 1])
+
+
+async def test_after_a_failure_at_any_request_it_goes_on_and_asks_for_nothing_again(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    fill(box, 3, 410)
+    whole = Watched(box)
+    async with async_client(whole) as client:
+        await export(client, tmp_path / "whole", concurrency=1)
+    for at in range(1, len(whole.asked) + 1):
+        transport = Watched(box, lambda number, _, at=at: failure(at) if number == at else None)  # type: ignore[misc]
+        directory = tmp_path / str(at)
+        async with async_client(transport) as client:
+            with pytest.raises((APIConnectionError, AuthenticationError, ServerError)):
+                await export(client, directory, concurrency=1)
+            assert names(directory) == {".partial"}
+            await export(client, directory, concurrency=1)
+        assert contents(directory) == contents(tmp_path / "whole")
+        # The one that failed is asked again; and inside a conversation, the last group that was held back.
+        assert len(transport.asked) <= len(whole.asked) + 2
+
+
+async def test_conversations_are_read_several_at_a_time(box: Sandbox, directory: Path) -> None:
+    fill(box, 12, 5)
+    in_flight = most = 0
+
+    class Slow(Watched):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            nonlocal in_flight, most
+            in_flight += 1
+            most = max(most, in_flight)
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+            try:
+                return await super().handle_async_request(request)
+            finally:
+                in_flight -= 1
+
+    async with async_client(Slow(box)) as client:
+        await export(client, directory, concurrency=3)
+    assert most == 3
+    assert both(directory) == rows_of(box)
+
+
+async def test_of_several_that_fail_at_once_the_first_error_comes_alone(box: Sandbox, directory: Path) -> None:
+    fill(box, 8, 1)
+    transport = Watched(box, lambda number, _: httpx.Response(500) if number > 1 else None)
+    async with async_client(transport) as client:
+        with pytest.raises(ServerError):
+            await export(client, directory, concurrency=8)
+
+
+class At:
+    """A progress hook that calls something at its so manieth call."""
+
+    def __init__(self, number: int, call: Callable[[], object]) -> None:
+        self._left, self._call = number, call
+
+    def __call__(self, progress: Progress) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._call()
+
+
+async def test_a_cancelled_export_lets_go_of_its_directory_and_goes_on_later(box: Sandbox, directory: Path) -> None:
+    fill(box, 4, 410)
+    cancelled = 0
+    async with async_client(box.transport()) as client:
+        for number in range(1, 30):
+            with anyio.CancelScope() as scope:
+                await export(client, directory, on_progress=At(number, scope.cancel))
+            if not scope.cancelled_caught:
+                break
+            cancelled += 1
+    assert cancelled > 5
+    assert both(directory) == rows_of(box)
+
+
+def test_asyncios_own_cancellation_waits_for_the_disk_too(box: Sandbox, directory: Path) -> None:
+    fill(box, 4, 410)
+
+    async def main() -> None:
+        async with async_client(box.transport()) as client:
+            for number in range(1, 30):
+                running: list[asyncio.Task[Result]] = []
+                at = At(number, lambda running=running: running[0].cancel())  # type: ignore[misc]
+                running.append(asyncio.ensure_future(export(client, directory, on_progress=at)))
+                await asyncio.wait(running)
+                if not running[0].cancelled():
+                    break
+            assert number > 5
+
+    asyncio.run(main())
+    assert both(directory) == rows_of(box)
+
+
+INTERRUPTED = """
+import os, signal, sys
+from agentphone import Client
+from agentphone.export import export
+
+def interrupt(progress):
+    if progress.phase == "reading" and progress.messages_done > 300:
+        os.kill(os.getpid(), signal.SIGINT)
+
+with Client("key", base_url="sandbox:") as client:
+    try:
+        export(client, sys.argv[1], on_progress=interrupt)
+    except KeyboardInterrupt:
+        print("interrupted", os.path.exists(sys.argv[1] + "/messages.jsonl"))
+    print(export(client, sys.argv[1]).messages)
+"""
+
+
+def test_ctrl_c_ends_the_blocking_export_and_the_next_goes_on(directory: Path) -> None:
+    done = run(*PYTHON, "-c", INTERRUPTED, str(directory))
+    assert (done.stdout, done.stderr) == ("interrupted False\n1817\n", "")
+
+
+FULL = """
+import resource, signal, sys
+from agentphone import Client
+from agentphone.export import export
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Client("key", base_url="sandbox:") as client:
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in range(20_000, 2_000_000, 120_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
+        try:
+            export(client, sys.argv[1])
+            break
+        except OSError as error:
+            print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    print(export(client, sys.argv[2]).messages)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its files have no such limit")
+def test_a_disk_that_takes_no_more_is_said_and_the_export_goes_on_when_it_does(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = run(*PYTHON, "-c", FULL, str(first), str(second))
+    assert done.stderr == ""
+    told = done.stdout.splitlines()
+    assert len(told) > 3
+    assert told[-1] == "1817"
+    assert contents(first) == contents(second)
+
+
+def test_a_full_disk_is_called_so(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.open({})
+    store._open_connection().execute("PRAGMA max_page_count = 8").fetchall()
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        store.add_messages("conv_1", [(START, str(number), b"x" * 1000) for number in range(100)], is_complete=True)
+    assert caught.value.filename == str(tmp_path / "export.db")
+    store.close()
+
+
+# Whose export lies there
+
+
+async def test_two_exports_into_one_directory_at_once_are_refused(box: Sandbox, directory: Path) -> None:
+    fill(box, 2, 1)
+    refused = 0
+
+    async with async_client(box.transport()) as client:
+
+        async def second() -> None:
+            nonlocal refused
+            with pytest.raises(ConfigurationError, match="Another export is at work in"):
+                await export(client, directory)
+            refused += 1
+
+        class Meanwhile(Watched):
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                if not refused:
+                    await second()
+                return await super().handle_async_request(request)
+
+        async with async_client(Meanwhile(box)) as other:
+            await export(other, directory)
+    assert refused
+    assert both(directory) == rows_of(box)
+
+
+def test_an_export_of_another_process_is_refused_as_well(directory: Path) -> None:
+    directory.mkdir()
+    (directory / ".partial").mkdir()
+    store = Store(directory / ".partial")
+    store.open({})
+    code = "from agentphone import Client; from agentphone.export import export; export(Client(), 'out')"
+    done = run(*PYTHON, "-c", code, cwd=directory.parent, AGENTPHONE_BASE_URL="sandbox:")
+    store.close()
+    assert done.stderr.splitlines()[-1].startswith("agentphone.errors.ConfigurationError: Another export is at work in")
+
+
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "format": ({}, {"format": "csv"}, "format 'jsonl', not 'csv'"),
+    "since": ({}, {"since": START}, "since None, not '2025-06-30T12:00:00Z'"),
+    "last": ({}, {"since": "last"}, "since None, not 'last'"),
+    "base URL": (
+        {"base_url": "https://other.test"},
+        {},
+        "base_url 'https://api.agentphone.to', not 'https://other.test'",
+    ),
+    "key": ({"key": "another"}, {}, "another API key"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+async def test_an_unfinished_export_of_another_kind_is_refused_and_left_as_it_is(
+    box: Sandbox, directory: Path, other: str
+) -> None:
+    fill(box, 3, 1)
+    settings, arguments, reason = OTHERS[other]
+    failing = Watched(box, lambda number, _: httpx.Response(500) if number == 3 else None)
+    async with async_client(failing) as client:
+        with pytest.raises(ServerError):
+            await export(client, directory, concurrency=1)
+        async with async_client(box.transport(), **settings) as other_client:
+            with pytest.raises(ConfigurationError) as caught:
+                await export(other_client, directory, **arguments)
+        assert f"holds an unfinished export that was begun with {reason}. Finish it" in str(caught.value)
+        assert "key" not in settings or settings["key"] not in str(caught.value).replace("another API key", "")
+        await export(client, directory)
+        assert both(directory) == rows_of(box)
+        await export(client, directory, **arguments)  # and what is finished is in nobody's way
+
+
+async def test_one_that_did_not_get_beyond_the_list_is_in_nobodys_way(box: Sandbox, directory: Path) -> None:
+    fill(box, 2, 1)
+    async with async_client(Watched(box, lambda *_: httpx.Response(401)), key="wrong") as client:
+        with pytest.raises(AuthenticationError):
+            await export(client, directory, format="csv")
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+    assert both(directory) == rows_of(box)
+
+
+async def test_what_is_damaged_is_named(box: Sandbox, directory: Path) -> None:
+    (directory / ".partial").mkdir(parents=True)
+    (directory / ".partial" / "export.db").write_bytes(b"no database, and long enough to be looked at" * 100)
+    async with async_client(box.transport()) as client:
+        with pytest.raises(ConfigurationError, match=r"export.db' is damaged .* Delete '.*\.partial' to begin again"):
+            await export(client, directory)
+
+
+def test_a_key_is_in_no_file(box: Sandbox, directory: Path) -> None:
+    fill(box, 1, 1)
+    with Client("sk_canary_4711", transport=box.transport()) as client:
+        with pytest.raises(ZeroDivisionError):
+            export(client, directory, on_progress=failing_in("reading"))
+        for path in directory.rglob("*"):
+            assert path.is_dir() or b"sk_canary_4711" not in path.read_bytes()
+        export(client, directory)
+    for path in directory.rglob("*"):
+        assert b"sk_canary_4711" not in path.read_bytes()
+
+
+# An account that moves
+
+
+async def test_a_conversation_that_is_gone_before_it_is_read_is_left_out(box: Sandbox, directory: Path) -> None:
+    fill(box, 4, 410)
+    gone: list[str] = []
+
+    def remove(number: int, request: httpx.Request) -> None:
+        if number == 3:  # in the middle of the first conversation
+            conversation_id = request.url.path.split("/")[-2]
+            assert box.remove_conversation(conversation_id)
+            gone.append(conversation_id)
+
+    async with async_client(Watched(box, remove)) as client:
+        seen: list[Progress] = []
+        result = await export(client, directory, concurrency=1, on_progress=seen.append)
+    assert gone
+    assert (result.conversations, result.left_out, result.messages) == (3, 1, 3 * 410)
+    assert both(directory) == rows_of(box)
+    read = [progress for progress in seen if progress.phase == "reading"][-1]
+    assert (read.conversations_done, read.conversations_total, read.messages_done) == (3, 3, 1230)
+
+
+async def test_a_404_for_messages_of_a_conversation_that_is_there_is_an_error(box: Sandbox, directory: Path) -> None:
+    fill(box, 2, 1)
+    no_messages = Watched(box, lambda _, request: httpx.Response(404) if "messages" in request.url.path else None)
+    async with async_client(no_messages) as client:
+        with pytest.raises(NotFoundError):
+            await export(client, directory)
+    assert not (directory / "messages.jsonl").exists()
+
+
+async def test_what_is_there_from_start_to_end_is_there_once_however_the_account_moves(
+    box: Sandbox, directory: Path
+) -> None:
+    fill(box, 30, 21)
+    before = rows_of(box)
+
+    def move(number: int, _: httpx.Request) -> None:
+        for person in (number % 30, 40 + number):
+            box.receive_sms(from_number=f"+1555556{person:04}", to_number=AGENT, body="new", at=START + DAY * number)
+
+    async with async_client(Watched(box, move)) as client:
+        await export(client, directory)
+    conversations, messages = both(directory)
+    ids = [row["id"] for row in conversations]
+    assert len(set(ids)) == len(ids)
+    assert {row["id"] for row in before[0]} <= set(ids)
+    keys = [(row["conversationId"], row["receivedAt"], row["id"]) for row in messages]
+    assert len(set(keys)) == len(keys)
+    assert keys == sorted(keys)
+    old = [row for row in messages if row["body"] != "new"]
+    assert old == before[1]
+
+
+# Only what is new
+
+
+@pytest.mark.parametrize("since", [START + timedelta(seconds=5), "2025-06-30T14:00:05+02:00"], ids=type)
+async def test_since_an_instant_takes_what_was_received_later(
+    box: Sandbox, directory: Path, since: datetime | str
+) -> None:
+    fill(box, 2, 30)
+    fill(box, 3, 3, at=START - DAY)
+    box.receive_sms(from_number="+15555569999", to_number=AGENT, body="old", at=START + timedelta(seconds=5))
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory, since=since)
+    assert both(directory) == rows_of(box, START + timedelta(seconds=5))
+    assert (result.conversations, result.messages) == (2, 12 + 15)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_since_last_adds_what_is_new_and_each_message_once(box: Sandbox, directory: Path, form: Any) -> None:
+    fill(box, 3, 30)
+    async with async_client(box.transport()) as client:
+        await export(client, directory, format=form)
+        for day in range(1, 4):
+            fill(box, 5, 2 * day, at=START + day * DAY)
+            transport = Watched(box)
+            async with async_client(transport) as watched:
+                result = await export(watched, directory, format=form, since="last")
+            assert result.messages == 5 * 2 * day
+            assert len(transport.asked) == 1 + 5
+        assert (await export(client, directory, format=form, since="last")).messages == 0
+        await export(client, directory.parent / "whole", format=form)
+    assert rows_in(directory, form) == rows_in(directory.parent / "whole", form)
+
+
+def rows_in(directory: Path, form: str) -> tuple[list[str], list[str]]:
+    """Give the rows of both files, in any format, sorted."""
+    if form == "parquet":
+        read = importlib.import_module("pyarrow.parquet").read_table
+        found = [read(directory / f"{name}.parquet").to_pylist() for name in _files.COLUMNS]
+    else:
+        reader: Any = lines if form == "jsonl" else read_csv
+        found = [reader(directory / f"{name}.{form}") for name in _files.COLUMNS]
+    first, second = (sorted(map(repr, rows)) for rows in found)
+    return first, second
+
+
+async def test_since_last_finds_what_shares_its_instant_with_the_last_message_and_what_came_to_light_late(
+    box: Sandbox, directory: Path
+) -> None:
+    fill(box, 2, 9)
+    box.reading = Reading(digits=0)
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+        for late in (timedelta(0), timedelta(seconds=2), timedelta(minutes=-50)):
+            at = START + late
+            box.receive_sms(from_number="+15555560000", to_number=AGENT, body="late", at=at)
+            assert (await export(client, directory, since="last")).messages == 1
+    conversations, messages = both(directory)
+    assert conversations == rows_of(box)[0]
+    assert sorted(map(repr, messages)) == sorted(map(repr, rows_of(box)[1]))
+
+
+async def test_since_last_trusts_no_message_that_is_dated_in_the_future(box: Sandbox, directory: Path) -> None:
+    fill(box, 2, 1)
+    box.receive_sms(from_number="+15555560000", to_number=AGENT, body="far", at="2999-01-01T00:00:00Z")
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+        box.receive_sms(from_number="+15555560001", to_number=AGENT, body="now")
+        assert (await export(client, directory, since="last")).messages == 1
+
+
+async def test_since_last_without_an_earlier_export_takes_everything(box: Sandbox, directory: Path) -> None:
+    fill(box, 2, 3)
+    async with async_client(box.transport()) as client:
+        assert (await export(client, directory, since="last")).messages == 6
+    assert both(directory) == rows_of(box)
+
+
+async def test_since_last_reads_conversations_of_which_the_api_does_not_say_when_they_were_active(
+    directory: Path,
+) -> None:
+    listed = ok(page(conversation(lastMessageAt=None), total=1))
+    first = ok(page(message()))
+    second = ok(page(message(), message(id="msg_2", receivedAt="2035-06-30T12:00:01Z")))
+    client, _ = client_of(listed, first, listed, second)
+    async with client:
+        await export(client, directory)
+        assert (await export(client, directory, since="last")).messages == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "reason"),
+    [
+        ({}, {"format": "csv"}, "was made with format 'jsonl', not 'csv'"),
+        ({"key": "another"}, {}, "was made with another API key"),
+        ({"base_url": "https://other.test"}, {}, "was made with base_url"),
+    ],
+)
+async def test_since_last_continues_no_export_of_another_kind(
+    box: Sandbox, directory: Path, settings: dict[str, Any], arguments: dict[str, Any], reason: str
+) -> None:
+    fill(box, 2, 3)
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+        before = contents(directory)
+        async with async_client(box.transport(), **settings) as other:
+            with pytest.raises(ConfigurationError, match=reason):
+                await export(other, directory, since="last", **arguments)
+        assert contents(directory) == before
+        await export(client, directory)  # as the text says
+
+
+async def test_since_last_continues_no_file_that_is_gone_and_no_damaged_state(box: Sandbox, directory: Path) -> None:
+    fill(box, 2, 3)
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+        (directory / "messages.jsonl").rename(directory / "elsewhere")
+        with pytest.raises(ConfigurationError, match=r"messages.jsonl', which the last export wrote, is gone"):
+            await export(client, directory, since="last")
+        (directory / "elsewhere").rename(directory / "messages.jsonl")
+        (directory / ".last-export.db").write_bytes(b"no database, and long enough to be looked at" * 100)
+        with pytest.raises(ConfigurationError, match=r"\.last-export\.db' is damaged .* Export without since"):
+            await export(client, directory, since="last")
+        await export(client, directory)
+        assert (await export(client, directory, since="last")).messages == 0
+
+
+# What the caller gives and sees
+
+
+async def test_progress_tells_how_much_is_done_of_how_much(box: Sandbox, directory: Path) -> None:
+    fill(box, 3, 250)
+    seen: list[Progress] = []
+    async with async_client(Watched(box, lambda n, _: httpx.Response(500) if n == 4 else None)) as client:
+        with pytest.raises(ServerError):
+            await export(client, directory, concurrency=1, on_progress=seen.append)
+        first, seen = seen, []
+        await export(client, directory, concurrency=1, on_progress=seen.append)
+    assert first[0] == Progress(phase="listing", conversations_total=3)
+    assert first[1] == Progress(phase="reading", conversations_total=3, messages_total=750)
+    assert seen[0] == first[-1]  # goes on where the first came to
+    assert seen[0].messages_done > 0
+    assert [progress.phase for progress in seen if progress.phase != "reading"] == ["writing", "writing"]
+    reading = [progress.messages_done for progress in seen if progress.phase == "reading"]
+    assert reading == sorted(reading)
+    whole = {"conversations_done": 3, "conversations_total": 3, "messages_done": 750, "messages_total": 750}
+    assert seen[-3] == Progress(phase="reading", **whole)
+    assert seen[-1] == Progress(phase="writing", **whole)
+
+
+def failing_in(phase: str) -> Callable[[Progress], object]:
+    return lambda progress: 1 // (progress.phase != phase)
+
+
+async def test_what_the_hook_raises_ends_the_export_and_it_goes_on_later(box: Sandbox, directory: Path) -> None:
+    fill(box, 3, 5)
+    async with async_client(box.transport()) as client:
+        for phase in ("listing", "reading", "writing"):
+            with pytest.raises(ZeroDivisionError):
+                await export(client, directory, on_progress=failing_in(phase))
+        await export(client, directory)
+    assert both(directory) == rows_of(box)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"format": "xml"}, ValueError),
+        ({"format": None}, ValueError),
+        ({"concurrency": 0}, ValueError),
+        ({"concurrency": True}, TypeError),
+        ({"concurrency": "4"}, TypeError),
+        ({"since": datetime(2025, 6, 30, 12)}, ValueError),
+        ({"since": "2025-06-30"}, ValueError),
+        ({"since": "yesterday"}, ValueError),
+        ({"since": 5}, TypeError),
+        ({"on_progress": 5}, TypeError),
+    ],
+)
+async def test_a_wrong_argument_is_refused_at_once(
+    directory: Path, arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    client, script = client_of(ok())
+    with pytest.raises(error):
+        export(client, directory, **arguments)
+    with pytest.raises(TypeError, match="client is an AsyncClient or a Client, not str"):
+        export("client", directory)  # type: ignore[call-overload]
+    assert script.requests == []
+    assert names(directory) == set()
+
+
+def test_parquet_without_its_package_is_refused_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with Client(base_url="sandbox:") as client, pytest.raises(ConfigurationError, match=r"pip install '\.\[parquet\]'"):
+        export(client, directory, format="parquet")
+
+
+def test_memory_does_not_grow_with_the_messages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At 1,000,000 by `python -m benchmarks.export_memory`; here with chunks that are as much smaller."""
+    monkeypatch.setattr(_files, "CHUNK", 500)
+    peaks = []
+    for messages in (300, 1_500, 9_000):  # the first warms up
+        with Client("key", transport=CannedTransport(3, messages // 3)) as client:
+            tracemalloc.start()
+            assert export(client, tmp_path / str(messages)).messages == messages
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 500_000  # all of them are several megabytes
+
+
+def test_the_last_export_is_found_in_a_database_that_others_can_read(box: Sandbox, directory: Path) -> None:
+    fill(box, 1, 2)
+    with Client("key", transport=box.transport()) as client:
+        export(client, directory)
+    with sqlite3.connect(directory / ".last-export.db") as connection:
+        assert connection.execute("SELECT count(*) FROM known").fetchone() == (2,)
+        notes = dict(connection.execute("SELECT name, value FROM meta"))
+    assert notes.keys() == {"version", "base_url", "format", "key", "settled"}
+    assert datetime.fromisoformat(notes["settled"]) == START - timedelta(hours=1)

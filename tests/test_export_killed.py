@@ -209,18 +209,20 @@ def test_fifty_kills_at_random_moments_lose_nothing_and_repeat_nothing(account: 
     assert account.export(tmp_path / "whole") == 0
     usual = time.monotonic() - began
     assert_whole(account, tmp_path / "whole")
-    kills = finished = 0
-    while kills < KILLS:
-        directory = tmp_path / str(finished)
-        code = KILLED
-        while code == KILLED:
-            moment = RANDOM.uniform(0, usual / 2)  # what is left takes less and less, so that the end is met as well
+    kills: list[int] = []
+    while sum(kills) < KILLS:
+        directory = tmp_path / str(len(kills))
+        kills.append(0)
+        while True:
+            # Longer from time to time: however slow the machine has become since, one run comes to the end.
+            moment = RANDOM.uniform(0, usual * (1 + kills[-1] / 4))
             code = account.export(directory, concurrency=RANDOM.choice([1, 3, 8]), killed_after=moment)
-            kills += code == KILLED
+            if code != KILLED:
+                break
+            kills[-1] += 1
         assert code == 0
         assert_whole(account, directory)
-        finished += 1
-    sys.stdout.write(f"{kills} kills, {finished} exports, {usual:.2f} s for one that is left alone\n")
+    sys.stdout.write(f"kills of each export: {kills}; {usual:.2f} s for one that is left alone\n")
 
 
 @pytest.mark.parametrize("since", [None, "last"])
