@@ -53,6 +53,18 @@ def test_demo_stores_state_reads_it_back_and_clears_it(demo: str) -> None:
     assert words[cleared + 1] == "null"
 
 
+def test_demo_shows_the_loop_from_a_text_to_the_state_that_the_next_one_brings(demo: str) -> None:
+    part = demo.partition("4. The agent's loop")[2].partition("5. ")[0]
+    assert re.findall(r"^  (text|brings|stored) +(.*)$", part, re.MULTILINE) == [
+        ("text", '"Where is my order ORD-5?"'),
+        ("brings", "null"),
+        ("stored", '{"texts": 1, "orderId": "ORD-5"}'),
+        ("text", '"Will it come today?"'),
+        ("brings", '{"texts": 1, "orderId": "ORD-5"}'),
+        ("stored", '{"texts": 2, "orderId": "ORD-5"}'),
+    ]
+
+
 def test_demo_shows_what_a_wrong_key_and_a_wrong_id_look_like(demo: str) -> None:
     assert "AuthenticationError: GET /v1/conversations?limit=1&offset=0: 401" in demo
     assert "NotFoundError: GET /v1/conversations/conv_nobody: 404" in demo

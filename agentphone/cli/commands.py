@@ -73,8 +73,9 @@ def demo() -> int:
     """Show the SDK do its job.
 
     Start a local AgentPhone on a free port of this machine, and show the SDK do its job against it over HTTP:
-    conversations listed, a long history streamed, metadata stored, read back and cleared, and what two errors look
-    like. It takes a few seconds, needs no network and no key, and leaves nothing behind.
+    conversations listed, a long history streamed, metadata stored, read back and cleared, texts that arrive as
+    webhooks and bring the state that was stored before, and what two errors look like. It takes a few seconds, needs
+    no network and no key, and leaves nothing behind.
     """
     from agentphone.cli.demo import demo
 

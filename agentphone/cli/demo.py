@@ -12,18 +12,24 @@ import secrets
 import shutil
 import sys
 import textwrap
+import threading
 import unicodedata
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Queue
 from typing import Any
 
-from agentphone import AgentPhoneError, AsyncClient, Conversation, Message
+from agentphone import AgentPhoneError, AsyncClient, Client, Conversation, Message
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
+from agentphone.webhooks import Event, MessageEvent, Webhook
 
 ROWS = 12
 INDENT = "  "
 STATE: dict[str, Any] = {"customerName": "Ada", "topic": "order_tracking", "step": 3, "resolved": False}
+TEXTS = ("Where is my order ORD-5?", "Will it come today?")
+ARRIVAL_SECONDS = 30.0
 
 
 def demo() -> int:
@@ -38,17 +44,18 @@ def demo() -> int:
     if reconfigure is not None:
         reconfigure(errors="replace")
     api_key = secrets.token_hex(8)
-    with _serving(api_key) as url:
-        asyncio.run(_show(url, api_key))
+    with _serving(api_key) as (sandbox, url):
+        asyncio.run(_show(sandbox, url, api_key))
     return 0
 
 
-async def _show(url: str, api_key: str) -> None:
+async def _show(sandbox: Sandbox, url: str, api_key: str) -> None:
     _say(f"A local AgentPhone answers at {url}.")
     async with AsyncClient(api_key, base_url=url) as client:
         conversation = await _show_conversations(client)
         await _show_history(client, conversation)
         await _show_metadata(client, conversation)
+        await asyncio.to_thread(_show_loop, sandbox, url, api_key)  # a backend that blocks, as a Django view would
         await _show_errors(client, url)
     _say()
     _say("Done. To keep such a local AgentPhone running: agentphone sandbox --demo")
@@ -109,9 +116,58 @@ async def _show_metadata(client: AsyncClient, conversation: Conversation) -> Non
     _say_json("cleared", (await client.conversations.get(conversation.id)).metadata)
 
 
+def _show_loop(sandbox: Sandbox, url: str, api_key: str) -> None:
+    """Show the agent's loop: texts arrive as webhooks, and what the handler stores comes with the next one."""
+    _head(
+        "4. The agent's loop: a text arrives, state is stored, the next text brings it",
+        "with client.conversations.state(event.conversation_id) as state: ...",
+    )
+    with _receiving(url, api_key) as (address, secret, handled):
+        sandbox.set_webhook(address, secret)
+        for text in TEXTS:
+            sandbox.receive_sms(from_number="+15555550199", to_number="+15555550100", body=text)
+            event, stored = handled.get(timeout=ARRIVAL_SECONDS)
+            _say_json("text", text)
+            _say_json("brings", event.conversation_state)
+            _say_json("stored", stored)
+
+
+@contextmanager
+def _receiving(url: str, api_key: str) -> Generator[tuple[str, str, Queue[tuple[Event, dict[str, Any]]]]]:
+    """Receive webhooks, as an agent's backend would; give its address, its secret and what it has handled."""
+    secret = f"whsec_{secrets.token_hex(8)}"
+    webhook = Webhook(secret)
+    handled: Queue[tuple[Event, dict[str, Any]]] = Queue()
+
+    with Client(api_key, base_url=url) as client:
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                event = webhook.parse(self.rfile.read(int(self.headers["Content-Length"])), self.headers)
+                if isinstance(event, MessageEvent):
+                    with client.conversations.state(event.conversation_id) as state:
+                        state["texts"] = state.get("texts", 0) + 1
+                        for word in (event.text or "").split():
+                            if word.startswith("ORD-"):
+                                state["orderId"] = word.rstrip("?")
+                    handled.put((event, state))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            threading.Thread(target=server.serve_forever, name="agentphone demo webhook", daemon=True).start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}/", secret, handled
+            finally:
+                server.shutdown()
+
+
 async def _show_errors(client: AsyncClient, url: str) -> None:
     """Show what the SDK says to a wrong key and to a wrong id."""
-    _head("4. Errors say whose fault it is, and what to do next", "except AgentPhoneError as error: print(error)")
+    _head("5. Errors say whose fault it is, and what to do next", "except AgentPhoneError as error: print(error)")
     async with AsyncClient("a-wrong-key", base_url=url) as stranger:
         try:
             await stranger.conversations.list(limit=1)
@@ -124,15 +180,15 @@ async def _show_errors(client: AsyncClient, url: str) -> None:
 
 
 @contextmanager
-def _serving(api_key: str) -> Generator[str]:
-    """Serve a sandbox with the demonstration data on a free port, give its URL, and stop it at the end.
+def _serving(api_key: str) -> Generator[tuple[Sandbox, str]]:
+    """Serve a sandbox with the demonstration data on a free port, give it and its URL, and stop it at the end.
 
     In a thread and not in a process of its own: however this process ends, the server ends with it.
     """
     with Sandbox(api_key=api_key) as sandbox:
         sandbox.load_demonstration()
         with running(sandbox) as url:
-            yield url
+            yield sandbox, url
 
 
 class _Progress:
