@@ -138,6 +138,8 @@ class AsyncState(Generic[T]):
     ) -> None:
         """Write the state if it changed; after an exception, nothing.
 
+        If the writing itself fails or is cut off, either the old object is stored or the new one, never a mixture.
+
         Raises:
             TypeError: A value is of a type that JSON does not have, or that the class could not read back.
             ValueError: A value is one that JSON cannot carry, or an instant without an offset.

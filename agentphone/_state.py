@@ -18,7 +18,6 @@ from types import NoneType, UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
-from attrs import frozen
 
 from agentphone._decoding import STRICT, DecodeError, camel, encode
 from agentphone.errors import StateDecodeError
@@ -255,26 +254,18 @@ def _tuple(arguments: tuple[Any, ...], known: dict[Any, Read]) -> Read:
     return read
 
 
-@frozen
-class _Field:
-    key: str
-    argument: str
-    is_required: bool
-    read: Read
-
-
 def _object(cls: Any, known: dict[Any, Read]) -> Read:
-    fields: list[_Field] = []
+    fields: list[tuple[str, str, bool, Read]] = []
     is_dict = _scalar(dict)
 
     def read(value: Any, where: str) -> Any:
         is_dict(value, where)
         given: dict[str, Any] = {}
-        for field in fields:
-            if field.key in value:
-                given[field.argument] = field.read(value[field.key], f"{where}.{field.key}")
-            elif field.is_required:
-                raise DecodeError("the field is missing", f"{where}.{field.key}")
+        for key, argument, is_required, read_field in fields:
+            if key in value:
+                given[argument] = read_field(value[key], f"{where}.{key}")
+            elif is_required:
+                raise DecodeError("the field is missing", f"{where}.{key}")
         try:
             return cls(**given)
         except (TypeError, ValueError) as error:  # a validator's or a converter's, of the class's own
@@ -291,7 +282,7 @@ def _object(cls: Any, known: dict[Any, Read]) -> Read:
                 inner = _read_of(field.type, known)
             except TypeError as error:
                 raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
-            fields.append(_Field(camel(field.name), field.alias, field.default is attrs.NOTHING, inner))
-    if len({field.key for field in fields}) < len(fields):
+            fields.append((camel(field.name), field.alias, field.default is attrs.NOTHING, inner))
+    if len({key for key, *_ in fields}) < len(fields):
         raise TypeError(f"two fields of {cls.__name__} have the same key in JSON")
     return read

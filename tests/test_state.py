@@ -740,3 +740,34 @@ def test_nothing_but_a_decode_error_comes_out_of_any_object(raw: dict[str, Any])
         assert opened.changed() is None
         return
     assert path.startswith("metadata.")
+
+
+VALUES = (
+    JSON
+    | st.datetimes(timezones=st.none() | st.just(UTC) | st.just(timezone(timedelta(hours=-9))))
+    | st.sampled_from([Mood.ANGRY, Level.HIGH, Answer.NO, Item("A"), Item("B", 2), [Item("C", 1.5)], (1,), {1}, b"x"])
+    | st.dictionaries(KEYS, st.sampled_from([Mood.CALM, NOON, Item("A"), (1, 2)]))
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(OBJECTS, st.sampled_from([one.name for one in attrs.fields(OrderState)]), VALUES)
+def test_whatever_is_put_into_a_field_is_refused_or_reads_back_as_it_was(
+    raw: dict[str, Any], name: str, value: Any
+) -> None:
+    opened = Opened(raw, OrderState, "metadata")
+    setattr(opened.value, name, value)
+    try:
+        changed = opened.changed()
+    except (TypeError, ValueError):
+        assert raw == Opened(raw, dict, "metadata").value
+        return
+    if changed is None:  # it would be sent as what is there already
+        return
+    again = Opened(changed, OrderState, "metadata")
+    read_back = getattr(again.value, name)
+    if isinstance(value, list | tuple):
+        assert list(read_back) == list(value) or name == "items"
+    elif not isinstance(value, dict):
+        assert read_back == value
+    assert again.changed() is None
