@@ -664,13 +664,21 @@ async def test_a_conversation_that_is_gone_before_it_is_read_is_left_out(box: Sa
     assert (read.conversations_done, read.conversations_total, read.messages_done) == (3, 3, 1230)
 
 
-async def test_a_404_for_messages_of_a_conversation_that_is_there_is_an_error(box: Sandbox, directory: Path) -> None:
+@pytest.mark.parametrize("is_not_found", ["/messages", "/v1/conversations"])
+async def test_a_404_for_what_is_there_is_an_error(box: Sandbox, directory: Path, is_not_found: str) -> None:
+    """For the messages alone, or for everything, once the list was read: then it is no conversation that is gone."""
     fill(box, 2, 1)
-    no_messages = Watched(box, lambda _, request: httpx.Response(404) if "messages" in request.url.path else None)
-    async with async_client(no_messages) as client:
+
+    def fail(number: int, request: httpx.Request) -> httpx.Response | None:
+        return httpx.Response(404) if number > 1 and is_not_found in request.url.path else None
+
+    async with async_client(Watched(box, fail)) as client:
         with pytest.raises(NotFoundError):
             await export(client, directory)
-    assert not (directory / "messages.jsonl").exists()
+    assert names(directory) == {".partial"}
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+    assert both(directory) == rows_of(box)
 
 
 async def test_what_is_there_from_start_to_end_is_there_once_however_the_account_moves(
@@ -879,7 +887,7 @@ async def test_a_wrong_argument_is_refused_at_once(
 ) -> None:
     client, script = client_of(ok())
     with pytest.raises(error):
-        export(client, directory, **arguments)
+        await export(client, directory, **arguments)
     with pytest.raises(TypeError, match="client is an AsyncClient or a Client, not str"):
         export("client", directory)  # type: ignore[call-overload]
     assert script.requests == []

@@ -7,7 +7,7 @@ an export that was killed at any moment goes on where it was.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -32,7 +32,7 @@ def export(
     concurrency: int = 4,
     since: datetime | str | None = None,
     on_progress: Callable[[Progress], object] | None = None,
-) -> Awaitable[Result]: ...
+) -> Coroutine[Any, Any, Result]: ...
 @overload
 def export(
     client: Client,
@@ -51,7 +51,7 @@ def export(
     concurrency: int = 4,
     since: datetime | str | None = None,
     on_progress: Callable[[Progress], object] | None = None,
-) -> Awaitable[Result] | Result:
+) -> Coroutine[Any, Any, Result] | Result:
     """Export every conversation and every message into two files, `conversations.FORMAT` and `messages.FORMAT`.
 
     The files appear whole, and replace those of an earlier export. Killed at any moment, the same call goes on where it

@@ -223,7 +223,7 @@ class _Export:
                 new = await self._in_thread(self._add, conversation_id, page)
                 self._report(messages_done=self._progress.messages_done + new)
         except NotFoundError:
-            if await self._is_there(conversation_id):
+            if not await self._is_gone(conversation_id):
                 raise
             lost = await self._in_thread(self._store.leave_out, conversation_id)
             self._report(
@@ -237,13 +237,14 @@ class _Export:
         rows = [(item.received_at, item.id, _files.message_row(conversation_id, item)) for item in page]
         return self._store.add_messages(conversation_id, rows, is_complete=not page.has_more)
 
-    async def _is_there(self, conversation_id: str) -> bool:
-        """Ask for the conversation itself: a 404 for its messages alone is no sign that it is gone."""
+    async def _is_gone(self, conversation_id: str) -> bool:
+        """Ask for the conversation itself, and for the list: a 404 for all three says that something else is wrong."""
         try:
             await self._client.conversations.get(conversation_id, message_limit=1)
         except NotFoundError:
-            return False
-        return True
+            await self._client.conversations.list(limit=1)
+            return True
+        return False
 
     # Writing
 

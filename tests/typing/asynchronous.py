@@ -6,8 +6,10 @@ would itself be an error.
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=error
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, assert_type
 
 import attrs
@@ -25,6 +27,7 @@ from agentphone import (
     NewMessage,
     Page,
 )
+from agentphone.export import Progress, Result, export
 from agentphone.webhooks import Event
 
 
@@ -155,3 +158,20 @@ async def states(client: AsyncClient, event: Event) -> None:
     client.conversations.state()  # type: ignore[call-overload]
     client.conversations.state(5)  # type: ignore[call-overload]
     client.conversations.state("conv_1", OrderState())  # type: ignore[call-overload]
+
+
+async def exports(client: AsyncClient, instant: datetime) -> None:
+    """Export an account."""
+
+    def show(progress: Progress) -> None:
+        assert_type(progress.messages_total, int | None)
+
+    result = await export(client, "backup", format="csv", concurrency=2, since=instant)
+    assert_type(result, Result)
+    assert_type(result.messages_path, Path)
+    assert_type(await export(client, "backup", since="last", on_progress=show), Result)
+    assert_type(asyncio.create_task(export(client, Path("backup"))), asyncio.Task[Result])
+
+    export(client, "backup")  # type: ignore[unused-coroutine]
+    export(client, "backup", format="xml")  # type: ignore[call-overload]
+    export(client)  # type: ignore[call-overload]

@@ -8,6 +8,7 @@ would itself be an error.
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, assert_type
 
 import attrs
@@ -25,6 +26,7 @@ from agentphone import (
     State,
     Stream,
 )
+from agentphone.export import Progress, Result, export
 from agentphone.webhooks import Event
 
 
@@ -159,3 +161,18 @@ def states(client: Client, event: Event) -> None:
     client.conversations.state()  # type: ignore[call-overload]
     client.conversations.state(5)  # type: ignore[call-overload]
     client.conversations.state("conv_1", OrderState())  # type: ignore[call-overload]
+
+
+def exports(client: Client, instant: datetime) -> None:
+    """Export an account."""
+
+    def show(progress: Progress) -> None:
+        assert_type(progress.messages_total, int | None)
+
+    result = export(client, Path("backup"), format="csv", concurrency=2, since=instant)
+    assert_type(result, Result)
+    assert_type(result.messages_path, Path)
+    assert_type(export(client, "backup", since="last", on_progress=show), Result)
+
+    export(client, "backup", format="xml")  # type: ignore[call-overload]
+    export(client)  # type: ignore[call-overload]
