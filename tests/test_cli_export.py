@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agentphone.__main__ import main
-from tests.processes import AGENTPHONE, ENVIRONMENT, SECONDS, read_terminal, run, run_in_terminal, widest
+from tests.processes import AGENTPHONE, ENVIRONMENT, SECONDS, read_terminal, run, run_in_terminal, sandbox, widest
 
 LOCAL = ["--base-url", "sandbox:"]
 GOES_ON = "The same command goes on from where it was."
@@ -115,6 +115,16 @@ def test_a_directory_that_cannot_be_made_is_one_line_and_exit_1(
     assert main(["export", str(tmp_path / "file" / "backup"), *LOCAL]) == 1
     said = capsys.readouterr()
     assert said.err == f"agentphone export: Not a directory: {tmp_path / 'file' / 'backup' / '.partial'}. {GOES_ON}\n"
+
+
+def test_after_a_wrong_key_the_right_one_is_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sandbox("--demo", "--api-key", "sk-unlikely-text") as (_, url):
+        command = ["export", str(tmp_path), "--base-url", url, "--api-key"]
+        assert main([*command, "sk-another-text"]) == 1
+        said = capsys.readouterr().err
+        assert re.search(r": 401 .*\(--api-key or AGENTPHONE_API_KEY\).*\n", said)
+        assert said.endswith(f" {GOES_ON}\n")
+        assert main([*command, "sk-unlikely-text"]) == 0
 
 
 def test_ctrl_c_is_130_and_says_in_a_terminal_that_nothing_is_lost(tmp_path: Path) -> None:
