@@ -154,7 +154,7 @@ def _receiving(url: str, api_key: str) -> Generator[tuple[str, str, Queue[tuple[
                 self.send_response(204)
                 self.end_headers()
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, format: str, *_: Any) -> None:  # noqa: A002  # the name in the base class
                 """Say nothing."""
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
