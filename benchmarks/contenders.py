@@ -328,7 +328,7 @@ def vendor_history(url: str) -> Callable[[int], Awaitable[int]]:
         count = 0
         before = None
         while count < size:
-            page = await client.conversations.get_messages("conv_1", limit=200, before=before)
+            page = await client.conversations.get_messages("conv_1", limit=min(200, size - count), before=before)
             for message in page.data:
                 count += 1
                 before = message.received_at

@@ -30,6 +30,8 @@ class Result:
     row: str
     work: str
     peer: str
+    size: int
+    """The peer's."""
     unit: str
     compares: str
     ours: float
@@ -94,6 +96,7 @@ def _compare(row: Row, peer: Peer, ours: list[float], theirs: list[float]) -> Re
         row=row.name,
         work=row.work,
         peer=peer.label,
+        size=row.size if peer.size is None else peer.size,
         unit=row.unit,
         compares=row.compares,
         ours=statistics.median(ours),

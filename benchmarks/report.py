@@ -85,22 +85,18 @@ def _result_lines(results: Sequence[Result]) -> Lines:
 
 
 def _growth_lines(growth: Growth) -> Lines:
-    lines = [["size", "against", "ours", "theirs", "ours ÷ theirs", "requests", "pages"]]
-    for name, points in (("messages", growth.histories), ("in flight", growth.in_flight)):
-        for point in points:
-            for number, result in enumerate(point.results):
-                lines.append(
-                    [
-                        f"{point.size:,} {name}" if number == 0 else "",
-                        result.peer,
-                        _amount(result.ours, result.unit),
-                        _amount(result.theirs, result.unit),
-                        f"{result.compared:.2f}",
-                        "" if point.requests is None or number else f"{point.requests:,}",
-                        "" if point.requests is None or number else f"{-(-point.size // PAGE):,}",
-                    ]
-                )
+    lines = [["size", "contender", "time", "requests", "pages"]]
+    for what, unit, points in (("messages", "ms", growth.histories), ("in flight", "µs a call", growth.in_flight)):
+        for number, point in enumerate(points):
+            is_first = number == 0 or points[number - 1].size != point.size
+            counts = ["", ""] if point.requests is None else [f"{point.requests:,}", f"{_pages(point.size):,}"]
+            size = f"{point.size:,} {what}" if is_first else ""
+            lines.append([size, point.contender, _amount(point.time, unit), *counts])
     return lines
+
+
+def _pages(messages: int) -> int:
+    return -(-messages // PAGE)
 
 
 def _amount(value: float, unit: str) -> str:
@@ -159,9 +155,10 @@ def _growth_figure(growth: Growth) -> Figure:
 
     figure = Figure(figsize=(11, 3.4))
     requests, times, calls = figure.subplots(1, 3)
-    sizes = [point.size for point in growth.histories]
-    requests.plot(sizes, [-(-size // PAGE) for size in sizes], color=THEIRS, linestyle=":", label="pages of 200")
-    requests.plot(sizes, [point.requests or 0 for point in growth.histories], "o-", color=OURS, label="ours")
+    ours = [point for point in growth.histories if point.requests is not None]
+    sizes = [point.size for point in ours]
+    requests.plot(sizes, [_pages(size) for size in sizes], color=THEIRS, linestyle=":", label=f"pages of {PAGE}")
+    requests.plot(sizes, [point.requests or 0 for point in ours], "o-", color=OURS, markersize=4, label="ours")
     _plot(times, growth.histories)
     _plot(calls, growth.in_flight)
     for axes, x, y in (
@@ -178,12 +175,10 @@ def _growth_figure(growth: Growth) -> Figure:
 
 
 def _plot(axes: Axes, points: Iterable[Point]) -> None:
-    """Draw a line for ours and one for each peer."""
-    lines: dict[str, list[tuple[int, float]]] = {"ours": []}
+    """Draw a line for each contender."""
+    lines: dict[str, list[tuple[int, float]]] = {}
     for point in points:
-        lines["ours"].append((point.size, point.results[0].ours))
-        for result in point.results:
-            lines.setdefault(result.peer, []).append((point.size, result.theirs))
+        lines.setdefault(point.contender, []).append((point.size, point.time))
     for (name, line), mark in zip(lines.items(), ("o-", "s--", "^--", "d:"), strict=False):
         color = OURS if name == "ours" else None
         axes.plot(*zip(*line, strict=True), mark, color=color, markersize=4, label=name)

@@ -66,6 +66,7 @@ def result(row: str, *, ours: float, goal: float | None) -> Result:
         row=row,
         work=f"the work of {row}",
         peer="a peer",
+        size=1,
         unit="µs",
         compares="ratio",
         ours=ours,
@@ -87,8 +88,8 @@ GROWTH = Report(
     took=1,
     results=[],
     growth=Growth(
-        histories=[Point(size=size, results=[result("a", ours=size, goal=None)], requests=size) for size in (100, 401)],
-        in_flight=[Point(size=size, results=[result("b", ours=size, goal=None)]) for size in (1, 50)],
+        histories=[Point(contender="ours", size=size, time=size, requests=size) for size in (100, 401)],
+        in_flight=[Point(contender=name, size=size, time=9) for size in (1, 50) for name in ("ours", "a peer")],
     ),
 )
 
@@ -101,7 +102,7 @@ def test_the_table_tells_which_goals_are_met() -> None:
 
 
 def test_the_growth_table_tells_requests_beside_pages() -> None:
-    assert "| 401 messages | a peer | 401 µs | 100 µs | 4.01 | 401 | 3 |" in GROWTH.text(markdown=True).splitlines()
+    assert "| 401 messages | ours | 401 ms | 401 | 3 |" in GROWTH.text(markdown=True).splitlines()
 
 
 @pytest.mark.parametrize("report", [REPORT, GROWTH], ids=["rows", "growth"])
