@@ -20,6 +20,8 @@ from benchmarks.measure import Result, is_installed, measure
 from benchmarks.rows import ROWS, Peer, quickly
 
 VENDOR = "agentphone==0.20.3"
+DISTRIBUTION = "agentphone-0.20.3.dist-info"
+"""What pip leaves beside it."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.picture is not None and importlib.util.find_spec("matplotlib") is None:
         parser.error("--picture needs matplotlib: pip install '.[bench]'")
+    if given.rounds is not None and given.rounds < 1:
+        parser.error("--rounds is 1 or more")
+    if given.vendor is not None and not (given.vendor / DISTRIBUTION).exists():
+        parser.error(f"--vendor {given.vendor} holds no {DISTRIBUTION}")
     began = time.monotonic()
     with _vendor(given.vendor, is_wanted=not given.without_vendor) as vendor:
         folders = {"ours": ROOT, "dependencies": ROOT, "vendor": vendor, "other": given.against}

@@ -11,15 +11,18 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from benchmarks.rows import Contender, Peer, Row, Server
 
 HERE = Path(__file__).parent
+LONGEST_TURN = 300
+"""Seconds after which a contender has hung: ten times what the longest turn takes."""
 SCALE = {"µs": 1e6, "ms": 1e3, "s": 1.0, "MiB": 1 / 1024**2}
 
 
@@ -40,6 +43,8 @@ class Result:
     """The median of ours ÷ theirs, or of ours less theirs, of one round."""
     quartiles: tuple[float, float]
     """Its spread: between these lie half of the rounds."""
+    cpu: float | None
+    """The median of our CPU time ÷ theirs: what others do with the machine shows least in it."""
     goal: float | None
     rounds: int
 
@@ -47,6 +52,15 @@ class Result:
     def is_met(self) -> bool | None:
         """Whether the goal was reached; None without one."""
         return None if self.goal is None else self.compared <= self.goal
+
+
+class Turn(NamedTuple):
+    """What a contender tells of one turn."""
+
+    figure: float
+    """Seconds for one unit, or bytes."""
+    cpu: float
+    """The CPU time of the whole turn, in seconds."""
 
 
 def measure(row: Row, folders: Mapping[str, Path]) -> list[Result]:
@@ -61,7 +75,7 @@ def measure(row: Row, folders: Mapping[str, Path]) -> list[Result]:
     """
     peers = [peer for peer in row.peers if is_installed(peer.library, folders)]
     contenders = [row.ours, *peers] if peers else []
-    figures: dict[Contender, list[float]] = {contender: [] for contender in contenders}
+    turns: dict[Contender, list[Turn]] = {contender: [] for contender in contenders}
     with ExitStack() as stack:
         url = row.path
         if not url.startswith("https:"):
@@ -73,12 +87,12 @@ def measure(row: Row, folders: Mapping[str, Path]) -> list[Result]:
             for contender in contenders if number % 2 else reversed(contenders):
                 if row.is_fresh:
                     with working(row, contender, url, folders) as worker:
-                        figure = take_turn(worker, units)
+                        turn = take_turn(worker, units)
                 else:
-                    figure = take_turn(workers[contender], units)
+                    turn = take_turn(workers[contender], units)
                 if number >= 0:  # the one before warms up
-                    figures[contender].append(figure * SCALE[row.unit])
-    return [_compare(row, peer, figures[row.ours], figures[peer]) for peer in peers]
+                    turns[contender].append(turn)
+    return [_compare(row, peer, turns[row.ours], turns[peer]) for peer in peers]
 
 
 def is_installed(library: str, folders: Mapping[str, Path]) -> bool:
@@ -88,9 +102,12 @@ def is_installed(library: str, folders: Mapping[str, Path]) -> bool:
     return library != "aiohttp" or importlib.util.find_spec(library) is not None
 
 
-def _compare(row: Row, peer: Peer, ours: list[float], theirs: list[float]) -> Result:
+def _compare(row: Row, peer: Peer, our_turns: Sequence[Turn], their_turns: Sequence[Turn]) -> Result:
+    scale = SCALE[row.unit]
+    ours, theirs = ([turn.figure * scale for turn in turns] for turns in (our_turns, their_turns))
     pairs = zip(ours, theirs, strict=True)
     compared = [mine / other if row.compares == "ratio" else mine - other for mine, other in pairs]
+    cpu = statistics.median(mine.cpu / other.cpu for mine, other in zip(our_turns, their_turns, strict=True))
     low, _, high = statistics.quantiles(compared, n=4, method="inclusive") if len(compared) > 1 else compared * 3
     return Result(
         row=row.name,
@@ -103,6 +120,7 @@ def _compare(row: Row, peer: Peer, ours: list[float], theirs: list[float]) -> Re
         theirs=statistics.median(theirs),
         compared=statistics.median(compared),
         quartiles=(low, high),
+        cpu=cpu if row.compares == "ratio" else None,
         goal=peer.goal,
         rounds=len(compared),
     )
@@ -125,14 +143,20 @@ def working(row: Row, contender: Contender, url: str, folders: Mapping[str, Path
         yield process
 
 
-def take_turn(worker: subprocess.Popen[str], units: int) -> float:
-    """Let a contender do so many units, and give the figure that it prints."""
-    cast("IO[str]", worker.stdin).write(f"{units}\n")
-    cast("IO[str]", worker.stdin).flush()
-    said = cast("IO[str]", worker.stdout).readline()
+def take_turn(worker: subprocess.Popen[str], units: int) -> Turn:
+    """Let a contender do so many units, and give the figures that it prints."""
+    bound = threading.Timer(LONGEST_TURN, worker.kill)
+    bound.start()
+    try:
+        cast("IO[str]", worker.stdin).write(f"{units}\n")
+        cast("IO[str]", worker.stdin).flush()
+        said = cast("IO[str]", worker.stdout).readline()
+    finally:
+        bound.cancel()
     if not said:
-        raise SystemExit(f"{' '.join(map(str, cast('list[str]', worker.args)[2:]))} ended; its error is above.")
-    return float(said)
+        raise SystemExit(f"{' '.join(map(str, cast('list[str]', worker.args)[2:]))} ended or hung; its error is above.")
+    figure, cpu = map(float, said.split())
+    return Turn(figure, cpu)
 
 
 @contextmanager

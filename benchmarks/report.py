@@ -33,7 +33,8 @@ def describe_machine() -> str:
         except PackageNotFoundError:
             continue
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return f"{python} on {platform.system()}, {os.cpu_count()} cores; {', '.join(libraries)}"
+    load = f", load {os.getloadavg()[1]:.1f}" if hasattr(os, "getloadavg") else ""  # of the last five minutes
+    return f"{python} on {platform.system()}, {os.cpu_count()} cores{load}; {', '.join(libraries)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Report:
 
 
 def _result_lines(results: Sequence[Result]) -> Lines:
-    lines = [["work", "against", "ours", "theirs", "ours ÷ theirs", "quartiles", "goal", ""]]
+    lines = [["work", "against", "ours", "theirs", "ours ÷ theirs", "quartiles", "CPU", "goal", ""]]
     for number, result in enumerate(results):
         is_first = number == 0 or results[number - 1].row != result.row
         unit = "" if result.compares == "ratio" else f" {result.unit}"
@@ -75,8 +76,9 @@ def _result_lines(results: Sequence[Result]) -> Lines:
                 result.peer,
                 _amount(result.ours, result.unit),
                 _amount(result.theirs, result.unit),
-                f"{result.compared:.2f}" if result.compares == "ratio" else f"{result.compared:+.2f}{unit}",
-                f"{low:.2f} to {high:.2f}",
+                _ratio(result.compared) if result.compares == "ratio" else f"{result.compared:+.2f}{unit}",
+                f"{_ratio(low)} to {_ratio(high)}",
+                "" if result.cpu is None else _ratio(result.cpu),
                 "" if result.goal is None else f"≤ {result.goal:g}{unit}",
                 {None: "", True: "met", False: "missed"}[result.is_met],
             ]
@@ -97,6 +99,10 @@ def _growth_lines(growth: Growth) -> Lines:
 
 def _pages(messages: int) -> int:
     return -(-messages // PAGE)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
 
 
 def _amount(value: float, unit: str) -> str:
@@ -135,7 +141,7 @@ def _result_figure(results: Sequence[Result]) -> Figure:
         axes.plot(result.compared, height, "o", color=color, markersize=5)
         if result.goal is not None:
             axes.plot(result.goal, height, "|", color="black", markersize=11, markeredgewidth=1.4)
-        axes.text(13, height, f"{result.compared:.2f}", va="center", color=color)
+        axes.text(13, height, _ratio(result.compared), va="center", color=color)
         if height and shown[height - 1].row != result.row:
             axes.axhline(height - 0.5, color="#d5d9dc", linewidth=0.6)
     axes.set_yticks(range(len(shown)), [f"{result.work}   ÷ {result.peer}" for result in shown])
@@ -152,6 +158,7 @@ def _result_figure(results: Sequence[Result]) -> Figure:
 
 def _growth_figure(growth: Growth) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure = Figure(figsize=(11, 3.4))
     requests, times, calls = figure.subplots(1, 3)
@@ -167,8 +174,11 @@ def _growth_figure(growth: Growth) -> Figure:
         (calls, "calls in flight", "time for each call, µs"),
     ):
         axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+        axes.set_ylim(top=axes.get_ylim()[1] * 6)  # room for the legend
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(visible=True, color="#e3e6e8", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return figure

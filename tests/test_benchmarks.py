@@ -39,7 +39,10 @@ def test_it_measures_rows_and_writes_them_as_a_table_and_as_json(tmp_path: Path)
     assert "Traceback" not in done.stderr
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
     assert list(dict.fromkeys(result["row"] for result in results)) == SHORT
-    assert all(result["ours"] > 0 and result["theirs"] > 0 and result["rounds"] == 1 for result in results)
+    assert all(
+        result["ours"] > 0 and result["theirs"] > 0 and result["cpu"] > 0 and result["rounds"] == 1
+        for result in results
+    )
     assert all(result["work"] in done.stdout and result["peer"] in done.stdout for result in results)
 
 
@@ -73,6 +76,7 @@ def result(row: str, *, ours: float, goal: float | None) -> Result:
         theirs=100,
         compared=ours / 100,
         quartiles=(ours / 101, ours / 99),
+        cpu=ours / 200,
         goal=goal,
         rounds=3,
     )
@@ -96,9 +100,9 @@ GROWTH = Report(
 
 def test_the_table_tells_which_goals_are_met() -> None:
     first, second, third = REPORT.text().splitlines()[1:4]
-    assert " ".join(first.split()) == "the work of a a peer 50 µs 100 µs 0.50 0.50 to 0.51 ≤ 0.5 met"
+    assert " ".join(first.split()) == "the work of a a peer 50 µs 100 µs 0.50 0.50 to 0.51 0.25 ≤ 0.5 met"
     assert second.endswith(" missed")
-    assert third.endswith(" to 0.52")
+    assert third.endswith(" 0.26")
 
 
 def test_the_growth_table_tells_requests_beside_pages() -> None:
