@@ -116,7 +116,7 @@ class _Courier:
         self._retry_scale = retry_scale
         self._polls = polls
         self._woken = asyncio.Event()
-        self._under_way = 0
+        self._under_way: set[Delivery] = set()
         self._task: asyncio.Task[None]
         self._is_paused = threading.Event()
         self._may_go_on = threading.Event()
@@ -162,22 +162,27 @@ class _Courier:
         assert task is not None  # noqa: S101  # for the type checker: this is a coroutine
         self._task = task
         started.set_result(loop)
-        async with asyncio.TaskGroup() as group:
-            while True:
-                try:
-                    pause = self._send_out(group)
-                except Exception:  # The file may be locked, full or gone: that passes, or it is said again and again.
-                    logger.exception("cannot read the webhook deliveries; trying again")
-                    pause = POLL_SECONDS
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._woken.wait()
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    try:
+                        pause = self._send_out(group)
+                    except Exception:  # The file may be locked, full or gone: that passes, or it is said again.
+                        logger.exception("cannot read the webhook deliveries; trying again")
+                        pause = POLL_SECONDS
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(pause):
+                            await self._woken.wait()
+        finally:
+            # Not attempts that failed: whoever opens the file next makes them again, at once.
+            for delivery in self._under_way:
+                self._tell(delivery, "pending", delivery.attempts)
 
     def _send_out(self, group: asyncio.TaskGroup) -> float | None:
         """Start the attempts that are due; tell for how many seconds there is nothing to do, unless woken."""
         self._woken.clear()
         pause = POLL_SECONDS if self._polls else None
-        if self._under_way == AT_ONCE:
+        if len(self._under_way) == AT_ONCE:
             return None  # The end of an attempt wakes.
         due = self._store.next_due()
         now = time.time()
@@ -185,44 +190,40 @@ class _Courier:
             return pause
         if due > now:
             return due - now if pause is None else min(pause, due - now)
-        for delivery in self._store.claim(now=now, seconds=CLAIM_SECONDS, limit=AT_ONCE - self._under_way):
-            self._under_way += 1
+        for delivery in self._store.claim(now=now, seconds=CLAIM_SECONDS, limit=AT_ONCE - len(self._under_way)):
+            self._under_way.add(delivery)
             group.create_task(self._deliver(delivery))
         return 0.0
 
     async def _deliver(self, delivery: Delivery) -> None:
+        outcome = await _attempt(delivery, self._store)
+        attempts = [*delivery.attempts, outcome]
+        if outcome["error"] is None:
+            self._tell(delivery, "delivered", attempts)
+        elif len(attempts) <= len(PAUSES):
+            self._tell(delivery, "pending", attempts, pause=PAUSES[len(attempts) - 1] * self._retry_scale)
+        else:
+            self._tell(delivery, "failed", attempts)
+            logger.warning("webhook delivery %s given up after %d attempts", delivery.id, len(attempts))
+        self._under_way.discard(delivery)
+        self._woken.set()
+
+    def _tell(self, delivery: Delivery, status: str, attempts: list[dict[str, Any]], *, pause: float = 0.0) -> None:
+        """Tell the store what became of a delivery."""
         try:
-            try:
-                outcome = await _attempt(delivery, self._store)
-            except asyncio.CancelledError:
-                # Not an attempt that failed: whoever opens the file next makes it again, at once.
-                self._store.finish(delivery, status="pending", attempts=delivery.attempts, due=time.time())
-                raise
-            attempts = [*delivery.attempts, outcome]
-            due = time.time()
-            if outcome["error"] is None:
-                status = "delivered"
-            elif len(attempts) > len(PAUSES):
-                status = "failed"
-                logger.warning("webhook delivery %s given up after %d attempts", delivery.id, len(attempts))
-            else:
-                status = "pending"
-                due += PAUSES[len(attempts) - 1] * self._retry_scale
-            self._store.finish(delivery, status=status, attempts=attempts, due=due)
+            self._store.finish(delivery, status=status, attempts=attempts, due=time.time() + pause)
         except Exception:  # The others go on; this one is attempted again when its claim has run out.
             logger.exception("cannot store what became of webhook delivery %s", delivery.id)
-        finally:
-            self._under_way -= 1
-            self._woken.set()
 
 
 async def _attempt(delivery: Delivery, store: Store) -> dict[str, Any]:
     """Send a delivery once, and tell what came of it: the status decides, whatever becomes of the answer's body."""
-    at = store.now()
+    at = round(time.time() * 1_000_000)
     started = time.monotonic()
     status: int | None = None
     error: str | None = None
     try:
+        at = store.now()  # In here: the clock is a function of the user's.
         async with asyncio.timeout(ANSWER_SECONDS):
             # A connection for each attempt: one kept alive may be closed by the receiver just when it is used again,
             # and keeps a receiver that has only one thread from everybody else. No proxy: this is a local tool, and

@@ -121,7 +121,7 @@ class Webhook:
     context_limit: int
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Delivery:
     """One delivery that is claimed: nobody else attempts it until the claim runs out or it is finished."""
 

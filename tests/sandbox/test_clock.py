@@ -22,6 +22,19 @@ def test_a_text_is_received_when_the_clock_says(sandbox: Sandbox) -> None:
     assert at == "2020-01-01T00:00:00.000000Z"
 
 
+def test_a_clock_that_fails_is_told_in_the_attempts() -> None:
+    def broken() -> float:
+        raise OverflowError("no such time")
+
+    with Sandbox(retry_scale=0.001) as sandbox, receiving() as receiver:
+        sandbox.set_webhook(receiver.url, SECRET)
+        receiver.answer = lambda _: 500
+        sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+        sandbox.clock = broken
+        until(lambda: statuses(sandbox) == {"failed": 1})
+        assert sandbox.deliveries()[0]["attempts"][-1]["error"] == "OverflowError: no such time"
+
+
 def test_every_attempt_is_signed_anew_by_the_clock_and_made_by_real_time() -> None:
     with Sandbox(retry_scale=0.001) as sandbox, receiving() as receiver:
         moment = NOON
