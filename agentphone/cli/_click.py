@@ -79,7 +79,7 @@ class Command(click.Command):
 class Group(Command, click.Group):
     """A command made of commands, which its help lists under headings: also those of the groups below it."""
 
-    command_class = Command
+    command_class: type[click.Command] | None = Command
 
     def __init__(self, *arguments: Any, headings: Mapping[str, Sequence[str]], **settings: Any) -> None:
         super().__init__(*arguments, **settings)

@@ -57,7 +57,7 @@ examples:
 DEFAULT_LIMIT = 20
 RECENT_MESSAGES = 10
 
-conversation_id = click.argument("conversation_id", metavar="ID")
+_conversation_id = click.argument("conversation_id", metavar="ID")
 
 
 @click.group(
@@ -88,7 +88,7 @@ def list_(ctx: click.Context, limit: int | None, everything: bool, offset: int) 
 
 
 @conversations.command(examples=GET_EXAMPLES)
-@conversation_id
+@_conversation_id
 @click.option(
     "--messages",
     metavar="N",
@@ -109,7 +109,7 @@ def get(ctx: click.Context, conversation_id: str, messages: int) -> None:
 
 
 @conversations.command(examples=UPDATE_EXAMPLES)
-@conversation_id
+@_conversation_id
 @click.option(
     "--set",
     "facts",
@@ -147,7 +147,7 @@ def update(ctx: click.Context, conversation_id: str, facts: tuple[str, ...], fil
 
 
 @conversations.command(examples=MESSAGES_EXAMPLES)
-@conversation_id
+@_conversation_id
 @click.option(
     "--before", metavar="INSTANT", help="Only what was received earlier than this, such as 2025-01-15T12:00:00Z."
 )
@@ -178,14 +178,14 @@ def messages(
         output.messages(pager.pages())
 
 
-after = click.option(
+_after = click.option(
     "--after", metavar="INSTANT", help="Begin with what was received later than this (default: with what comes now)."
 )
 
 
 @conversations.command(examples=FOLLOW_EXAMPLES)
-@conversation_id
-@after
+@_conversation_id
+@_after
 @account_options
 @click.pass_context
 def follow(ctx: click.Context, conversation_id: str, after: str | None) -> None:
@@ -201,7 +201,7 @@ def follow(ctx: click.Context, conversation_id: str, after: str | None) -> None:
 
 
 @conversations.command(examples=WATCH_EXAMPLES)
-@after
+@_after
 @account_options
 @click.pass_context
 def watch(ctx: click.Context, after: str | None) -> None:
