@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import gc
 import importlib
 import io
 import json
@@ -774,6 +775,25 @@ async def test_since_last_trusts_no_message_that_is_dated_in_the_future(box: San
         assert (await export(client, directory, since="last")).messages == 1
 
 
+async def test_since_last_repeats_nothing_when_the_latest_conversation_has_gone_meanwhile(
+    box: Sandbox, directory: Path
+) -> None:
+    fill(box, 2, 4)
+    latest = box.receive_sms(from_number="+15555569999", to_number=AGENT, body="latest", at=START + DAY)
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+        box.remove_conversation(latest["conversationId"])
+        assert [(await export(client, directory, since="last")).messages for _ in range(3)] == [0, 0, 0]
+
+
+async def test_since_last_behind_an_instant_brings_nothing_of_what_was_before_it(box: Sandbox, directory: Path) -> None:
+    fill(box, 2, 30)
+    async with async_client(box.transport()) as client:
+        first = await export(client, directory, since=START + timedelta(seconds=5))
+        assert first.messages == 12 + 15
+        assert (await export(client, directory, since="last")).messages == 0
+
+
 async def test_since_last_without_an_earlier_export_takes_everything(box: Sandbox, directory: Path) -> None:
     fill(box, 2, 3)
     async with async_client(box.transport()) as client:
@@ -857,14 +877,23 @@ def failing_in(phase: str) -> Callable[[Progress], object]:
     return lambda progress: 1 // (progress.phase != phase)
 
 
-async def test_what_the_hook_raises_ends_the_export_and_it_goes_on_later(box: Sandbox, directory: Path) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+async def test_what_the_hook_raises_ends_the_export_and_it_goes_on_later(
+    box: Sandbox, directory: Path, form: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_files, "CHUNK", 4)
     fill(box, 3, 5)
+    raised = []  # with their tracebacks, which hold what the failed runs were at
     async with async_client(box.transport()) as client:
         for phase in ("listing", "reading", "writing"):
-            with pytest.raises(ZeroDivisionError):
-                await export(client, directory, on_progress=failing_in(phase))
-        await export(client, directory)
-    assert both(directory) == rows_of(box)
+            with pytest.raises(ZeroDivisionError) as caught:
+                await export(client, directory, format=form, on_progress=failing_in(phase))
+            raised.append(caught)
+        await export(client, directory, format=form)
+        raised.clear()
+        gc.collect()
+        await export(client, directory.parent / "whole", format=form)
+    assert contents(directory) == contents(directory.parent / "whole")
 
 
 @pytest.mark.parametrize(
@@ -880,6 +909,7 @@ async def test_what_the_hook_raises_ends_the_export_and_it_goes_on_later(box: Sa
         ({"since": "yesterday"}, ValueError),
         ({"since": 5}, TypeError),
         ({"on_progress": 5}, TypeError),
+        ({"on_progress": anyio.sleep}, TypeError),
     ],
 )
 async def test_a_wrong_argument_is_refused_at_once(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine
 from datetime import datetime
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -133,6 +134,6 @@ def _checked_since(value: Any) -> datetime | Literal["last"] | None:
 
 
 def _checked_hook(value: Any) -> Any:
-    if value is not None and not callable(value):
-        raise TypeError(f"on_progress is a function, not {value!r}")
+    if value is not None and (not callable(value) or iscoroutinefunction(value)):
+        raise TypeError(f"on_progress is a function that is called and not awaited, or None, not {value!r}")
     return value

@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -244,7 +244,7 @@ def check_format(name: str) -> None:
 
 def write(
     path: Path, table: str, chunks: Iterable[Sequence[bytes]], *, form: str, continues: Path | None
-) -> Iterator[int]:
+) -> Generator[int]:
     """Write a file of `conversations` or `messages`, a chunk of rows at each step, and bring it to the disk.
 
     Args:

@@ -167,10 +167,12 @@ class _Export:
                 listed = [item for item in listed if not item.is_complete]
             await self._in_thread(self._store.add_listed, listed)
             self._report(conversations_total=self._progress.conversations_total + len(listed))
+        settled = settled or _settled(())
         notes = {
             "after": _print(after),
             "is_continued": "yes" if is_continued else "",
-            "settled": _print(settled or _settled(())),
+            # Never back behind where this one began: what it did not look at, it does not name to the next.
+            "settled": _print(max(settled, after) if after else settled),
         }
         await self._in_thread(self._store.finish_listing, notes)
 
@@ -253,18 +255,22 @@ class _Export:
         self._report(phase="writing", messages_done=0, messages_total=counts.messages)
         is_continued = bool(await self._in_thread(self._store.get, "is_continued"))
         for table in TABLES:
-            steps = _files.write(
-                self._partial / self._order.file(table).name,
-                table,
-                self._store.rows(table, _files.CHUNK),
-                form=self._order.format,
-                continues=self._order.file(table) if is_continued and table == "messages" else None,
-            )
-            while (written := await self._in_thread(lambda steps=steps: next(steps, None))) is not None:
-                if table == "messages":
-                    self._report(messages_done=self._progress.messages_done + written)
+            await self._write_file(table, self._order.file(table) if is_continued and table == "messages" else None)
         await self._in_thread(self._save_last)
         await self._in_thread(self._store.finish_writing)
+
+    async def _write_file(self, table: str, continues: Path | None) -> None:
+        part = self._partial / self._order.file(table).name
+        rows = self._store.rows(table, _files.CHUNK)
+        steps = _files.write(part, table, rows, form=self._order.format, continues=continues)
+        try:
+            while (written := await self._in_thread(lambda: next(steps, None))) is not None:
+                if table == "messages":
+                    self._report(messages_done=self._progress.messages_done + written)
+        finally:
+            # Closed now, not when it is collected: what a file still holds back would land in that of the next run.
+            with anyio.CancelScope(shield=True):
+                await self._in_thread(steps.close)
 
     def _save_last(self) -> None:
         notes = {name: self._store.get(name) for name in ("version", "base_url", "format", "key", "settled")}
