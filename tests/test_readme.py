@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ from typing import IO, cast
 import httpx
 import pytest
 
+import agentphone
 from agentphone import errors
 from agentphone.cli.commands import agentphone as agentphone_command
 from agentphone.cli.commands import sandbox as sandbox_command
@@ -168,3 +170,13 @@ def test_every_error_that_the_table_could_name_is_there() -> None:
 
 def test_the_reader_is_warned_of_the_other_package_of_this_name() -> None:
     assert "Do not `pip install agentphone`" in README.partition("## ")[0]
+
+
+def test_whoever_comes_from_the_vendors_sdk_is_sent_to_methods_that_exist() -> None:
+    table = README.partition("## Coming from the vendor's SDK")[2].partition("\n## ")[0]
+    methods = set(re.findall(r"client\.conversations\.(\w+)\(", table))
+    public = {name for name in vars(agentphone.Conversations) if not name.startswith("_")}
+    assert methods == public
+    for row in re.findall(r"^\|[^|]*\|([^|]*)\|", table, re.MULTILINE)[2:]:
+        for code in re.findall(r"`(.*?)`", row):
+            ast.parse(code + " pass" if code.endswith(":") else code)
