@@ -261,8 +261,7 @@ class AsyncConversations:
 
         Every message between the bounds that is there when the walk passes it comes exactly once, in the order of
         `(received_at, id)`, however many share an instant. A history of N pages takes N + 2 requests at most; with
-        `order="asc"` 2N + 4, if the API takes `after` alone to mean the newest page. Pages of 200 overlap by the
-        messages of an instant, which makes one more for each 199 pages where those are single.
+        `order="asc"` 2N + 4, if the API takes `after` alone to mean the newest page.
 
         Source: `GET /v1/conversations/{id}/messages`.
 

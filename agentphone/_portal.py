@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import anyio
-import anyio.lowlevel
 
 from agentphone.errors import ClientClosedError, ConfigurationError
 
@@ -38,6 +37,7 @@ _INSTEAD = {"_advance": "iterate with `async for`", "__aenter__": "use `async wi
 _TOO_LATE = "The interpreter is exiting, and it is too late for a call. Make it before the program ends."
 
 _USED_BY_THE_THREAD = (
+    "agentphone._connection",
     "anyio._backends._asyncio",
     "anyio.streams.tls",
     "encodings.idna",
@@ -200,7 +200,6 @@ class _Call(Generic[T]):
         self._make = make
         self._task: asyncio.Task[None] | None = None
         self._is_abandoned = False
-        self._is_cancelled = threading.Event()
         # The barest lock there is, taken now and released with the outcome: a Future's condition costs more than that.
         self.is_done = threading.Lock()
         self.is_done.acquire()
@@ -223,15 +222,16 @@ class _Call(Generic[T]):
     def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cancel the call, and wait until nothing of it runs any more. For the caller's thread."""
         self._is_abandoned = True
-        loop.call_soon_threadsafe(self._cancel)
-        self._is_cancelled.wait(_CANCELLATION_SECONDS)
+        is_cancelled = threading.Event()
+        loop.call_soon_threadsafe(self._cancel, is_cancelled)
+        is_cancelled.wait(_CANCELLATION_SECONDS)
 
-    def _cancel(self) -> None:
+    def _cancel(self, is_cancelled: threading.Event) -> None:
         if self._task is None or self._task.done():
-            self._is_cancelled.set()
+            is_cancelled.set()
         else:
             self._task.cancel()
-            self._task.add_done_callback(lambda _: self._is_cancelled.set())
+            self._task.add_done_callback(lambda _: is_cancelled.set())
 
 
 def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -294,13 +294,8 @@ def _is_loop_running() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        pass
-    else:
-        return True
-    try:
-        anyio.lowlevel.current_token()
-    except RuntimeError:
-        return False
+        trio = sys.modules.get("trio.lowlevel")  # without it there can be none of its loops
+        return trio is not None and trio.in_trio_run()
     return True
 
 

@@ -13,7 +13,7 @@ import os
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from types import AsyncGeneratorType
@@ -46,7 +46,7 @@ logger = logging.getLogger("agentphone")
 logger.addHandler(logging.NullHandler())  # or Python prints warnings of programs that have set up no logging
 
 KEEPALIVE_SECONDS = 30.0
-"""How long an idle connection is kept. A server that closes it earlier does no harm: httpcore looks before it sends."""
+"""How long an idle connection is kept. A server that closes it earlier does no harm: who sends looks first."""
 
 
 class Transport:
@@ -225,9 +225,10 @@ class Transport:
             with _typed(call):
                 body = await self._read_body(response)
         finally:
-            # Shielded: a close that is cancelled half-way leaves the connection counted and never used again.
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
+            if not response.is_closed:
+                # Shielded: a close that is cancelled half-way leaves the connection counted and never used again.
+                with anyio.CancelScope(shield=True):
+                    await response.aclose()
         return response.status_code, response.headers, body
 
     async def _read_body(self, response: httpx.Response) -> _wire.Body:
@@ -238,11 +239,14 @@ class Transport:
         else:
             body = _wire.Body(response.headers.get("content-encoding"), self._config.max_response_bytes)
             chunks = response.aiter_raw()
-        with anyio.CancelScope() as scope:
-            async for chunk in chunks:
-                if not body.feed(chunk):
-                    # Cancelled and not left: trio warns of each generator of httpx's that is dropped half-way.
+        async for chunk in chunks:
+            if not body.feed(chunk):
+                # Cancelled and not left: trio warns of each generator of httpx's that is dropped half-way.
+                with anyio.CancelScope() as scope:
                     scope.cancel()
+                    async for _ in chunks:
+                        pass
+                break
         return body
 
 
@@ -455,49 +459,6 @@ class _Pool:
             await self._guard.aclose()
 
 
-class _Line(httpx.AsyncBaseTransport):
-    """One connection, opened when it is needed, and again when the other side has closed it."""
-
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        self._transport = transport
-        """It may open no more than one connection."""
-        self._stream: Any = None
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        request.extensions = {**request.extensions, "trace": partial(self._trace, request.extensions.get("trace"))}
-        if isinstance(request.stream, httpx.ByteStream):
-            request.stream = _Whole(request.content)
-        return await self._transport.handle_async_request(request)
-
-    async def _trace(
-        self, hook: Callable[[str, dict[str, Any]], Awaitable[None]] | None, event: str, info: dict[str, Any]
-    ) -> None:
-        if event.endswith("connect_tcp.complete"):
-            self._stream = info["return_value"]
-        if hook is not None:
-            await hook(event, info)
-
-    async def aclose(self) -> None:
-        await self._transport.aclose()
-        if self._stream is not None:  # httpcore leaves it open when it is cancelled in the TLS handshake
-            await self._stream.aclose()
-
-
-class _Whole(httpx.AsyncByteStream):
-    """A request's body. httpx's own is a generator, and trio warns of it when the sending is cancelled."""
-
-    def __init__(self, body: bytes) -> None:
-        self._chunks = iter((body,))
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        for chunk in self._chunks:
-            return chunk
-        raise StopAsyncIteration
-
-
 class _ThroughClient(httpx.AsyncBaseTransport):
     """Sends through an `httpx.AsyncClient` of the user's, whose redirects and credentials have no say here."""
 
@@ -559,7 +520,12 @@ def _opener(config: Config) -> Callable[[], httpx.AsyncBaseTransport]:
             f"The proxy that the environment names would get the API key for {config.base_url} unencrypted. Except this"
             f" host with NO_PROXY={url.host}, or give allow_http=True if meant."
         )
-    return lambda: _Line(open_transport())
+    # Not at the top: it loads httpcore, which loads trio if it can, and that takes longer than all the rest.
+    from agentphone._connection import Direct, Indirect
+
+    if proxy is None:
+        return lambda: Direct(context, lambda: Indirect(open_transport()))
+    return lambda: Indirect(open_transport())
 
 
 def _proxy(url: httpx.URL) -> httpx.Proxy | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from attrs import frozen
 
@@ -95,8 +95,8 @@ def _path(conversation_id: str) -> str:
 
 
 def _target(path: str, **query: int | str | None) -> str:
-    given = {name: value for name, value in query.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
+    given = "&".join([f"{name}={quote(str(value), safe='')}" for name, value in query.items() if value is not None])
+    return f"{path}?{given}" if given else path
 
 
 def _print(instant: datetime | None) -> str | None:

@@ -327,7 +327,7 @@ async def test_a_call_can_be_cancelled_at_every_single_step(
                     assert (await client.conversations.get("conv_2")).id  # its one connection is not lost
                 if stepped.steps < step:
                     break
-            assert step > 4
+            assert step > 2  # it waits to send and to receive, at least
             assert await anyio.to_thread.run_sync(server.wait_until_left)
     finally:
         gc.enable()

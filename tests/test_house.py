@@ -27,6 +27,7 @@ FLOORS: dict[str, float] = {
     "_decoding": 1,
     "_state": 1.5,  # on the stairs: it reads with what `_decoding` has, and two floors read states
     "_wire": 2,
+    "_connection": 2,
     "_pagination": 2,
     "_live": 2.5,  # the walks that never end, made of those that do
     "webhooks": 2,
@@ -57,6 +58,7 @@ FOREIGN: dict[str, set[str]] = {
     "_decoding": {"attrs", "cattrs"},
     "_state": {"attrs"},
     "_wire": {"attrs"},
+    "_connection": {"h11", "httpcore", "httpx"},  # httpx stands on the other two, and is never without them
     "_pagination": {"attrs"},
     "_live": {"attrs"},
     "webhooks": {"attrs"},

@@ -297,23 +297,6 @@ def test_a_history_of_n_pages_costs_at_most_n_and_two_requests(
     assert asked <= (2 * pages + 4 if oldest_first and after_alone == "newest" else pages + 2)
 
 
-def test_pages_of_the_largest_size_overlap_by_a_message_and_cost_one_more_for_each_199() -> None:
-    pages, size = 600, 200
-    printer = Thread()
-
-    def answer(request: CursorRequest) -> Page[Message]:
-        end = pages * size if request.before is None else -((START - request.before) // timedelta(seconds=1))
-        begin = max(0, end - request.limit)
-        found = (printer.message((second * 1_000_000, f"msg_{second}")) for second in range(begin, end))
-        return Page(data=tuple(found), has_more=begin > 0)
-
-    walk = CursorWalk(limit=None, before=None, after=None, oldest_first=False, page_size=size)
-    out, failure, asked = walk_to_the_end(walk, answer)
-    assert failure is None
-    assert [message.id for message in out] == [f"msg_{second}" for second in reversed(range(pages * size))]
-    assert pages + 2 < asked <= pages + pages // 199 + 2
-
-
 @pytest.mark.parametrize(("limit", "most"), [(1, 2), (3, 2), (200, 2), (250, 3)])
 def test_a_limit_of_messages_asks_for_no_more_than_is_wanted(limit: int, most: int) -> None:
     server = thread(*((second * 1_000_000, 1) for second in range(1000)))

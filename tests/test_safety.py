@@ -194,8 +194,8 @@ def test_the_key_is_in_nothing_that_is_shown_of_a_failed_call(
             assert isinstance(error, AgentPhoneError | ZeroDivisionError)
             assert CANARY not in shown(error)
     assert CANARY not in caplog.text
-    if name != "a hook before":
-        assert "httpcore.connection" in {record.name for record in caplog.records}
+    if name not in ("a hook before", "a hook that breaks down", "deadline"):  # which end before there is an outcome
+        assert "agentphone" in {record.name for record in caplog.records}
 
 
 async def test_the_key_is_in_no_log_of_a_call_that_succeeds(caplog: pytest.LogCaptureFixture) -> None:
@@ -210,8 +210,7 @@ async def test_the_key_is_in_no_log_of_a_call_that_succeeds(caplog: pytest.LogCa
             await through.conversations.list()
         assert all(CANARY not in request.target for request in server.requests)
         assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {CANARY}"}
-    assert {"agentphone", "httpx"} <= {record.name for record in caplog.records}
-    assert "httpcore.http11" in {record.name for record in caplog.records}
+    assert {"agentphone", "httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
     assert CANARY not in caplog.text
 
 

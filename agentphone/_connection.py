@@ -1,0 +1,226 @@
+"""One connection to the API, as an httpx transport: opened when it is needed, and again when the other side closed it.
+
+It knows HTTP/1.1 (h11) and sockets (httpcore's streams over anyio). Of calls, retries and time limits it knows nothing.
+Whoever has it uses it for one request at a time, and closes it when one fails or is cancelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from types import FunctionType
+from typing import Any, cast
+
+import h11
+import httpcore
+import httpx
+
+READ_BYTES = 64 * 1024
+HEADERS_BYTES = 100 * 1024
+"""How much is read at once, and how long the headers of an answer may be: as httpcore has it."""
+
+
+class Direct(httpx.AsyncBaseTransport):
+    """A connection without a proxy.
+
+    What `httpx.AsyncHTTPTransport` puts above h11 and the stream, a pool and locks for connections that are shared,
+    takes as long again as they do, and has nothing to do for one request at a time.
+
+    Args:
+        ssl_context: For https.
+        open_indirect: Opens a connection through httpx, for as long as a program has put something in httpx's place.
+    """
+
+    def __init__(self, ssl_context: ssl.SSLContext, open_indirect: Callable[[], Indirect]) -> None:
+        self._ssl_context = ssl_context
+        self._open_indirect = open_indirect
+        self._indirect: Indirect | None = None
+        self._origin: httpcore.Origin | None = None
+        self._stream: httpcore.AsyncNetworkStream | None = None
+        self._protocol = _new_protocol()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if _is_httpx_replaced():
+            self._indirect = self._indirect or self._open_indirect()
+            return await self._indirect.handle_async_request(request)
+        timeouts = request.extensions.get("timeout", {})
+        try:
+            stream = await self._connect(request.url, timeouts.get("connect"))
+            with contextlib.suppress(httpcore.WriteError):  # some answer before they have read it all, and close
+                await stream.write(self._print(request), timeouts.get("write"))
+            answer = await self.next_event(timeouts.get("read"))
+            while isinstance(answer, h11.InformationalResponse):
+                answer = await self.next_event(timeouts.get("read"))
+            if not isinstance(answer, h11.Response):
+                raise httpcore.RemoteProtocolError("Server disconnected without sending a response.")
+        except _CORE_ERRORS as error:
+            raise _as_httpx(error) from error
+        return httpx.Response(
+            answer.status_code,
+            headers=answer.headers.raw_items(),
+            stream=_Answer(self, timeouts.get("read")),
+            extensions={
+                "http_version": b"HTTP/" + answer.http_version,
+                "reason_phrase": answer.reason,
+                "network_stream": stream,
+            },
+        )
+
+    async def _connect(self, url: httpx.URL, seconds: float | None) -> httpcore.AsyncNetworkStream:
+        """Give the connection if it is still good for this URL, which a hook may have changed; else a new one."""
+        origin = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/").origin
+        if self._stream is not None:
+            # Nothing is to be read between two answers, so that what can be read is the end.
+            if self._origin == origin and not self._stream.get_extra_info("is_readable"):
+                return self._stream
+            await self.aclose()
+        host = origin.host.decode("ascii")
+        self._stream = stream = await _NETWORK.connect_tcp(host, origin.port, seconds)
+        if origin.scheme == b"https":
+            self._ssl_context.set_alpn_protocols(["http/1.1"])
+            self._stream = stream = await stream.start_tls(self._ssl_context, host, seconds)
+        self._origin = origin
+        self._protocol = _new_protocol()
+        return stream
+
+    def _print(self, request: httpx.Request) -> bytes:
+        """Give the bytes of a request, all of them, so that it takes one write."""
+        try:
+            head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+            body = [h11.Data(data=request.content)] if request.content else []
+            return b"".join([self._protocol.send(event) or b"" for event in (head, *body, h11.EndOfMessage())])
+        except h11.LocalProtocolError as error:
+            raise httpcore.LocalProtocolError(str(error)) from error
+
+    async def next_event(self, seconds: float | None) -> object:
+        """Read on, up to the next of h11's events."""
+        assert self._stream is not None  # noqa: S101  # for mypy: a request was sent on it
+        while True:
+            try:
+                event = self._protocol.next_event()
+            except h11.RemoteProtocolError as error:
+                raise httpcore.RemoteProtocolError(str(error)) from error
+            if event is not h11.NEED_DATA:
+                return event
+            data = await self._stream.read(READ_BYTES, seconds)
+            if not data and self._protocol.their_state is h11.SEND_RESPONSE:
+                raise httpcore.RemoteProtocolError("Server disconnected without sending a response.")
+            self._protocol.receive_data(data)
+
+    async def finish(self) -> None:
+        """Make ready for the next request, or close where the answer does not allow one."""
+        protocol = self._protocol
+        is_done = protocol.our_state is h11.DONE and protocol.their_state is h11.DONE
+        if is_done and not protocol.trailing_data[0]:  # what nobody asked for would pass for the next answer
+            protocol.start_next_cycle()
+        else:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.aclose()
+        if self._indirect is not None:
+            await self._indirect.aclose()
+
+
+_NETWORK = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
+
+
+def _new_protocol() -> h11.Connection:
+    return h11.Connection(h11.CLIENT, max_incomplete_event_size=HEADERS_BYTES)
+
+
+def _is_httpx_replaced() -> bool:
+    """Whether something wants the requests that go through httpx: respx, pytest-httpx, an instrumentation."""
+    # By the module whose names a function uses: `functools.wraps` copies its `__module__`, too.
+    return not all(
+        type(function) is FunctionType and function.__globals__["__name__"].startswith(("httpx.", "httpcore."))
+        for function in (
+            httpx.AsyncHTTPTransport.handle_async_request,
+            httpcore.AsyncConnectionPool.handle_async_request,
+        )
+    )
+
+
+class _Answer(httpx.AsyncByteStream):
+    """The body of an answer, as it comes in. No generator: trio warns of those that are dropped half-way."""
+
+    def __init__(self, line: Direct, seconds: float | None) -> None:
+        self._line = line
+        self._seconds = seconds
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            event = await self._line.next_event(self._seconds)
+        except _CORE_ERRORS as error:
+            raise _as_httpx(error) from error
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        await self._line.finish()
+
+
+_CORE_ERRORS = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.UnsupportedProtocol,
+)
+
+
+def _as_httpx(error: Exception) -> httpx.TransportError:
+    """Give httpx's error for one of httpcore's: both name them alike."""
+    kind: type[httpx.TransportError] = getattr(httpx, type(error).__name__)
+    return kind(str(error))
+
+
+class Indirect(httpx.AsyncBaseTransport):
+    """A connection that httpx opens, through a proxy."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+        """It may open no more than one connection."""
+        self._stream: Any = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.extensions = {**request.extensions, "trace": partial(self._trace, request.extensions.get("trace"))}
+        if isinstance(request.stream, httpx.ByteStream):
+            request.stream = _Whole(request.content)
+        return await self._transport.handle_async_request(request)
+
+    async def _trace(
+        self, hook: Callable[[str, dict[str, Any]], Awaitable[None]] | None, event: str, info: dict[str, Any]
+    ) -> None:
+        if event.endswith("connect_tcp.complete"):
+            self._stream = info["return_value"]
+        if hook is not None:
+            await hook(event, info)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+        if self._stream is not None:  # httpcore leaves it open when it is cancelled in the TLS handshake
+            await self._stream.aclose()
+
+
+class _Whole(httpx.AsyncByteStream):
+    """A request's body. httpx's own is a generator, and trio warns of it when the sending is cancelled."""
+
+    def __init__(self, body: bytes) -> None:
+        self._chunks = iter((body,))
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for chunk in self._chunks:
+            return chunk
+        raise StopAsyncIteration
