@@ -29,9 +29,9 @@ SCHEMA = (
         announced INTEGER,
         taken INTEGER NOT NULL DEFAULT 0,
         is_complete INTEGER NOT NULL) WITHOUT ROWID""",
-    # The key is the order of the file backwards: writing the file is one walk along it, and what comes in, newest first,
-    # fills page after page. (Forwards, the database was 2.4 times as large as the rows, and is 1.4 times.) A message
-    # without a row was in an earlier export, and is not to be taken again.
+    # The key is the order of the file backwards: writing the file is one walk along it, and what comes in, newest
+    # first, fills page after page. (Forwards, the database was 2.4 times as large as the rows, and is 1.4 times.) A
+    # message without a row was in an earlier export, and is not to be taken again.
     """CREATE TABLE IF NOT EXISTS messages (
         conversation BLOB NOT NULL,
         received_at INTEGER NOT NULL,
