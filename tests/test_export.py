@@ -535,7 +535,7 @@ def test_a_full_disk_is_called_so(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.open({})
     store._open_connection().execute("PRAGMA max_page_count = 8").fetchall()
-    with pytest.raises(OSError, match="No space left on device") as caught:
+    with pytest.raises(OSError, match="database or disk is full") as caught:
         store.add_messages("conv_1", [(START, str(number), b"x" * 1000) for number in range(100)], is_complete=True)
     assert caught.value.filename == str(tmp_path / "export.db")
     store.close()

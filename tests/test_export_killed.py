@@ -26,6 +26,8 @@ from agentphone.sandbox import Sandbox
 from agentphone.sandbox._store import _id_of
 from tests.processes import ENVIRONMENT, PYTHON, SECONDS, sandbox
 
+pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this system cannot wait for a child so")
+
 KILLS = 50
 """At random moments, in all of this file."""
 RANDOM = random.Random(9)

@@ -90,6 +90,7 @@ def export(
     Raises:
         ConfigurationError: Another export is at work in the directory; or what lies there was begun with another
             format, `since`, base URL or API key; or pyarrow is missing. The text says what to do.
+        PaginationError: One instant of a conversation holds more messages than a page can, so that it cannot be read.
         AgentPhoneError: The API could not be read. The same call goes on from there.
         OSError: The directory cannot be written, or the disk is full. The same call goes on from there.
         ValueError: An argument is out of its range.

@@ -10,7 +10,6 @@ Keys are bytes, which SQLite compares as Python compares the text they stand for
 from __future__ import annotations
 
 import errno
-import os
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -281,7 +280,7 @@ class Store:
                     f" {str(self.path.parent)!r} to begin again."
                 ) from error
             number = errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO
-            raise OSError(number, f"{os.strerror(number)} ({error})", str(self.path)) from error
+            raise OSError(number, str(error), str(self.path)) from error
 
 
 @contextmanager
