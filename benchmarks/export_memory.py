@@ -39,12 +39,12 @@ def main() -> int:
             with Client("key", transport=transport) as client:
                 result = export(client, directory, format=options.format)
             took = time.perf_counter() - began
-            peak = tracemalloc.get_traced_memory()[1] / 1e6
+            peak = f"{tracemalloc.get_traced_memory()[1] / 1e6:.1f} MB of objects  " if options.trace else ""
             tracemalloc.stop()
             [resident] = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
             sys.stdout.write(
-                f"{result.messages:>9} messages  {took:7.1f} s  objects at most {peak:6.1f} MB  {resident}"
-                f"  file {result.messages_path.stat().st_size / 1e6:7.1f} MB\n"
+                f"{result.messages:>9,} messages  {took:6.1f} s  {peak}{' '.join(resident.split())}"
+                f"  file {result.messages_path.stat().st_size / 1e6:.1f} MB\n"
             )
         finally:
             shutil.rmtree(directory)
