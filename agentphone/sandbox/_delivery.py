@@ -203,8 +203,8 @@ class _Courier:
         elif len(attempts) <= len(PAUSES):
             self._tell(delivery, "pending", attempts, pause=PAUSES[len(attempts) - 1] * self._retry_scale)
         else:
-            self._tell(delivery, "failed", attempts)
             logger.warning("webhook delivery %s given up after %d attempts", delivery.id, len(attempts))
+            self._tell(delivery, "failed", attempts)
         self._under_way.discard(delivery)
         self._woken.set()
 
