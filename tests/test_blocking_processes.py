@@ -77,7 +77,10 @@ def run(program: str, url: str, *options: str) -> list[str]:
 def noise(err: str) -> list[str]:
     """Give what stands on stderr besides resource warnings and the source lines that they quote."""
     # From Python 3.12 on each fork beside a thread is warned of, whoever's thread it is.
-    harmless = re.compile(r".*ResourceWarning|  \S|.*DeprecationWarning: This process .* is multi-threaded")
+    # Under -X dev asyncio tells of steps that take long, on a machine that is busy.
+    harmless = re.compile(
+        r".*ResourceWarning|  \S|.*DeprecationWarning: This process .* is multi-threaded|Executing .* took [\d.]+ seconds"
+    )
     return [line for line in err.splitlines() if not harmless.match(line)]
 
 
