@@ -79,7 +79,8 @@ def noise(err: str) -> list[str]:
     # From Python 3.12 on each fork beside a thread is warned of, whoever's thread it is.
     # Under -X dev asyncio tells of steps that take long, on a machine that is busy.
     harmless = re.compile(
-        r".*ResourceWarning|  \S|.*DeprecationWarning: This process .* is multi-threaded|Executing .* took [\d.]+ seconds"
+        r".*ResourceWarning|  \S|.*DeprecationWarning: This process .* is multi-threaded"
+        r"|Executing .* took [\d.]+ seconds"
     )
     return [line for line in err.splitlines() if not harmless.match(line)]
 
