@@ -9,7 +9,6 @@ an exception raised by a signal handler can lose it, so that the request goes ou
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import operator
@@ -19,13 +18,19 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+
+# Now and not with asyncio: it registers with fork, and one that is under way would end in a complaint.
+from concurrent.futures.thread import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
 import anyio
 
 from agentphone.errors import ClientClosedError, ConfigurationError
+
+if TYPE_CHECKING:
+    import asyncio  # at run time with the first call: it takes as long to import as half of this package
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,6 +121,8 @@ class Portal:
         with contextlib.suppress(ImportError):
             # Calls come with their caller's context, which may say that trio runs there; the thread's own word wins.
             importlib.import_module("sniffio").thread_local.name = "asyncio"
+        import asyncio
+
         loop = asyncio.get_running_loop()
         loop.set_default_executor(_Lookups())
         self._started.set_result(loop)
@@ -206,9 +213,9 @@ class _Call(Generic[T]):
         self.result: T
         self.error: BaseException | None = None
 
-    def begin(self) -> None:
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the task; the caller's context came with the callback that this is."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = loop.create_task(self._run())
 
     async def _run(self) -> None:
         try:
@@ -251,7 +258,7 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
     _check_loops(portal, function)
     call = _Call(lambda: function(*args, **kwargs))
     try:
-        portal.loop.call_soon_threadsafe(call.begin)
+        portal.loop.call_soon_threadsafe(call.begin, portal.loop)
         call.is_done.acquire()
     except BaseException:
         call.abandon(portal.loop)
@@ -291,11 +298,16 @@ def _check_loops(portal: Portal, function: Callable[..., Any]) -> None:
 
 def _is_loop_running() -> bool:
     """Say whether this thread runs an event loop; also inside a callback of asyncio's, where anyio sees no task."""
+    # What was not imported has no loop that runs.
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio.lowlevel")
+    if trio is not None and trio.in_trio_run():
+        return True
+    if asyncio is None:
+        return False
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        trio = sys.modules.get("trio.lowlevel")  # without it there can be none of its loops
-        return trio is not None and trio.in_trio_run()
+        return False
     return True
 
 

@@ -166,7 +166,10 @@ def _process(script: str, *arguments: object, core: int, path: Path | None = Non
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("AGENTPHONE_") and not name.lower().endswith("_proxy")
+        if not name.startswith("AGENTPHONE_")
+        and not name.lower().endswith("_proxy")
+        # Or ours alone would be compiled at each import: what pip installs has its bytecode.
+        and name != "PYTHONDONTWRITEBYTECODE"
     }
     environment["PYTHONPATH"] = str(path or "")
     command = [sys.executable, "-P", str(HERE / script), *map(str, arguments)]
