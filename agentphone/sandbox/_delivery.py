@@ -218,12 +218,13 @@ class _Courier:
 
 async def _attempt(delivery: Delivery, store: Store) -> dict[str, Any]:
     """Send a delivery once, and tell what came of it: the status decides, whatever becomes of the answer's body."""
-    at = round(time.time() * 1_000_000)
+    at = store.reading.print(round(time.time() * 1_000_000))
     started = time.monotonic()
     status: int | None = None
     error: str | None = None
     try:
-        at = store.now()  # In here: the clock is a function of the user's.
+        now = store.now()  # In here: the clock is a function of the user's, and may tell what no calendar has.
+        at = store.reading.print(now)
         async with asyncio.timeout(ANSWER_SECONDS):
             # A connection for each attempt: one kept alive may be closed by the receiver just when it is used again,
             # and keeps a receiver that has only one thread from everybody else. No proxy: this is a local tool, and
@@ -231,7 +232,7 @@ async def _attempt(delivery: Delivery, store: Store) -> dict[str, Any]:
             async with (
                 httpx.AsyncClient(verify=_ssl_context(), trust_env=False, timeout=ANSWER_SECONDS) as client,
                 client.stream(
-                    "POST", delivery.webhook.url, content=delivery.payload, headers=_headers(delivery, at // 1_000_000)
+                    "POST", delivery.webhook.url, content=delivery.payload, headers=_headers(delivery, now // 1_000_000)
                 ) as response,
             ):
                 status = response.status_code
@@ -243,7 +244,7 @@ async def _attempt(delivery: Delivery, store: Store) -> dict[str, Any]:
     if status is not None:
         error = None if 200 <= status <= 299 else f"answered {status}"
     return {
-        "at": store.reading.print(at),
+        "at": at,
         "status": status,
         "error": error,
         "seconds": round(time.monotonic() - started, 3),

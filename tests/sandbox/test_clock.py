@@ -1,6 +1,10 @@
 """The sandbox's time is what a test says it is, in all that it shows; what it waits for is real."""
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from agentphone.sandbox import Sandbox
 
@@ -22,17 +26,35 @@ def test_a_text_is_received_when_the_clock_says(sandbox: Sandbox) -> None:
     assert at == "2020-01-01T00:00:00.000000Z"
 
 
-def test_a_clock_that_fails_is_told_in_the_attempts() -> None:
-    def broken() -> float:
-        raise OverflowError("no such time")
+def broken() -> float:
+    raise OverflowError("no such time")
 
+
+CLOCKS: dict[Callable[[], float], str] = {
+    broken: "OverflowError: no such time",
+    lambda: 1e15: "OverflowError",  # No calendar has that year.
+    lambda: -1e15: "OverflowError",
+    lambda: float("nan"): "ValueError",
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_a_clock_that_fails_is_told_in_the_attempts_and_stops_nothing(clock: Callable[[], float]) -> None:
     with Sandbox(retry_scale=0.001) as sandbox, receiving() as receiver:
+
+        def answer(_: object) -> int:
+            sandbox.clock = clock
+            return 500
+
+        receiver.answer = answer
         sandbox.set_webhook(receiver.url, SECRET)
-        receiver.answer = lambda _: 500
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
-        sandbox.clock = broken
         until(lambda: statuses(sandbox) == {"failed": 1})
-        assert sandbox.deliveries()[0]["attempts"][-1]["error"] == "OverflowError: no such time"
+        assert sandbox.deliveries()[0]["attempts"][-1]["error"].startswith(CLOCKS[clock])
+        sandbox.clock = time.time
+        receiver.answer = lambda _: 200
+        sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi again")
+        until(lambda: statuses(sandbox) == {"failed": 1, "delivered": 1})
 
 
 def test_every_attempt_is_signed_anew_by_the_clock_and_made_by_real_time() -> None:
