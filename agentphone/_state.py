@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 
@@ -76,7 +76,10 @@ class Opened(Generic[T]):
         except ValueError as error:  # half a surrogate pair: JSON can bring it, and UTF-8 cannot carry it back
             raise DecodeError(f"it could not be written back ({error})", name) from None
         self.value = read_state(raw, cls, name)
-        self._before, _ = self._encoded()
+        try:
+            self._before, _ = self._encoded()
+        except RecursionError:  # to write takes more of the stack than to read
+            raise DecodeError("it is nested too deeply", name) from None
 
     def changed(self) -> dict[str, Any] | None:
         """Give the whole object to store, or None if nothing changed.
@@ -187,6 +190,8 @@ def _read_of(shape: Any, known: dict[Any, Read]) -> Read:
         return lambda value, where: known[origin](value, where)
     if origin in STRICT and not arguments:
         return _scalar(origin)
+    if origin is Annotated:
+        return _read_of(arguments[0], known)
     if origin in (Union, UnionType) and NoneType in arguments and len(arguments) == 2:
         inner = _read_of(next(one for one in arguments if one is not NoneType), known)
         return lambda value, where: None if value is None else inner(value, where)
@@ -256,6 +261,7 @@ def _tuple(arguments: tuple[Any, ...], known: dict[Any, Read]) -> Read:
 
 def _object(cls: Any, known: dict[Any, Read]) -> Read:
     fields: list[tuple[str, str, bool, Read]] = []
+    converters: dict[str, Callable[[Any], Any]] = {}
     is_dict = _scalar(dict)
 
     def read(value: Any, where: str) -> Any:
@@ -268,14 +274,22 @@ def _object(cls: Any, known: dict[Any, Read]) -> Read:
                 raise DecodeError("the field is missing", f"{where}.{key}")
         try:
             return cls(**given)
-        except (TypeError, ValueError) as error:  # a validator's or a converter's, of the class's own
-            raise DecodeError(str(error), where) from None
+        except RecursionError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a validator's or a converter's, of the class's own
+            for key, argument, *_ in fields:  # a validator's text names the field; a converter knows of none
+                if argument in given and key in converters:
+                    _convert(converters[key], given[argument], f"{where}.{key}")
+            raise _refusal(error, where) from None
 
     known[cls] = read
     try:
-        attrs.resolve_types(cls, include_extras=False)
-    except NameError as error:
-        raise TypeError(f"{cls.__name__} has an annotation that cannot be read: {error}") from None
+        attrs.resolve_types(cls)
+    except Exception as error:  # noqa: BLE001  # an annotation in quotes is code, and may fail in any way
+        raise TypeError(
+            f"{cls.__name__} has an annotation that cannot be read: {error}. If it names what is local to a function,"
+            f" call attrs.resolve_types({cls.__name__}, localns=locals()) there."
+        ) from None
     for field in attrs.fields(cls):
         if field.init:
             try:
@@ -283,6 +297,22 @@ def _object(cls: Any, known: dict[Any, Read]) -> Read:
             except TypeError as error:
                 raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
             fields.append((camel(field.name), field.alias, field.default is attrs.NOTHING, inner))
+            if field.converter is not None and not isinstance(field.converter, attrs.Converter):
+                converters[camel(field.name)] = field.converter
     if len({key for key, *_ in fields}) < len(fields):
         raise TypeError(f"two fields of {cls.__name__} have the same key in JSON")
     return read
+
+
+def _convert(converter: Callable[[Any], Any], value: Any, where: str) -> None:
+    """Raise what a converter has against a value, by its path."""
+    try:
+        converter(value)
+    except Exception as error:  # noqa: BLE001  # a function of the caller's
+        raise _refusal(error, where) from None
+
+
+def _refusal(error: Exception, where: str) -> DecodeError:
+    """Tell what the class's own code has against a value; the text of a KeyError or an assert alone says nothing."""
+    is_said = isinstance(error, TypeError | ValueError) and str(error)
+    return DecodeError(str(error) if is_said else f"{type(error).__name__}: {error}".rstrip(": "), where)

@@ -270,7 +270,8 @@ class Conversations:
             conversation_id: Its id (`conv_...`).
             cls: An attrs class that is not frozen: a field `order_id` is the key `orderId`. Its types are held to
                 strictly, and may be str, int, float, bool, datetime (ISO 8601), enums, Literal, list, dict with string
-                keys, tuple and other attrs classes. By default a dict, with the API's keys.
+                keys, tuple and other attrs classes. A field with `init=False` is neither read nor written. By default a
+                dict, with the API's keys.
 
         Returns:
             A context manager that gives the state; without metadata, the class's defaults or an empty dict.

@@ -484,6 +484,93 @@ def test_a_validator_of_the_class_refuses_what_is_stored(world: World) -> None:
     assert world.stored == {"count": 6}
 
 
+COLOURS = {"r": "red"}
+
+
+@define
+class Converted:
+    before: int = field(default=0, converter=int)
+    steps: int = field(default=1, converter=lambda steps: 100 // steps)
+    colour: str = field(default="r", converter=COLOURS.__getitem__)
+    shade: str = field(default="", converter=attrs.converters.pipe(str.strip, str.upper))
+    last: str = field(default="", converter=attrs.Converter(lambda last, _: COLOURS[last or "r"], takes_self=True))
+    even: int = field(default=0)
+    of_whole: int = field(default=0)
+
+    @even.validator
+    def _is_even(self, _: Any, value: int) -> None:
+        assert value % 2 == 0
+
+    @of_whole.validator
+    def _is_of_whole(self, _: Any, value: int) -> None:
+        if value > self.even:
+            raise LookupError(f"of_whole is {value}")
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "what"),
+    [
+        ({"before": 5, "steps": 0}, "state.steps", "ZeroDivisionError: "),
+        ({"before": 5, "steps": 5, "colour": "x"}, "state.colour", "KeyError: 'x'"),
+        ({"before": 5, "last": "x"}, "state", "KeyError: 'x'"),
+        ({"even": 1}, "state", "AssertionError"),
+        ({"ofWhole": 1}, "state", "LookupError: of_whole is 1"),
+    ],
+)
+def test_whatever_a_class_of_the_callers_raises_is_a_misfit_and_a_converters_is_named_by_its_path(
+    raw: dict[str, Any], path: str, what: str
+) -> None:
+    assert read_state({"shade": " a "}, Converted, "state") == Converted(shade="A")
+    with pytest.raises(DecodeError) as caught:
+        read_state(raw, Converted, "state")
+    assert caught.value.path == path
+    assert what in caught.value.what
+
+
+def test_reading_a_class_leaves_the_annotations_that_others_look_at_and_may_come_after_them() -> None:
+    @define
+    class Noted:
+        number: Annotated[int, "a note"] = 0
+        numbers: list[Annotated[int, "each"]] = Factory(list)
+
+    attrs.resolve_types(Noted, localns=locals())  # as cattrs does for one
+    assert read_state({"number": 1, "numbers": [2]}, Noted, "state") == Noted(1, [2])
+    assert read_state(EVERYTHING, Everything, "state").noted == 5
+    assert attrs.fields(Everything).noted.type == Annotated[int, "a note"]
+
+
+def test_classes_that_are_local_to_a_function_can_be_states_once_their_annotations_are_resolved() -> None:
+    @define
+    class Inner:
+        number: int = 0
+
+    @define
+    class Outer:
+        inner: Inner | None = None
+
+    with pytest.raises(TypeError, match=r"name 'Inner' is not defined.*attrs\.resolve_types\(Outer, localns=locals"):
+        read_state({}, Outer, "state")
+    attrs.resolve_types(Outer, localns=locals())
+    assert read_state({"inner": {"number": 5}}, Outer, "state") == Outer(Inner(5))
+
+
+def test_any_depth_is_read_or_a_decode_error() -> None:
+    raw: dict[str, Any] = {"name": ""}
+    for _ in range(100):
+        raw = {"name": "", "children": [raw]}
+    outcomes: list[str] = []
+    while len(outcomes) < 20 or outcomes[-20] == "read":  # also where reading is just possible and writing is not
+        raw = {"name": "", "children": [raw]}
+        try:
+            Opened(raw, Node, "metadata")
+        except DecodeError as error:
+            outcomes.append(error.what)
+        else:
+            outcomes.append("read")
+    assert outcomes[0] == "read"
+    assert "nested too deeply" in outcomes[-1]
+
+
 def holding(annotation: Any) -> Any:
     """Make a class with one field of this type."""
     return attrs.make_class("Held", {"value": attrs.field(type=annotation)})
@@ -498,6 +585,11 @@ class Twice:
 @define
 class Unresolvable:
     value: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+
+@define
+class Elsewhere:
+    value: json.Nowhere  # type: ignore[name-defined]
 
 
 class Plain:
@@ -521,6 +613,7 @@ class Plain:
         (holding(holding(bytes)), r"Held\.value: Held\.value: a state cannot hold bytes"),
         (Twice, "two fields of Twice have the same key"),
         (Unresolvable, "annotation that cannot be read: name 'Nowhere'"),
+        (Elsewhere, "Elsewhere has an annotation that cannot be read: module 'json' has no attribute"),
         (Plain, "cls is dict or an attrs class"),
         (list, "cls is dict or an attrs class"),
         (str, "cls is dict or an attrs class"),
