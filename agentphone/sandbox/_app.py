@@ -250,7 +250,7 @@ def new_webhook(url: object, secret: object, context_limit: object) -> Webhook:
     try:
         parsed = httpx.URL(text)
         good = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 0) <= 65535
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):  # the latter for a host that is no name, `xn--`
         good = False
     if not good:
         raise FieldError("url", "must be an http:// or https:// URL.")

@@ -157,6 +157,7 @@ def test_the_demonstration_is_not_delivered(sandbox: Sandbox, receiver: Receiver
         ({"url": "http://"}, "url"),
         ({"url": "http://h:99999/"}, "url"),
         ({"url": "http://h/\n"}, "url"),
+        ({"url": "http://xn--/"}, "url"),
         ({"url": ""}, "url"),
         ({"url": None}, "url"),
         ({"secret": ""}, "secret"),
