@@ -18,12 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from agentphone import Client
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
-from tests.processes import ENVIRONMENT, SECONDS
+from agentphone.webhooks import Webhook
+from tests.helpers import sample
+from tests.processes import ENVIRONMENT, PYTHON, SECONDS, run
 
 RECIPES = Path(__file__).parent / "recipes"
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -60,6 +63,40 @@ recipe.think = think
 """
 """The recipe, whose work fails every fifth time and notes each time what state the payload carried."""
 
+DYING = """\
+import os
+import signal
+
+import {recipe} as recipe
+
+recipe.LOCK_SECONDS = 5
+
+
+def die_once(where):
+    try:
+        os.close(os.open(f"died in {{where}}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+work, mark = recipe.think, recipe.CacheDeliveryLog.mark
+
+
+def think(event, state):
+    work(event, state)
+    die_once("think")
+
+
+def mark_later(log, delivery_id):
+    die_once("mark")
+    mark(log, delivery_id)
+
+
+recipe.think, recipe.CacheDeliveryLog.mark = think, mark_later
+"""
+"""The recipe, whose worker is killed once before it stores the state, and once before it remembers the delivery."""
+
 SETTINGS = """\
 from pathlib import Path
 
@@ -95,12 +132,12 @@ SERVED = {
 
 
 @contextmanager
-def serving(recipe: str, folder: Path, api: str) -> Iterator[str]:
-    """Serve a recipe whose work fails now and then, and give the address of its webhook."""
+def serving(recipe: str, folder: Path, api: str, failing: str = FAILING) -> Iterator[str]:
+    """Serve a recipe in which something fails now and then, and give the address of its webhook."""
     application, command = SERVED[recipe]
     files = {
         f"{recipe}.py": (RECIPES / f"{recipe}.py").read_text(encoding="utf-8"),
-        "failing.py": FAILING.format(recipe=recipe),
+        "failing.py": failing.format(recipe=recipe),
         "served.py": f"{application}import failing\n",
         "settings.py": SETTINGS.format(recipe=recipe),
     }
@@ -187,6 +224,58 @@ def test_each_text_is_handled_exactly_once_and_its_state_comes_with_the_next(rec
         assert sum(sent.values()) == TEXTS
 
 
+@pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
+def test_a_worker_that_is_killed_loses_no_text_and_repeats_only_what_it_had_stored(tmp_path: Path) -> None:
+    with (
+        Sandbox(tmp_path / "box.db", retry_scale=0.5) as box,
+        running(box) as api,
+        serving("django_webhook", tmp_path, api, DYING) as url,
+        Client("any-key", base_url=api) as client,
+    ):
+        box.set_webhook(url, SECRET)
+        # Of one person, so that a worker has only one in hand when it dies.
+        texts = [box.receive_sms(from_number="+15555550199", to_number=AGENT, body="Hi") for _ in range(4)]
+        assert {delivery["status"] for delivery in wait_until_delivered(box)} == {"delivered"}
+        assert {path.name for path in tmp_path.glob("died in *")} == {"died in think", "died in mark"}
+        stored = client.conversations.get(texts[0]["conversationId"]).metadata
+    assert stored == {"texts": 5}, "each text once, but again what was stored and not yet remembered"
+
+
+LOCKS = """
+import asyncio
+from django.conf import settings
+settings.configure()
+from django.core.cache import cache
+from tests.recipes import django_async_webhook, django_webhook
+
+KEY = "agentphone:lock:conv_1"
+
+def run_out():
+    assert not cache.add(KEY, "mine")
+    cache.set(KEY, "somebody else's")
+
+async def hold(until_when):
+    async with django_async_webhook.one_at_a_time("conv_1"):
+        until_when()
+
+def hold_blocking(until_when):
+    with django_webhook.one_at_a_time("conv_1"):
+        until_when()
+
+for hold_it in (hold_blocking, lambda until_when: asyncio.run(hold(until_when))):
+    hold_it(lambda: None)
+    assert cache.get(KEY) is None
+    hold_it(run_out)
+    assert cache.get(KEY) == "somebody else's"
+    cache.clear()
+"""
+
+
+def test_a_lock_that_has_run_out_is_left_to_who_has_it_by_then() -> None:
+    done = run(*PYTHON, "-c", LOCKS, AGENTPHONE_API_KEY="any-key", AGENTPHONE_WEBHOOK_SECRET=SECRET)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("recipe", SERVED)
 def test_the_readme_shows_each_recipe_as_it_is(recipe: str) -> None:
     text = (RECIPES / f"{recipe}.py").read_text(encoding="utf-8")
@@ -201,6 +290,11 @@ def test_a_delivery_that_is_not_agentphones_is_refused(recipe: str, tmp_path: Pa
         box.set_webhook(url, "whsec_of_somebody_else")
         box.receive_sms(from_number="+15555550199", to_number=AGENT, body="Hello")
         [delivery] = wait_until_delivered(box)
+        body = sample("webhook_message")
+        signed = Webhook(SECRET).sign(body)
+        del signed["X-Webhook-ID"]
+        for _ in range(2):  # without an id the second could not be told from a repetition
+            assert httpx.post(url, content=body, headers=signed, timeout=SECONDS).status_code == 400
     assert [attempt["status"] for attempt in delivery["attempts"]] == [400] * 6
     assert delivery["status"] == "failed"
     assert not (tmp_path / "carried.jsonl").exists()

@@ -487,13 +487,25 @@ def test_a_validator_of_the_class_refuses_what_is_stored(world: World) -> None:
 COLOURS = {"r": "red"}
 
 
+def _per_step(steps: int) -> int:
+    return 100 // steps
+
+
+def _colour(letter: str) -> str:
+    return COLOURS[letter]
+
+
+def _colour_of_self(letter: str, _: object) -> str:
+    return COLOURS[letter]
+
+
 @define
 class Converted:
     before: int = field(default=0, converter=int)
-    steps: int = field(default=1, converter=lambda steps: 100 // steps)
-    colour: str = field(default="r", converter=COLOURS.__getitem__)
-    shade: str = field(default="", converter=attrs.converters.pipe(str.strip, str.upper))
-    last: str = field(default="", converter=attrs.Converter(lambda last, _: COLOURS[last or "r"], takes_self=True))
+    steps: int = field(default=1, converter=_per_step)
+    colour: str = field(default="r", converter=_colour)
+    shade: str = field(default="", converter=attrs.converters.pipe(str.strip, str.upper))  # type: ignore[misc]  # mypy's plugin knows functions only
+    last: str = field(default="r", converter=attrs.Converter(_colour_of_self, takes_self=True))  # type: ignore[misc]  # the same
     even: int = field(default=0)
     of_whole: int = field(default=0)
 
@@ -536,7 +548,8 @@ def test_reading_a_class_leaves_the_annotations_that_others_look_at_and_may_come
     attrs.resolve_types(Noted, localns=locals())  # as cattrs does for one
     assert read_state({"number": 1, "numbers": [2]}, Noted, "state") == Noted(1, [2])
     assert read_state(EVERYTHING, Everything, "state").noted == 5
-    assert attrs.fields(Everything).noted.type == Annotated[int, "a note"]
+    kept: Any = attrs.fields(Everything).noted.type
+    assert kept == Annotated[int, "a note"]
 
 
 def test_classes_that_are_local_to_a_function_can_be_states_once_their_annotations_are_resolved() -> None:

@@ -1,6 +1,7 @@
 # django_async_webhook.py
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,7 @@ from agentphone.webhooks import MessageEvent, Webhook
 
 client = AsyncClient()
 webhook = Webhook(os.environ["AGENTPHONE_WEBHOOK_SECRET"])
+LOCK_SECONDS = 30  # more than the work takes; for so long at most a worker that died keeps a conversation locked
 
 
 @define
@@ -27,13 +29,14 @@ class OrderState:
 @asynccontextmanager
 async def one_at_a_time(conversation_id: str) -> AsyncIterator[None]:
     """Two texts of one person at once would each overwrite what the other one stored."""
-    key = f"agentphone:lock:{conversation_id}"
-    while not await cache.aadd(key, True, timeout=30):
+    key, mine = f"agentphone:lock:{conversation_id}", uuid.uuid4().hex
+    while not await cache.aadd(key, mine, timeout=LOCK_SECONDS):
         await asyncio.sleep(0.05)
     try:
         yield
     finally:
-        await cache.adelete(key)
+        if await cache.aget(key) == mine:  # or it has run out, and is somebody else's
+            await cache.adelete(key)
 
 
 async def think(event: MessageEvent, state: OrderState) -> None:
@@ -50,6 +53,8 @@ async def receive(request: HttpRequest) -> HttpResponse:
     try:
         event = webhook.parse(request.body, request.headers)
     except WebhookVerificationError:
+        return HttpResponse(status=400)
+    if event.delivery_id is None:  # it could not be told from its repetition
         return HttpResponse(status=400)
     if isinstance(event, MessageEvent):
         handled = f"agentphone:{event.delivery_id}"

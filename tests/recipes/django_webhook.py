@@ -1,6 +1,7 @@
 # django_webhook.py
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from agentphone.webhooks import MessageEvent, Webhook
 
 client = Client()
 webhook = Webhook(os.environ["AGENTPHONE_WEBHOOK_SECRET"])
+LOCK_SECONDS = 30  # more than the work takes; for so long at most a worker that died keeps a conversation locked
 
 
 @define
@@ -40,13 +42,14 @@ deliveries = CacheDeliveryLog()
 @contextmanager
 def one_at_a_time(conversation_id: str) -> Iterator[None]:
     """Two texts of one person at once would each overwrite what the other one stored."""
-    key = f"agentphone:lock:{conversation_id}"
-    while not cache.add(key, True, timeout=30):
+    key, mine = f"agentphone:lock:{conversation_id}", uuid.uuid4().hex
+    while not cache.add(key, mine, timeout=LOCK_SECONDS):
         time.sleep(0.05)
     try:
         yield
     finally:
-        cache.delete(key)
+        if cache.get(key) == mine:  # or it has run out, and is somebody else's
+            cache.delete(key)
 
 
 def think(event: MessageEvent, state: OrderState) -> None:
@@ -64,8 +67,9 @@ def receive(request: HttpRequest) -> HttpResponse:
         event = webhook.parse(request.body, request.headers)
     except WebhookVerificationError:
         return HttpResponse(status=400)
+    if event.delivery_id is None:  # it could not be told from its repetition
+        return HttpResponse(status=400)
     if isinstance(event, MessageEvent):
-        assert event.delivery_id is not None
         with one_at_a_time(event.conversation_id):
             if not deliveries.seen(event.delivery_id):
                 with client.conversations.state(event.conversation_id, OrderState) as state:

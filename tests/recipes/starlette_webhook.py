@@ -37,8 +37,9 @@ async def receive(request: Request) -> Response:
         event = webhook.parse(await request.body(), request.headers)
     except WebhookVerificationError:
         return Response(status_code=400)
+    if event.delivery_id is None:  # it could not be told from its repetition
+        return Response(status_code=400)
     if isinstance(event, MessageEvent):
-        assert event.delivery_id is not None
         # Two texts of one person at once would each overwrite what the other one stored.
         lock = locks.setdefault(event.conversation_id, asyncio.Lock())
         async with lock:
