@@ -90,6 +90,44 @@ def test_a_kill_at_any_moment_loses_no_delivery(receiver: Receiver, tmp_path: Pa
     assert len({received.id for received in receiver.accepted}) == len(arrived)
 
 
+DIES = """
+import os
+from agentphone.sandbox._store import Store
+Store.{step} = lambda *_, **__: os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_kill_while_a_message_is_stored_leaves_neither_it_nor_its_delivery(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    path = tmp_path / "box.db"
+    with process(DIES.format(step="_enqueue") + WAITS, path, receiver.url, SECRET, 1) as writer:
+        assert writer.wait(SECONDS) == -signal.SIGKILL
+    with Sandbox(path) as sandbox:
+        assert (stored_ids(path), sandbox.deliveries()) == (set(), [])
+
+
+KILLED = {
+    "between storing and attempting": ("claim", 0),
+    "between being taken and noting it": ("finish", 1),
+}
+
+
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_kill_at_either_end_of_an_attempt_is_followed_by_another(
+    receiver: Receiver, tmp_path: Path, moment: str
+) -> None:
+    path = tmp_path / "box.db"
+    step, before = KILLED[moment]
+    with process(DIES.format(step=step) + WAITS, path, receiver.url, SECRET, 1) as writer:
+        assert writer.wait(SECONDS) == -signal.SIGKILL
+    assert len(receiver.accepted) == before
+    with Sandbox(path) as sandbox:
+        until(lambda: statuses(sandbox) == {"delivered": 1})
+    assert message_ids(receiver.accepted) == dict.fromkeys(stored_ids(path), before + 1)
+    assert len({(received.id, received.body) for received in receiver.accepted}) == 1
+
+
 def test_a_kill_in_the_middle_of_an_attempt_is_followed_by_another(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     receiver.write = lambda handler: handler.rfile.read(1)
