@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sqlite3
+import ssl
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from agentphone.sandbox import Reading, Sandbox, _delivery, _store
 
@@ -341,6 +343,28 @@ def test_a_certificate_file_that_is_missing_is_told_in_the_attempts(
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
         until(lambda: statuses(sandbox) == {"failed": 1})
         assert "FileNotFoundError" in sandbox.deliveries()[0]["attempts"][0]["error"]
+
+
+def test_a_certificate_of_an_unknown_authority_fails_until_the_environment_names_the_authority(
+    authority: trustme.CA, tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deliver() -> dict[str, Any]:
+        _delivery._ssl_context.cache_clear()
+        with Sandbox(retry_scale=0) as sandbox:
+            sandbox.set_webhook(behind_tls.url, SECRET)
+            sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+            until(lambda: "pending" not in statuses(sandbox))
+            return sandbox.deliveries()[0]
+
+    with receiving(tls) as behind_tls:
+        refused = deliver()
+        assert refused["status"] == "failed"
+        assert "certificate verify failed" in refused["attempts"][0]["error"]
+        assert behind_tls.received == []
+        authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        assert deliver()["status"] == "delivered"
+    _delivery._ssl_context.cache_clear()
 
 
 def test_the_pauses_grow_by_doubling_times_the_factor(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
