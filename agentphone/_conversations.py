@@ -320,6 +320,9 @@ class AsyncConversations:
         stores what it read with its own changes, and what the other one wrote meanwhile is lost, under other keys too.
         Where that can happen, let one worker at a time handle a conversation, or hold a lock of your own.
 
+        If the write gets no answer (an `APIConnectionError` when the block ends), the new object may be stored all the
+        same, whole; the same block once more would then begin with it.
+
         Source: `GET` and `PATCH /v1/conversations/{id}`, one request each.
 
         Args:

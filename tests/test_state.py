@@ -440,6 +440,7 @@ def test_every_type_that_a_state_can_hold_is_read_and_written_as_it_was(world: W
         for one in attrs.fields(Everything):
             setattr(state, one.name, getattr(fresh, one.name))
         state.by_name["x y"].price = 1  # an int is fine for a float
+        state.unkept.append(5)
 
     world.visit(change, Everything)
     assert world.stored == EVERYTHING | {"text": "new", "byName": {"x y": {"sku": "A", "price": 1}}}
