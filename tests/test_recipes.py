@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from agentphone import Client
-from agentphone.sandbox import Sandbox
+from agentphone.sandbox import Sandbox, _delivery
 from agentphone.sandbox.server import running
 from agentphone.webhooks import Webhook
 from tests.helpers import sample
@@ -239,6 +239,62 @@ def test_a_worker_that_is_killed_loses_no_text_and_repeats_only_what_it_had_stor
         assert {path.name for path in tmp_path.glob("died in *")} == {"died in think", "died in mark"}
         stored = client.conversations.get(texts[0]["conversationId"]).metadata
     assert stored == {"texts": 5}, "each text once, but again what was stored and not yet remembered"
+
+
+SLOW = """\
+import asyncio
+import inspect
+import os
+import time
+
+import {recipe} as recipe
+
+work = recipe.think
+
+
+def think(event, state):
+    while not os.path.exists("go on"):
+        time.sleep(0.01)
+    with open("worked", "a") as file:
+        file.write("once.")
+    return work(event, state)
+
+
+async def think_async(event, state):
+    while not os.path.exists("go on"):
+        await asyncio.sleep(0.01)
+    await work(event, state)
+    with open("worked", "a") as file:
+        file.write("once.")
+
+
+recipe.think = think_async if inspect.iscoroutinefunction(work) else think
+"""
+"""The recipe, whose work goes on until it is told to end."""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
+@pytest.mark.parametrize("recipe", SERVED)
+def test_a_text_that_is_repeated_while_the_work_on_it_goes_on_is_handled_once(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_delivery, "ANSWER_SECONDS", 1.0)
+    with (
+        Sandbox(tmp_path / "box.db", retry_scale=0.2) as box,
+        running(box) as api,
+        serving(recipe, tmp_path, api, SLOW) as url,
+        Client("any-key", base_url=api) as client,
+    ):
+        box.set_webhook(url, SECRET)
+        text = box.receive_sms(from_number="+15555550199", to_number=AGENT, body="Hi")
+        give_up_at = time.monotonic() + SECONDS
+        while len(box.deliveries()[0]["attempts"]) < 2:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
+        (tmp_path / "go on").touch()
+        wait_until_delivered(box)
+        assert client.conversations.get(text["conversationId"]).metadata == {"texts": 1}
+    assert (tmp_path / "worked").read_text() == "once."
 
 
 LOCKS = """
