@@ -314,7 +314,8 @@ def false_gzip(handler: BaseHTTPRequestHandler) -> None:
 def test_the_status_decides_whatever_becomes_of_the_body(
     sandbox: Sandbox, receiver: Receiver, writes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_delivery, "ANSWER_SECONDS", 2.0)
+    # Only the slow one is ended by time: the huge one by its size, long before.
+    monkeypatch.setattr(_delivery, "ANSWER_SECONDS", 2.0 if writes is slow_body else 1000.0)
     receiver.write = writes
     sandbox.set_webhook(receiver.url, SECRET)
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
@@ -526,6 +527,20 @@ def test_a_file_that_cannot_be_read_for_a_while_is_said_and_survived(
         monkeypatch.setattr(_store.Store, "finish", finish)
         until(lambda: statuses(sandbox) == {"delivered": 2})
         assert [received.text for received in receiver.received][:3] == ["Hi", "twice", "twice"]
+
+
+def test_who_lost_its_claim_by_being_late_has_no_say_any_more() -> None:
+    store = _store.Store(None)
+    store.set_webhook(_store.Webhook("http://127.0.0.1:1/", SECRET, 0))
+    store.add(_store.NewMessage("inbound", AGENT, ADA, "Hi", 0))
+    now = time.time()
+    [late] = store.claim(now=now + 1, seconds=15, limit=16)
+    assert store.claim(now=now + 2, seconds=15, limit=16) == []
+    [owner] = store.claim(now=now + 20, seconds=15, limit=16)
+    for delivery, status, then in ((late, "failed", "pending"), (owner, "delivered", "delivered")):
+        store.finish(delivery, status=status, attempts=[], due=now)
+        assert store.deliveries(limit=1)["data"][0]["status"] == then
+    store.close()
 
 
 @pytest.mark.parametrize("statement", [_store.DUE, _store.CLAIM, _store.DELIVERIES, _store.FINISH])

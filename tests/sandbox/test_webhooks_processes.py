@@ -15,7 +15,7 @@ from typing import IO, cast
 import httpx
 import pytest
 
-from agentphone.sandbox import Sandbox
+from agentphone.sandbox import Sandbox, _delivery, _store
 
 from .conftest import ADA, AGENT
 from .receiver import SECONDS, SECRET, Received, Receiver, receiving, until
@@ -236,6 +236,63 @@ def test_an_exit_amid_attempts_waits_for_none_and_says_nothing(
         until(lambda: len(receiver.received) == 16)
         assert writer.communicate("\n", timeout=SECONDS) == ("", "")
         assert writer.returncode == (3 if "3" in end else 0)
+
+
+HANGS = """
+import socket, time
+socket.getaddrinfo = lambda *_, **__: print("looked up", flush=True) or time.sleep(1000)
+"""
+
+
+def test_an_exit_does_not_wait_for_a_name_that_is_looked_up(tmp_path: Path) -> None:
+    with process(HANGS + WAITS, tmp_path / "box.db", "http://localhost:1/", SECRET, 1) as writer:
+        assert "looked up" in lines(writer, 2)
+        assert writer.communicate("", timeout=SECONDS)[1] == ""
+        assert writer.returncode == 0
+
+
+IMPORTS = """
+import sys, time
+from agentphone.sandbox import Sandbox
+with Sandbox(retry_scale=0) as sandbox:
+    sandbox.set_webhook(sys.argv[1], sys.argv[2])
+    before = set(sys.modules)
+    sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
+    while sandbox.deliveries()[0]["status"] == "pending":
+        time.sleep(0.01)
+    print(sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_thread_imports_nothing_so_that_no_fork_takes_an_import_lock_with_it(
+    receiver: Receiver, scheme: str
+) -> None:
+    url = receiver.url.replace("http", scheme).replace("127.0.0.1", "localhost")
+    with process(IMPORTS, url, SECRET) as importer:
+        assert importer.communicate(timeout=SECONDS) == ("[]\n", "")
+
+
+@fork_only
+def test_a_fork_finds_the_thread_between_two_steps_so_that_no_lock_is_left_taken(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = threading.Lock()
+    make_headers = _delivery._headers
+
+    def make_slowly(delivery: _store.Delivery, timestamp: int) -> dict[str, str]:
+        with lock:
+            time.sleep(0.005)
+            return make_headers(delivery, timestamp)
+
+    monkeypatch.setattr(_delivery, "_headers", make_slowly)
+    monkeypatch.setattr(_delivery, "PAUSE_SECONDS", float(SECONDS))
+    with Sandbox() as sandbox:
+        sandbox.set_webhook(receiver.url, SECRET)
+        for _ in range(100):
+            sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+        assert [in_a_child(lock.locked) for _ in range(10)] == [False] * 10
+        until(lambda: statuses(sandbox) == {"delivered": 100})
 
 
 @fork_only
