@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -119,3 +120,13 @@ def test_the_picture_is_the_same_for_the_same_figures(report: Report, tmp_path: 
 
 def test_the_names_of_the_rows_are_unique() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_the_readme_tells_of_every_row_against_every_peer() -> None:
+    speed = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Speed\n")[2].partition("\n## ")[0]
+    told = [[cell.strip() for cell in line.split("|")[1:3]] for line in speed.splitlines() if line.startswith("|")]
+    assert told[2:] == [
+        [row.work if number == 0 else "", peer.label] for row in ROWS for number, peer in enumerate(row.peers)
+    ]
+    for name in re.findall(r"\(benchmarks/(\w+\.svg)\)", speed):
+        assert (ROOT / "benchmarks" / name).exists()
