@@ -1,7 +1,9 @@
 """Let the contenders of a row take turns, and compare what they took. It starts processes and knows no library.
 
 Others use the machine, too: so each round gives every contender a turn, the next in another order, and what is compared
-is the two figures of one round. The server has a core of its own where there are two, all contenders share another.
+is the two figures of one round. The server has a core of its own where there are two, and all contenders share another.
+That favours a contender of two threads, which need not wake each other across cores then: without it our blocking call
+came out at 0.82 and 1.24 of its peers' time, and not at 0.69 and 1.09.
 """
 
 from __future__ import annotations
