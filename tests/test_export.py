@@ -579,6 +579,24 @@ def test_an_export_of_another_process_is_refused_as_well(directory: Path) -> Non
     assert done.stderr.splitlines()[-1].startswith("agentphone.errors.ConfigurationError: Another export is at work in")
 
 
+def test_an_export_that_ends_while_another_waits_for_its_directory_refuses_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Store(tmp_path), Store(tmp_path)
+    first.open({})
+    connect = sqlite3.connect
+
+    def meanwhile(*arguments: Any, **settings: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **settings)
+        first.remove()
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", meanwhile)
+    with pytest.raises(ConfigurationError, match="Another export is at work in"):
+        second.open({})
+    second.close()
+
+
 OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "format": ({}, {"format": "csv"}, "format 'jsonl', not 'csv'"),
     "since": ({}, {"since": START}, "since None, not '2025-06-30T12:00:00Z'"),

@@ -268,8 +268,10 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code == sqlite3.SQLITE_BUSY:
+            error_code = getattr(error, "sqlite_errorcode", 0)
+            code = error_code & 0xFF
+            # The other is how SQLite says that the file is gone: its export came to an end while this one waited for it.
+            if code == sqlite3.SQLITE_BUSY or error_code == sqlite3.SQLITE_IOERR_FSTAT:
                 raise ConfigurationError(
                     f"Another export is at work in {str(self.path.parent.parent)!r}. Wait for its end, or choose"
                     " another directory."

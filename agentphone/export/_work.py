@@ -136,9 +136,9 @@ class _Export:
 
     def _begin(self) -> str:
         """Open what an earlier run has left, or begin; say in which phase it is."""
-        self._partial.mkdir(parents=True, exist_ok=True)
         identity = self._identity(since=_print(self._order.since))
-        ours = identity.sealed()
+        ours = identity.sealed()  # takes its time, in which another export that ends would remove the folder
+        self._partial.mkdir(parents=True, exist_ok=True)
         begun = self._store.open(ours)
         difference = None if begun["key"] == ours["key"] else identity.difference(begun)
         if difference is not None:
