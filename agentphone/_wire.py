@@ -88,7 +88,10 @@ def _path(conversation_id: str) -> str:
         raise ValueError("conversation_id is empty")
     if len(conversation_id) > LONGEST_ID:
         raise ValueError(f"conversation_id is longer than {LONGEST_ID} characters")
-    segment = quote(conversation_id, safe="")
+    try:
+        segment = quote(conversation_id, safe="")
+    except UnicodeEncodeError:
+        raise ValueError("conversation_id is not Unicode text: it holds half a surrogate pair") from None
     if not segment.strip("."):  # "." and ".." would be taken for steps in the path
         segment = segment.replace(".", "%2E")
     return f"/v1/conversations/{segment}"

@@ -138,6 +138,12 @@ async def test_an_id_stays_one_segment_beneath_the_conversations(
         assert request.url.host == "api.agentphone.test"
 
 
+def test_an_id_that_is_no_text_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="conversation_id is not Unicode text") as caught:
+        get_conversation("conv_\udcff", message_limit=None)
+    assert type(caught.value) is ValueError
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.text(min_size=1))
 def test_any_id_is_one_segment_that_reads_back_as_it_was(conversation_id: str) -> None:
