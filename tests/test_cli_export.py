@@ -84,6 +84,7 @@ def test_a_terminal_sees_bars_that_fill_and_then_where_the_files_are(tmp_path: P
     ("arguments", "reason"),
     [
         ([], "Missing argument 'DIR'"),
+        ([""], "DIR is empty"),
         (["x", "--concurrency", "0"], "a concurrency is a number from 1, not '0'"),
         (["x", "--format", "xml"], "'xml' is not one of"),
         (["x", "--since", "yesterday"], "since"),
@@ -115,6 +116,12 @@ def test_a_directory_that_cannot_be_made_is_one_line_and_exit_1(
     assert main(["export", str(tmp_path / "file" / "backup"), *LOCAL]) == 1
     said = capsys.readouterr()
     assert said.err == f"agentphone export: Not a directory: {tmp_path / 'file' / 'backup' / '.partial'}. {GOES_ON}\n"
+
+
+def test_what_stands_where_a_file_shall_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "messages.jsonl").mkdir()
+    assert main(["export", str(tmp_path), *LOCAL]) == 1
+    assert f": {tmp_path / 'messages.jsonl'}. {GOES_ON}\n" in capsys.readouterr().err
 
 
 def test_after_a_wrong_key_the_right_one_is_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

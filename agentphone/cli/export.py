@@ -61,6 +61,8 @@ def export(
     the conversationId besides. The files appear whole at the end. An export that was stopped, by whatever it was, goes
     on from where it was when the same command is given again.
     """
+    if not directory:  # a shell's variable that is not set; Python would take the working directory
+        raise click.UsageError("DIR is empty.", ctx)
     if since is not None and since != "last":
         with refusals(ctx):
             read_bound(since, "since")
@@ -83,6 +85,6 @@ def export(
                 error.add_note(GOES_ON)
             raise
         except OSError as error:
-            reason = ": ".join(filter(None, (error.strerror or str(error), error.filename)))
+            reason = ": ".join(filter(None, (error.strerror or str(error), error.filename2 or error.filename)))
             raise click.ClickException(f"{ctx.command_path}: {reason}. {GOES_ON}") from error
         output.exported(result)
