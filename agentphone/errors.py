@@ -269,7 +269,10 @@ class PermissionDeniedError(APIStatusError):
 class NotFoundError(APIStatusError):
     """404: no such thing, or this API key has no access to it."""
 
-    advice = "The id is wrong, or belongs to a project that this API key cannot see; a retry cannot help."
+    advice = (
+        "The id is wrong, or belongs to a project that this API key cannot see, or the base URL leads elsewhere (it"
+        " stops before /v1); a retry cannot help."
+    )
 
 
 class ConflictError(APIStatusError):

@@ -23,8 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
+from agentphone import AgentPhoneError, APIStatusError, Client, ConfigurationError
 from agentphone.__main__ import main
 from agentphone._decoding import decode
+from agentphone.cli._click import _in_our_words
 from agentphone.cli._output import as_line, as_row
 from agentphone.cli._tables import CONVERSATIONS, GAP, widths
 from agentphone.cli.commands import agentphone
@@ -260,7 +262,7 @@ def test_a_base_url_of_the_sandbox_needs_neither_a_key_nor_a_network() -> None:
         (["get"], "Missing argument 'ID'"),
         (["get", ""], "conversation_id is empty"),
         (["get", "a" * 5000], "conversation_id is longer than"),
-        (["get", "conv_\udcff"], "surrogates not allowed"),
+        (["get", "conv_\udcff"], "conversation_id is not Unicode text"),
         (["get", "conv_1", "--messages", "101"], "from 1 to 100, not '101'"),
         (["messages", "conv_1", "--order", "up"], "'up' is not one of 'asc', 'desc'"),
         (["messages", "conv_1", "--before", "2025-01-15"], "before"),
@@ -289,6 +291,17 @@ def test_a_command_that_makes_no_sense_is_one_line_and_exit_2(tell: Tell, argume
     assert reason in told.errors
     assert told.errors.count("\n") == 1
     assert "(usage: agentphone conversations" in told.errors
+
+
+@pytest.mark.parametrize("error", [ConfigurationError, *APIStatusError.__subclasses__()])
+def test_an_error_of_the_sdk_is_told_without_a_word_of_python(error: type[AgentPhoneError]) -> None:
+    if issubclass(error, APIStatusError):
+        told = error("no", request="GET /", status_code=400)
+    else:
+        with pytest.raises(ConfigurationError) as caught:
+            Client("a key")
+        told = caught.value
+    assert not re.search(r"[`(=]\w*=|`|\w\(\)|_\w+=", _in_our_words(told))
 
 
 @pytest.mark.parametrize(
@@ -329,6 +342,12 @@ def test_a_wrong_key_is_exit_1_and_names_the_options_of_the_command_line(tell: T
     assert (told.code, told.output) == (1, "")
     assert "Check the API key (--api-key or AGENTPHONE_API_KEY)" in told.errors
     assert "unlikely" not in told.errors
+
+
+def test_a_base_url_with_the_version_in_it_is_among_what_a_404_may_mean(tell: Tell, url: str) -> None:
+    told = tell("list", "--base-url", f"{url}/v1")
+    assert (told.code, told.output) == (1, "")
+    assert "the base URL leads elsewhere (it stops before /v1)" in told.errors
 
 
 def test_no_key_is_exit_2_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -530,6 +549,11 @@ def test_the_table_gives_up_columns_before_it_breaks_an_id(listed: list[dict[str
 def test_a_terminal_without_colours_gets_plain_text(setting: dict[str, str]) -> None:
     for command in (["list"], ["get", "conv_9e37b2288a186049"]):
         assert "\x1b" not in in_terminal(*command, "--base-url", "sandbox:", columns=80, **setting)
+
+
+def test_a_terminal_of_which_nobody_knows_the_width_gets_eighty_columns() -> None:
+    command = ("list", "--base-url", "sandbox:")
+    assert in_terminal(*command, COLUMNS="0") == in_terminal(*command, COLUMNS="80")
 
 
 def test_a_terminal_that_cannot_show_an_emoji_is_no_traceback(strange: tuple[str, str]) -> None:

@@ -24,6 +24,8 @@ OUR_WORDS = {
     "base_url=": "--base-url ",
     "base_url": "--base-url",
     ", or allow_http=True if meant": "",
+    " Try api_key.strip().": "",
+    "wait `retry_after` seconds, or share one client, whose limits then hold for all callers": "wait, and try again",
 }
 """What the SDK's errors call the arguments of a client, and what they are called here, if they are there at all."""
 

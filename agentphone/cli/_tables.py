@@ -25,6 +25,7 @@ from agentphone.models import Conversation, ConversationDetail, Message, Page
 GAP = 2
 WIDEST = 32
 """Columns of the terminal that a value takes at most, but for an id, which somebody will copy."""
+UNKNOWN_WIDTH = 80
 JOINERS = "\u200c\u200d"
 """What joins the letters of some scripts, and emoji: not printable by themselves, and harmless."""
 DIRECTIONS = {"inbound": "cyan", "outbound": "green"}
@@ -79,6 +80,8 @@ class Tables:
         self._console = Console(
             markup=False, emoji=False, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto"
         )
+        if not self._console.width:  # COLUMNS=0: nobody knows; rich would print nothing
+            self._console.width = UNKNOWN_WIDTH
 
     def conversations(self, pages: Iterable[Page[Conversation]]) -> None:
         """Print a row for each conversation, and how many more there are."""
