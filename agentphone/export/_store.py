@@ -270,7 +270,7 @@ class Store:
         except sqlite3.Error as error:
             error_code = getattr(error, "sqlite_errorcode", 0)
             code = error_code & 0xFF
-            # The other is how SQLite says that the file is gone: its export came to an end while this one waited for it.
+            # The other is how SQLite says that the file is gone: an export ended while this one waited for it.
             if code == sqlite3.SQLITE_BUSY or error_code == sqlite3.SQLITE_IOERR_FSTAT:
                 raise ConfigurationError(
                     f"Another export is at work in {str(self.path.parent.parent)!r}. Wait for its end, or choose"
