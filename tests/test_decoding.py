@@ -473,6 +473,7 @@ HARD = {
     "NaN": b'{"data":[],"hasMore":false,"total":NaN}',
     "NaN in metadata": json.dumps(page(conversation(metadata={"a": float("nan")}))).encode(),
     "Infinity in extra": json.dumps(page(conversation(more=float("-inf")))).encode(),
+    "too large a number": json.dumps(page(conversation(more=9.5))).encode().replace(b"9.5", b"-1e400"),
     "byte order mark": b"\xef\xbb\xbf" + sample("conversations"),
     "latin-1": json.dumps(page(conversation(id="é")), ensure_ascii=False).encode("latin-1"),
     "utf-16": sample("conversations").decode().encode("utf-16"),
