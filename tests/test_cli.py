@@ -295,6 +295,7 @@ def test_a_command_that_makes_no_sense_is_one_line_and_exit_2(tell: Tell, argume
 
 @pytest.mark.parametrize("error", [ConfigurationError, *APIStatusError.__subclasses__()])
 def test_an_error_of_the_sdk_is_told_without_a_word_of_python(error: type[AgentPhoneError]) -> None:
+    told: AgentPhoneError
     if issubclass(error, APIStatusError):
         told = error("no", request="GET /", status_code=400)
     else:

@@ -591,7 +591,7 @@ def test_an_export_that_ends_while_another_waits_for_its_directory_refuses_it_to
     connect = sqlite3.connect
 
     def meanwhile(*arguments: Any, **settings: Any) -> sqlite3.Connection:
-        connection = connect(*arguments, **settings)
+        connection: sqlite3.Connection = connect(*arguments, **settings)
         first.remove()
         return connection
 
