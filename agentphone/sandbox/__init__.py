@@ -118,7 +118,7 @@ class Sandbox:
         Raises:
             ValueError: `at` has no offset or is not ISO 8601, a number is empty, or a text is not a str.
         """
-        message = new_message("inbound", from_number, to_number, body, at, now=self._store.now())
+        message = new_message("inbound", from_number, to_number, body, at)
         return self._store.add(message)
 
     def send_sms(
@@ -138,7 +138,7 @@ class Sandbox:
         Raises:
             ValueError: `at` has no offset or is not ISO 8601, a number is empty, or a text is not a str.
         """
-        message = new_message("outbound", from_number, to_number, body, at, now=self._store.now())
+        message = new_message("outbound", from_number, to_number, body, at)
         return self._store.add(message)
 
     def set_webhook(self, url: str, secret: str, context_limit: int = CONTEXT_LIMIT) -> None:

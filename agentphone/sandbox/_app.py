@@ -194,7 +194,7 @@ class App:
     def _add_message(self, body: bytes) -> Response:
         fields = _object(body)
         parts = (fields.get(name) for name in ("direction", "from", "to", "body", "at"))
-        return _json(201, self._store.add(new_message(*parts, now=self._store.now())))
+        return _json(201, self._store.add(new_message(*parts)))
 
     def _set_webhook(self, body: bytes) -> Response:
         fields = _object(body)
@@ -207,9 +207,7 @@ class App:
         return _json(200, self._store.deliveries(limit=limit))
 
 
-def new_message(
-    direction: object, from_number: object, to_number: object, body: object, at: object, *, now: int
-) -> NewMessage:
+def new_message(direction: object, from_number: object, to_number: object, body: object, at: object) -> NewMessage:
     """Check the parts of a message that is to be stored.
 
     Args:
@@ -217,8 +215,7 @@ def new_message(
         from_number: Who sent it, a text that is not empty.
         to_number: Who received it, a text that is not empty.
         body: Its text, which may be empty.
-        at: When, as an aware datetime or ISO 8601 text with an offset; None is now.
-        now: Microseconds since 1970 in UTC.
+        at: When, as an aware datetime or ISO 8601 text with an offset; None is when it is stored.
 
     Raises:
         FieldError: One of them is something else.
@@ -229,7 +226,7 @@ def new_message(
     agent_number, participant = (receiver, sender) if direction == "inbound" else (sender, receiver)
     text = _text("body", body, may_be_empty=True)
     try:
-        instant = now if at is None else instant_of(cast("str", at))
+        instant = None if at is None else instant_of(cast("str", at))
     except (ValueError, AttributeError) as error:
         raise FieldError("at", "must be ISO 8601 with an offset or Z.") from error
     return NewMessage(direction, agent_number, participant, text, instant)

@@ -116,5 +116,5 @@ def demonstration() -> tuple[list[NewMessage], dict[str, dict[str, Any]]]:
         messages += thread[:length]
         if index % 3 != 2:
             metadata[participant] = {"customerName": name, "orderId": order, "topic": topic, "resolved": index % 2 == 0}
-    messages.sort(key=lambda message: message.at)
+    messages.sort(key=lambda message: message.at or 0)
     return messages, metadata

@@ -103,13 +103,13 @@ EARLIEST, LATEST = -(2**63), 2**63 - 1
 
 @attrs.frozen
 class NewMessage:
-    """One message to be stored. `at`: microseconds since 1970 in UTC."""
+    """One message to be stored. `at`: microseconds since 1970 in UTC; None for when it is stored."""
 
     direction: Direction
     agent_number: str
     participant: str
     body: str
-    at: int
+    at: int | None
 
 
 @attrs.frozen
@@ -151,6 +151,7 @@ class Store:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._closed = False
+        self._latest = (self.clock, self.now())
         self._refill: Callable[[sqlite3.Connection], None] | None = None
         with _forking:
             _stores.add(self)
@@ -217,6 +218,9 @@ class Store:
     def add(self, message: NewMessage) -> dict[str, Any]:
         """Store one message, with its conversation if it is the pair's first, and give it with `conversationId`."""
         with self._transaction("BEGIN IMMEDIATE") as connection:
+            if message.at is None:
+                # Not before: of two writers, the one that is first in the file is to have the earlier instant.
+                message = attrs.evolve(message, at=self._next_instant())
             added = self._insert(connection, message, _random_hex)
             webhook = connection.execute(WEBHOOK).fetchone() if message.direction == "inbound" else None
             if webhook is not None:
@@ -319,6 +323,13 @@ class Store:
         }
         with self._transaction("BEGIN IMMEDIATE") as connection:
             connection.execute(FINISH, values)
+
+    def _next_instant(self) -> int:
+        """Tell the time, never earlier than before by the same clock, which may be set back."""
+        clock, latest = self._latest
+        now = self.now()
+        self._latest = (self.clock, max(now, latest) if clock is self.clock else now)
+        return self._latest[1]
 
     def _enqueue(
         self, connection: sqlite3.Connection, message: NewMessage, added: dict[str, Any], context_limit: int

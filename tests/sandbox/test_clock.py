@@ -1,8 +1,11 @@
 """The sandbox's time is what a test says it is, in all that it shows; what it waits for is real."""
 
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +86,31 @@ def test_every_attempt_is_signed_anew_by_the_clock_and_made_by_real_time() -> No
             "2025-01-15T12:01:00.123456Z",
             "2025-01-15T12:02:00.123456Z",
         ]
+
+
+def test_a_message_is_dated_when_it_is_stored_so_that_the_file_has_several_writers_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "box.db"
+
+    def clock() -> float:
+        other = sqlite3.connect(path, timeout=0)
+        with closing(other), pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        return 1736942400.0
+
+    with Sandbox(path) as box:
+        box.clock = clock
+        text = box.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
+    assert text["receivedAt"] == "2025-01-15T12:00:00.000000Z"
+
+
+def test_a_clock_that_is_set_back_dates_no_message_before_an_earlier_one() -> None:
+    with Sandbox() as box:
+        times = iter([10.0, 5.0, 7.0, 12.0])
+        box.clock = lambda: next(times)
+
+        def received_at() -> str:
+            return str(box.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")["receivedAt"])
+
+        assert [received_at()[17:19] for _ in range(4)] == ["10", "10", "10", "12"]
+        box.clock = lambda: 3.0
+        assert received_at()[17:19] == "03"
