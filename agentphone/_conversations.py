@@ -36,6 +36,11 @@ T = TypeVar("T")
 
 MAX_RECENT_MESSAGES = 100
 
+_BROKEN_OFF = (
+    "An exception (Ctrl-C, or one of a debugger's) broke this iteration off in the middle of a step. Begin a new one"
+    " with after= the message that was handled last."
+)
+
 LONGEST_RETRY_AFTER = 3600.0
 """The longest `Retry-After`, in seconds, that a live iteration waits for; it has nothing better to do."""
 
@@ -514,6 +519,8 @@ class _Live(AsyncStream[T]):
                 self._resume_at = (self._began_at or 0.0) + rest
                 self._began_at = None
                 self._walk.receive(())
+                if not self._walk.next_requests():
+                    raise RuntimeError(_BROKEN_OFF)
 
     async def _ask(self, requests: Sequence[Any]) -> Sequence[Page[Any]]:
         while True:
@@ -525,8 +532,8 @@ class _Live(AsyncStream[T]):
                 if not is_passing or retry_after > LONGEST_RETRY_AFTER:
                     raise
                 pause = max(retry_after, self._pace.rest(has_news=False))
-                self._transport.report(error, pause)
                 self._resume_at = self._transport.clock() + pause
+                self._transport.report(error, pause)
                 await self._transport.sleep_until(self._resume_at)
 
 

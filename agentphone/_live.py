@@ -6,6 +6,7 @@ Between two polls a live walk asks for nothing: then its driver rests as long as
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -90,6 +91,12 @@ class _Window:
         self.seen.update((item.id, item.received_at) for item in fresh)
         return fresh
 
+    def is_behind(self, last: datetime | None, items: Iterable[Message]) -> bool:
+        """Whether the messages do not show yet what the list says was received last."""
+        if last is None or (self.floor is not None and last <= self.floor):
+            return False
+        return not any(item.received_at + PRINTED > last for item in items)
+
     def raise_floor(self, floor: datetime) -> None:
         """Forget what was received up to an instant."""
         if self.floor is None or floor > self.floor:
@@ -103,34 +110,39 @@ class _Quiet:
     def __init__(self, overlap: timedelta, clock: Callable[[], float]) -> None:
         self._seconds = overlap.total_seconds()
         self._clock = clock
-        self._since: float | None = None
+        self._since = self._noted = math.nan
 
     def note(self, *, has_news: bool) -> bool:
         """Take the outcome of a poll, and say whether it has been quiet for long enough."""
-        now = self._clock()
-        if has_news or self._since is None:
-            self._since = now
-        return now - self._since > self._seconds
+        asked = self._noted  # the answer may have been long on its way: it tells of no later time than this for sure
+        self._noted = self._clock()
+        if has_news or math.isnan(self._since):
+            self._since = self._noted
+        return asked - self._since > self._seconds
 
 
 class FollowWalk(Walk[CursorRequest, Message]):
     """Read one conversation's messages as they arrive, oldest first, each once.
 
-    A poll reads the newest messages down to a floor: the instant of the newest message of the poll before, less the
+    A poll reads the newest messages down to a floor: the instant of one of the newest of the poll before, less the
     `overlap`. A message that is shown late, but not later than that after its own instant, lies above the floor of the
     next poll, however long that takes to come. What has been seen above the floor is remembered by id.
+
+    Not the newest one itself: it may be dated in the future, and would hide those that come behind it.
     """
 
     def __init__(self, *, after: Bound | None, overlap: timedelta, clock: Callable[[], float]) -> None:
         self._after = after
         self._overlap = overlap + PRINTED
         self._quiet = _Quiet(self._overlap, clock)
+        self._room = REMEMBERED
+        """How many messages one request of a poll can read again and see beyond."""
         self.has_news = False
         """Whether the last poll brought anything."""
         super().__init__()
 
     def _walk(self) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
-        pages = yield (CursorRequest(limit=REMEMBERED + 1),)
+        pages = yield (CursorRequest(limit=REMEMBERED + SPARE),)
         newest = sorted(pages[0].data, key=key)
         window = _Window(self._floor([item.received_at for item in newest], has_more=pages[0].has_more))
         start, is_from_now = self._after, self._after is None
@@ -148,9 +160,10 @@ class FollowWalk(Walk[CursorRequest, Message]):
                     start = None  # what else is shown behind it now, is shown late
             self._ready.extend(fresh)
             self.has_news = bool(fresh)
-            floor = self._floor(sorted(window.seen.values()), has_more=False)
-            if self._quiet.note(has_news=self.has_news) and len(window.seen) + SPARE > MAX_MESSAGES:
-                floor = max(window.seen.values())  # or each poll would take several requests, for ever
+            instants = sorted(window.seen.values())
+            floor = self._floor(instants, has_more=False)
+            if self._quiet.note(has_news=self.has_news) and len(instants) > self._room:
+                floor = instants[-self._room - 1]  # or each poll would read all of a burst again, for ever
             if floor is not None:
                 window.raise_floor(floor)
             yield ()
@@ -170,20 +183,29 @@ class FollowWalk(Walk[CursorRequest, Message]):
         self, walk: CursorWalk, pages: Sequence[Page[Message]]
     ) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], list[Message]]:
         """Read to the end of a walk, whose first pages may be there already; oldest first."""
-        found = list(walk.receive(pages)) if pages else []
+        found: list[Message] = []
+        first: Page[Message] | None = None
+        self._room = REMEMBERED
         while requests := walk.next_requests():
-            found.extend(walk.receive((yield requests)))
+            pages = pages or (yield requests)
+            if first is None:
+                first = pages[0]
+            else:
+                self._room = room_of(len(first.data))
+            found.extend(walk.receive(pages))
+            pages = ()
         return found[::-1]
 
     def _floor(self, instants: Sequence[datetime], *, has_more: bool) -> datetime | None:
         """Say down to where the next poll is to read, from the instants of the newest messages, oldest first."""
-        if len(instants) <= REMEMBERED:
-            if not has_more:
-                return None
-            lowest = shift(instants[0], -TICK) if instants else None  # a server that gives fewer than were asked for
-        else:
-            lowest = instants[-REMEMBERED - 1]
-        return None if lowest is None else min(lowest, shift(instants[-1], -self._overlap))
+        if not instants or (len(instants) <= REMEMBERED and not has_more):
+            return None
+        return shift(instants[max(0, len(instants) - REMEMBERED - 1)], -self._overlap)
+
+
+def room_of(first_page: int) -> int:
+    """Say how much of a first page that did not suffice may be read again, so that the next one will."""
+    return min(REMEMBERED, max(0, first_page - 1))
 
 
 def is_beyond(item: Message, start: Bound) -> bool:
@@ -211,6 +233,12 @@ class _Thread:
     """What was read of it, if its messages are new enough that some may still be shown late."""
     is_held: bool = False
     """Whether it showed messages later than the newest of the list, which the next poll gives."""
+    is_behind: bool = False
+    """Whether it did not show the message yet that the list knows of."""
+
+    def is_later_than(self, instant: datetime) -> bool:
+        """Whether it had a message later than that."""
+        return self.trace[1] is not None and self.trace[1] > instant
 
 
 WatchSteps = Generator[Sequence[OffsetRequest | MessagesRequest], Sequence[Page[Any]], Any]
@@ -233,10 +261,15 @@ class WatchWalk(Walk[Any, Any]):
         self._quiet = _Quiet(self._overlap, clock)
         self._threads: dict[str, _Thread] = {}
         self._floor: datetime | None = None
-        """Down to where the list is read."""
+        """What was received up to here is not shown any more for the first time."""
+        self._head: datetime | None = None
+        """Down to where the list is read: to the floor, and to so many conversations that one whose last message is
+        dated in the future does not hide the others. None for all of a short list."""
         self._covered: datetime | None = None
         """Down to where it was read: a conversation that is not among `_threads` had no later message then. None for
         all of it."""
+        self._room = REMEMBERED
+        """How many conversations one request of a poll can list again and see beyond."""
         self.has_news = False
         """Whether the last poll brought anything, or knows that there is more."""
         super().__init__()
@@ -244,14 +277,14 @@ class WatchWalk(Walk[Any, Any]):
     def _walk(self) -> WatchSteps:
         pages: Sequence[Page[Conversation]] = yield (OffsetRequest(limit=SPARE, offset=0),)
         start, is_from_now = self._after, self._after is None
-        newest = _newest(pages[0])
-        if newest is not None:
-            self._floor = shift(newest, -self._overlap)
-            if start is not None:
-                self._floor = min(self._floor, shift(start.instant, -TICK))
-        elif start is not None:
-            self._floor = shift(start.instant, -TICK)
+        instants = _instants(pages[0].data)
+        if instants:
+            self._floor = shift(instants[-1], -self._overlap)
+        if start is not None:
+            beginning = shift(start.instant, -TICK)
+            self._floor = beginning if self._floor is None else min(self._floor, beginning)
         self._covered = self._floor
+        self._head = self._floor if pages[0].has_more else None
         while True:
             horizon, listed = yield from self._list(pages)
             pages = ()
@@ -264,20 +297,24 @@ class WatchWalk(Walk[Any, Any]):
                     start = None  # what else is shown behind it now, is shown late
             self._ready.extend(sorted(fresh, key=lambda new: key(new.message)))
             self.has_news = bool(fresh) or any(thread.is_held for thread in self._threads.values())
-            self._raise_floor(horizon, is_quiet=self._quiet.note(has_news=self.has_news))
+            self._move_on(listed, horizon, is_quiet=self._quiet.note(has_news=self.has_news))
             yield ()
 
     def _list(self, pages: Sequence[Page[Conversation]]) -> WatchSteps:
         """Read the head of the list; give the instant of its newest message, and the conversations."""
         size = min(MAX_CONVERSATIONS, self._recent() + SPARE)
-        walk = OffsetWalk(limit=None, offset=0, page_size=size, floor=self._floor)
+        walk = OffsetWalk(limit=None, offset=0, page_size=size, floor=self._head)
         horizon: datetime | None = None
         listed: list[Conversation] = []
-        is_first = True
+        first: list[datetime] | None = None
+        self._room = REMEMBERED
         while requests := walk.next_requests():
             pages = pages or (yield requests)
-            if is_first:
-                is_first, horizon = False, _newest(pages[0])
+            if first is None:
+                first = _instants(pages[0].data)
+                horizon = max(first, default=None)
+            else:
+                self._room = room_of(len(first))
             listed.extend(walk.receive(pages))
             pages = ()
         return horizon, listed
@@ -308,12 +345,14 @@ class WatchWalk(Walk[Any, Any]):
                     found[name].extend(walks[name].receive((page,)))
             for conversation, window in batch:
                 items = found[conversation.id]
+                thread = threads[conversation.id]
+                thread.is_behind = window.is_behind(conversation.last_message_at, items)
                 if horizon is not None and conversation.id not in released:
-                    threads[conversation.id].is_held = any(item.received_at > horizon for item in items)
+                    thread.is_held = any(item.received_at > horizon for item in items)
                     items = [item for item in items if item.received_at <= horizon]
-                threads[conversation.id].window = window
+                thread.window = window
                 fresh.extend(NewMessage(conversation, item) for item in window.take(items))
-        self._threads = threads
+        self._threads |= threads
         return fresh
 
     def _window_of(self, conversation: Conversation, known: _Thread | None) -> _Window | None:
@@ -322,7 +361,7 @@ class WatchWalk(Walk[Any, Any]):
         if known is None:
             is_new = self._covered is None or (last is not None and last > self._covered)
             return _Window(self._covered) if is_new else None
-        if known.trace == trace_of(conversation) and not known.is_held:
+        if known.trace == trace_of(conversation) and not (known.is_held or known.is_behind):
             return None
         if known.window is not None:
             return known.window
@@ -332,30 +371,44 @@ class WatchWalk(Walk[Any, Any]):
 
     def _recent(self) -> int:
         """Count the conversations that the next poll reads whether they moved or not."""
-        lasts = [thread.trace[1] for thread in self._threads.values()]
-        return sum(self._floor is None or (last is not None and last >= self._floor) for last in lasts)
+        return sum(self._head is None or last >= self._head for last in self._lasts())
 
-    def _raise_floor(self, horizon: datetime | None, *, is_quiet: bool) -> None:
+    def _lasts(self) -> list[datetime]:
+        """Give when each conversation had its last message, in order."""
+        return sorted(thread.trace[1] for thread in self._threads.values() if thread.trace[1] is not None)
+
+    def _move_on(self, listed: Sequence[Conversation], horizon: datetime | None, *, is_quiet: bool) -> None:
         """Move on after a poll, and forget what is too old to matter."""
-        lasts = [thread.trace[1] for thread in self._threads.values()]
-        dated = [last for last in lasts if last is not None]
-        if self._floor is None or (len(dated) == len(lasts) and all(last >= self._floor for last in dated)):
-            self._covered = None
-        else:
-            self._covered = min(dated, default=self._floor)
+        instants = _instants(listed)
+        is_whole = self._head is None or (len(instants) == len(listed) and instants[:1] >= [self._head])
+        self._covered = None if is_whole else min(instants, default=self._head)
         if horizon is None:
             return
         floor = shift(horizon, -self._overlap)
-        if is_quiet and self._recent() + SPARE > MAX_CONVERSATIONS:
-            floor = shift(horizon, TICK)  # or each poll would take several requests, for ever
         if self._floor is None or floor > self._floor:
             self._floor = floor
         for thread in self._threads.values():
+            thread.is_behind = thread.is_behind and not is_quiet  # or each poll would ask for it, for ever
             if thread.window is not None:
-                thread.window.raise_floor(self._floor)
-                if not thread.window.seen and not thread.is_held:
-                    thread.window = None
+                # Not beyond what it has itself: the floor may lie in the future.
+                newest = max(thread.window.seen.values(), default=horizon)
+                thread.window.raise_floor(min(self._floor, shift(newest, -self._overlap)))
+        if self._covered is not None:
+            ids = {conversation.id for conversation in listed}
+            known = min(self._covered, self._floor)
+            self._threads = {
+                identity: thread
+                for identity, thread in self._threads.items()
+                if identity in ids or thread.is_later_than(known)  # it has gone, and when it is back it is not new
+            }
+        lasts = self._lasts()
+        head = min(self._floor, lasts[-REMEMBERED - 1]) if len(lasts) > REMEMBERED else None
+        if is_quiet and self._recent() > self._room:
+            head = shift(lasts[-self._room - 1], TICK)  # or each poll would list all of a burst again, for ever
+        if head is not None and (self._head is None or head > self._head):
+            self._head = head
 
 
-def _newest(page: Page[Conversation]) -> datetime | None:
-    return max((item.last_message_at for item in page.data if item.last_message_at), default=None)
+def _instants(conversations: Iterable[Conversation]) -> list[datetime]:
+    """Give when the conversations had their last messages, in order."""
+    return sorted(item.last_message_at for item in conversations if item.last_message_at is not None)

@@ -263,7 +263,8 @@ def trace_of(item: Conversation) -> Trace:
 
 
 def _is_older(item: Conversation, floor: datetime | None) -> bool:
-    return floor is not None and (item.last_message_at is None or item.last_message_at < floor)
+    # One without a date says nothing of where in the list it stands: databases sort those to either end.
+    return floor is not None and item.last_message_at is not None and item.last_message_at < floor
 
 
 # Messages, by instant

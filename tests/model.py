@@ -25,6 +25,9 @@ class Reading:
     listed: str = "newest"
     digits: int = 6
     has_total: bool = True
+    most: int = 1000
+    """The largest page it gives, whatever was asked for."""
+    counts: bool = True
 
 
 def printed(micros: int, digits: int) -> datetime:
@@ -47,6 +50,7 @@ class Thread:
 
     def page(self, limit: int, before: datetime | None, after: datetime | None) -> Page[Message]:
         self.requests += 1
+        limit = min(limit, self.reading.most)
         inclusive = self.reading.inclusive
         found = sorted(self.messages)
         if before is not None:
@@ -129,6 +133,10 @@ class Account:
     now: int = 0
     requests: int = 0
     made: Iterator[int] = field(factory=lambda: iter(range(10**9)))
+    silent: list[str] = field(factory=list)
+    """Conversations without any message, which stand at the front of the list."""
+    hidden: str | None = None
+    """A conversation that the list leaves out for a while."""
 
     def receive(self, conversation_id: str, *, wait: int = 1, late: int = 0, prefix: str = "msg") -> str:
         """Let a message come in, dated `late` microseconds ago."""
@@ -141,7 +149,10 @@ class Account:
     def list(self, limit: int, offset: int) -> Page[Conversation]:
         """Give a page of conversations."""
         self.requests += 1
-        order = sorted(self.threads, key=lambda name: (max(self.threads[name].messages)[0], name), reverse=True)
+        limit = min(limit, self.reading.most)
+        shown = [name for name, thread in self.threads.items() if thread.messages and name != self.hidden]
+        order = sorted(shown, key=lambda name: (max(self.threads[name].messages)[0], name), reverse=True)
+        order = self.silent + order
         page = order[offset : offset + limit]
         return Page(
             data=tuple(map(self.conversation, page)),
@@ -150,13 +161,13 @@ class Account:
         )
 
     def conversation(self, conversation_id: str) -> Conversation:
-        messages = self.threads[conversation_id].messages
+        messages = self.threads[conversation_id].messages if conversation_id in self.threads else []
         return Conversation(
             id=conversation_id,
             phone_number="+15550100002",
             participant="+15550100001",
-            last_message_at=printed(max(messages)[0], self.reading.digits),
-            message_count=len(messages),
+            last_message_at=printed(max(messages)[0], self.reading.digits) if messages else None,
+            message_count=len(messages) if self.reading.counts else None,
         )
 
     def messages(

@@ -13,6 +13,7 @@ import anyio.abc
 import anyio.lowlevel
 import httpx
 import pytest
+import trio.testing
 
 from agentphone import (
     AsyncClient,
@@ -26,10 +27,11 @@ from agentphone import (
     RateLimitError,
     ResponseDecodeError,
     Stream,
+    _live,
 )
 from agentphone.sandbox import Reading, Sandbox
 from tests.clocks import jumping
-from tests.helpers import KEY, client_of, message, ok, page
+from tests.helpers import KEY, client_of, conversation, message, ok, page
 
 pytestmark = pytest.mark.anyio
 
@@ -317,6 +319,84 @@ async def test_a_conversation_that_goes_while_it_is_watched_is_passed_over() -> 
             assert (await anext(stream)).message.body == "there"
 
 
+@pytest.mark.parametrize("kind", ["not there yet", "not shown yet"])
+async def test_a_message_that_the_list_knows_before_the_messages_do_comes_when_it_shows(kind: str) -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        start = phone.now
+        new = phone.text("new")
+        status, body = (404, None) if kind == "not there yet" else (200, '{"data":[],"hasMore":false}')
+        box.faults.add(status=status, body=body, path=f"/v1/conversations/{new}/messages", times=2)
+        async with client_for(box) as client:
+            stream = client.conversations.watch(after=start)
+            assert (await anext(stream)).message.body == "new"
+            gone = phone.text("gone")
+            box.faults.add(status=404, path=f"/v1/conversations/{gone}/messages", times=10**6)
+            with anyio.move_on_after(300):
+                await anext(stream)
+            box.requests.clear()
+            with anyio.move_on_after(600):
+                await anext(stream)
+            assert len(box.requests) < 20, "one that shows nothing is given up"
+
+
+async def test_conversations_without_messages_at_the_front_of_the_list_hide_no_others() -> None:
+    shown = [f"conv_{number}" for number in range(60)]
+    silent = [conversation(id="conv_silent") | {"lastMessageAt": None, "messageCount": 0}]
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/messages"):
+            name = request.url.path.split("/")[3]
+            return httpx.Response(200, json=page(message(id=f"msg_{name}", receivedAt="2025-06-30T12:00:05Z")))
+        limit, offset = int(request.url.params["limit"]), int(request.url.params["offset"])
+        there = silent + [conversation(id=name) | {"lastMessageAt": "2025-06-30T12:00:05Z"} for name in shown]
+        found = there[offset : offset + limit]
+        return httpx.Response(200, json={"data": found, "hasMore": offset + limit < len(there), "total": len(there)})
+
+    client, _ = client_of(answer)
+    async with client:
+        stream = client.conversations.watch(after="2025-06-30T12:00:00Z")
+        assert {(await anext(stream)).conversation.id for _ in shown} == set(shown)
+
+
+async def test_a_hook_that_raises_ends_the_step_and_the_next_one_still_rests() -> None:
+    class EnoughError(Exception):
+        """What the hook raises."""
+
+    def stop(error: Exception, pause: float) -> None:
+        raise EnoughError
+
+    with Sandbox() as box:
+        phone = Phone(box)
+        conversation = phone.text("old")
+        async with client_for(box, max_retries=0, on_retry=stop) as client:
+            stream = client.conversations.follow(conversation, after=phone.now)
+            box.faults.add(status=503)
+            with pytest.raises(EnoughError):
+                await anext(stream)
+            phone.text("new")
+            began = anyio.current_time()
+            assert await bodies(stream, 1) == ["new"]
+            assert anyio.current_time() - began > 1
+
+
+async def test_a_stream_that_was_broken_off_says_so_and_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox() as box:
+        conversation = Phone(box).text("old")
+        async with client_for(box) as client:
+            stream = client.conversations.follow(conversation)
+
+            def interrupt(*_: Any) -> None:
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(_live._Window, "take", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                await anext(stream)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="Begin a new one"):
+                    await anext(stream)
+
+
 async def test_closing_it_ends_the_step_that_waits() -> None:
     with Sandbox() as box:
         conversation = Phone(box).text("old")
@@ -419,6 +499,27 @@ async def test_an_interval_above_the_longest_one_is_kept() -> None:
         with anyio.move_on_after(1000):
             await anext(client.conversations.follow("conv_1", poll_interval=100))
     assert 10 <= len(script.requests) <= 15
+
+
+def test_a_stream_goes_on_under_another_event_loop_whatever_its_clock_says() -> None:
+    """trio begins the clock of each event loop anywhere within eleven days."""
+    with Sandbox() as box:
+        phone = Phone(box)
+        client = client_for(box)
+        stream = client.conversations.follow(phone.text("old"), after=phone.now, poll_interval=0.05)
+
+        async def step(seconds: float) -> list[str | None]:
+            with anyio.move_on_after(seconds):
+                return await bodies(stream, 1)
+            return []
+
+        ahead = trio.testing.MockClock(rate=1.0)
+        ahead.jump(10_000.0)
+        assert anyio.run(step, 0.2, backend="trio", backend_options={"clock": ahead}) == []
+        phone.text("new")
+        behind = trio.testing.MockClock(rate=1.0)
+        assert anyio.run(step, 30.0, backend="trio", backend_options={"clock": behind}) == ["new"]
+        anyio.run(client.aclose)
 
 
 # Blocking
