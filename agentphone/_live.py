@@ -380,8 +380,8 @@ class WatchWalk(Walk[Any, Any]):
     def _move_on(self, listed: Sequence[Conversation], horizon: datetime | None, *, is_quiet: bool) -> None:
         """Move on after a poll, and forget what is too old to matter."""
         instants = _instants(listed)
-        is_whole = self._head is None or (len(instants) == len(listed) and instants[:1] >= [self._head])
-        self._covered = None if is_whole else min(instants, default=self._head)
+        is_whole = self._head is None or not instants or instants[0] >= self._head
+        self._covered = None if is_whole else instants[0]
         if horizon is None:
             return
         floor = shift(horizon, -self._overlap)
