@@ -79,10 +79,10 @@ class _Window:
     seen: dict[str, datetime] = field(factory=dict)
     """When each was received, by id."""
 
-    def walk(self) -> CursorWalk:
-        """Make the walk that reads it, from the newest message down."""
+    def walk(self, room: int = SPARE) -> CursorWalk:
+        """Make the walk that reads it, from the newest message down, with room for so many new ones in a page."""
         bound = None if self.floor is None else Bound(self.floor)
-        size = min(MAX_MESSAGES, len(self.seen) + SPARE)
+        size = min(MAX_MESSAGES, len(self.seen) + room)
         return CursorWalk(limit=None, before=None, after=bound, oldest_first=False, page_size=size)
 
     def take(self, items: Iterable[Message]) -> list[Message]:
@@ -333,9 +333,10 @@ class WatchWalk(Walk[Any, Any]):
                 if known is not None and known.is_held and known.trace == trace:
                     released.add(conversation.id)  # the list's clock is behind that of the messages
         fresh: list[NewMessage] = []
+        room = SPARE if self._threads else MAX_MESSAGES  # the first poll reads all since the start
         for begin in range(0, len(moved), AT_ONCE):
             batch = moved[begin : begin + AT_ONCE]
-            walks = {conversation.id: window.walk() for conversation, window in batch}
+            walks = {conversation.id: window.walk(room) for conversation, window in batch}
             found: dict[str, list[Message]] = {name: [] for name in walks}
             while asked := [
                 (identity, request) for identity, walk in walks.items() for request in walk.next_requests()

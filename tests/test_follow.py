@@ -229,6 +229,19 @@ async def test_after_a_large_burst_an_idle_poll_is_one_request_again(box: Sandbo
             assert len(box.requests) <= 30
 
 
+async def test_a_watch_that_was_away_for_long_reads_what_it_missed_in_large_pages() -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        start = phone.now
+        for number in range(1000):
+            phone.text("missed", f"+1555555{number % 5:04}")
+        async with client_for(box) as client:
+            stream = client.conversations.watch(after=start)
+            for _ in range(1000):
+                await anext(stream)
+        assert len(box.requests) <= 1 + 5 * 3
+
+
 async def test_what_passes_is_outlasted_and_told(caplog: pytest.LogCaptureFixture) -> None:
     told: list[tuple[str, float]] = []
     with Sandbox() as box:
