@@ -202,7 +202,9 @@ class AsyncConversations:
             return OffsetWalk(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
 
         first = call(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
-        return AsyncPager(lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport))
+        return AsyncPager(
+            lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport, at_once=concurrency)
+        )
 
     async def get(self, conversation_id: str, *, message_limit: int | None = None) -> ConversationDetail:
         """Get a conversation with its recent messages.
@@ -456,15 +458,19 @@ class AsyncConversations:
 class _Pages(AsyncStream[Page[T]]):
     """Drive one walk: ask for what it wants, hand it the answers. Nothing runs between two steps."""
 
-    def __init__(self, walk: Walk[R, T], call: Callable[[R], _wire.Call[Page[T]]], transport: Transport) -> None:
+    def __init__(
+        self, walk: Walk[R, T], call: Callable[[R], _wire.Call[Page[T]]], transport: Transport, *, at_once: int = 1
+    ) -> None:
         super().__init__()
         self._walk = walk
         self._call = call
         self._transport = transport
+        self._at_once = at_once
 
     async def _next_batch(self) -> tuple[Page[T]]:
         while requests := self._walk.next_requests():
-            pages = await self._transport.send_all([self._call(request) for request in requests])
+            calls = [self._call(request) for request in requests]
+            pages = await self._transport.send_all(calls, at_once=self._at_once)
             items = tuple(self._walk.receive(pages))
             if items or self._walk.is_over:
                 return (Page(data=items, has_more=not self._walk.is_over, total=pages[-1].total),)

@@ -23,6 +23,10 @@ MAX_CONVERSATIONS = 100
 MAX_MESSAGES = 200
 """The largest pages that the API gives."""
 
+AHEAD = 4
+"""How many times as many pages are asked for at a time as may be in flight at once: the next one goes out as soon as one
+is there, and all of them wait for the slowest more seldom."""
+
 PATIENCE = 5
 """How many pages in a row may bring nothing, before the walk says that the API goes in circles."""
 
@@ -214,7 +218,8 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
         overlap = 1 if is_overlapping else 0
         requests: list[OffsetRequest] = []
         end = offset
-        while not requests or (len(requests) < sweep.concurrency and total is not None and end < total):
+        most = sweep.concurrency * (1 if idle or sweep.concurrency == 1 else AHEAD)
+        while not requests or (len(requests) < most and total is not None and end < total):
             wanted = sweep.size if self._left is None else min(sweep.size, self._left - (end - offset))
             if wanted <= 0:
                 break

@@ -141,11 +141,14 @@ class Transport:
         if self._connections.is_closed:
             raise ClientClosedError(_CLOSED)
 
-    async def send_all(self, calls: Sequence[_wire.Call[T]], *, missing: T | None = None) -> Sequence[T]:
+    async def send_all(
+        self, calls: Sequence[_wire.Call[T]], *, at_once: int | None = None, missing: T | None = None
+    ) -> Sequence[T]:
         """Send calls at once and give their answers in order; the first that fails cancels the others.
 
         Args:
             calls: What to send.
+            at_once: How many of them may be under way at a time; None for all.
             missing: What stands for the answer to a call whose subject is not there (404); None to fail.
 
         Raises:
@@ -155,10 +158,12 @@ class Transport:
             return [await self._send_or(calls[0], missing)]
         answers: dict[int, T] = {}
         failures: list[Exception] = []
+        turns = anyio.Semaphore(at_once or len(calls), fast_acquire=True)
 
         async def send(index: int, call: _wire.Call[T]) -> None:
             try:
-                answers[index] = await self._send_or(call, missing)
+                async with turns:
+                    answers[index] = await self._send_or(call, missing)
             except Exception as error:  # noqa: BLE001  # raised below, alone: a task group would wrap it in a group
                 failures.append(error)
                 group.cancel_scope.cancel()

@@ -423,7 +423,7 @@ def check_list(case: List, make: Callable[[List], Walk[OffsetRequest, Conversati
         walk = make(case)
         while requests := walk.next_requests():
             assert inbox.requests < ENDLESS, "the walk does not end"
-            assert len(requests) <= case.concurrency
+            assert len(requests) <= (1 if case.concurrency == 1 else _pagination.AHEAD * case.concurrency)
             pages: dict[int, Page[Conversation]] = {}
             for index in case.order.sample(range(len(requests)), len(requests)):
                 assert 1 <= requests[index].limit <= case.largest
