@@ -197,12 +197,12 @@ def test_a_watched_account_gives_each_message_once(case: Case) -> None:
 
 @pytest.mark.parametrize("of_all", [False, True])
 def test_walks_that_look_back_at_nothing_are_refuted(of_all: bool) -> None:
-    @settings(MANY, phases=[Phase.generate], database=None)
+    @settings(MANY, max_examples=5000, phases=[Phase.generate], database=None)  # it ends at the first, within 200
     @given(cases(12 if of_all else 1))
     def careless(case: Case) -> None:
         check(Careless(case.account, case.after, case.events, case.rest), of_all=of_all)
 
-    with pytest.raises(AssertionError, match=r"lost|repeated"):
+    with pytest.raises(AssertionError, match=r"lost|repeated|not asked for"):
         careless()
 
 

@@ -435,7 +435,7 @@ def check_list(case: List, make: Callable[[List], Walk[OffsetRequest, Conversati
     assert there - removed <= set(ids)
 
 
-@MANY
+@settings(MANY, max_examples=800)
 @given(lists())
 def test_every_conversation_comes_once_while_the_list_moves(case: List) -> None:
     check_list(case)
