@@ -24,8 +24,8 @@ MAX_MESSAGES = 200
 """The largest pages that the API gives."""
 
 AHEAD = 4
-"""How many times as many pages are asked for at a time as may be in flight at once: the next one goes out as soon as one
-is there, and all of them wait for the slowest more seldom."""
+"""How many times as many pages are planned at a time as may be in flight at once. So the next one goes out as soon as
+one is there, and all of them wait for the slowest more seldom."""
 
 PATIENCE = 5
 """How many pages in a row may bring nothing, before the walk says that the API goes in circles."""
