@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import IO, Any, cast
 
 import anyio
 import anyio.abc
@@ -30,8 +35,10 @@ from agentphone import (
     _live,
 )
 from agentphone.sandbox import Reading, Sandbox
+from agentphone.sandbox.server import running
 from tests.clocks import jumping
 from tests.helpers import KEY, client_of, conversation, message, ok, page
+from tests.processes import ENVIRONMENT
 
 pytestmark = pytest.mark.anyio
 
@@ -535,6 +542,35 @@ def test_a_stream_goes_on_under_another_event_loop_whatever_its_clock_says() -> 
         anyio.run(client.aclose)
 
 
+async def test_a_hundred_followers_share_the_limiter_of_their_client() -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        start = phone.now
+        conversations = [phone.text("new", f"+1555555{number:04}") for number in range(100)]
+        inner = box.transport()
+        in_flight = most = 0
+
+        async def answer(request: httpx.Request) -> httpx.Response:
+            nonlocal in_flight, most
+            in_flight += 1
+            most = max(most, in_flight)
+            await anyio.sleep(0.1)
+            in_flight -= 1
+            return await inner.handle_async_request(request)
+
+        client, _ = client_of(answer, max_connections=5)
+        given: list[str | None] = []
+
+        async def follow(conversation: str) -> None:
+            given.extend(await bodies(client.conversations.follow(conversation, after=start), 1))
+
+        async with client, anyio.create_task_group() as group:
+            for conversation in conversations:
+                group.start_soon(follow, conversation)
+    assert given == ["new"] * 100
+    assert most == 5
+
+
 # Blocking
 
 
@@ -578,3 +614,45 @@ def test_closing_it_ends_another_threads_loop() -> None:
         assert ended.wait(30)
         thread.join()
         assert list(stream) == []
+
+
+ENDED_BY_CTRL_C = """\
+import sys, time
+from agentphone import Client
+
+client = Client("key", base_url=sys.argv[1])
+try:
+    for message in client.conversations.follow(sys.argv[2], poll_interval=0.05, max_poll_interval=0.05):
+        print(message.body, flush=True)
+except KeyboardInterrupt:
+    print("ended", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_ctrl_c_ends_a_blocking_loop_and_leaves_nothing_running() -> None:
+    with Sandbox() as box, running(box) as url:
+        conversation = Phone(box).text("old")
+        with subprocess.Popen(
+            [sys.executable, "-c", ENDED_BY_CTRL_C, url, conversation],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        ) as process:
+            try:
+                said = cast("IO[str]", process.stdout)
+                while len(box.requests) < 5:
+                    assert process.poll() is None
+                    time.sleep(0.01)
+                box.receive_sms(from_number=PERSON, to_number=AGENT, body="new")
+                assert said.readline() == "new\n"
+                process.send_signal(signal.SIGINT)
+                assert said.readline() == "ended\n"
+                time.sleep(0.2)  # what was on its way has arrived
+                count = len(box.requests)
+                time.sleep(1.0)  # twenty polls, if it went on
+                assert len(box.requests) == count
+            finally:
+                process.kill()
