@@ -410,15 +410,18 @@ async def test_after_a_failure_at_any_request_it_goes_on_and_asks_for_nothing_ag
 async def test_conversations_are_read_several_at_a_time(box: Sandbox, directory: Path) -> None:
     fill(box, 12, 5)
     in_flight = most = 0
+    together = anyio.Event()
 
     class Slow(Watched):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             nonlocal in_flight, most
             in_flight += 1
             most = max(most, in_flight)
-            with anyio.move_on_after(30):
-                while most < 3 and request.url.path.endswith("/messages"):
-                    await anyio.sleep(0.001)
+            if most == 3:
+                together.set()
+            if request.url.path.endswith("/messages"):
+                with anyio.move_on_after(30):
+                    await together.wait()
             for _ in range(20):
                 await anyio.lowlevel.checkpoint()
             try:
