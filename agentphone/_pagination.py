@@ -23,7 +23,7 @@ MAX_CONVERSATIONS = 100
 MAX_MESSAGES = 200
 """The largest pages that the API gives."""
 
-AHEAD = 4
+AHEAD = 8
 """How many times as many pages are planned at a time as may be in flight at once. So the next one goes out as soon as
 one is there, and all of them wait for the slowest more seldom."""
 
