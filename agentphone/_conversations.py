@@ -180,9 +180,9 @@ class AsyncConversations:
             limit: How many to give in all, from 1; None for every one. 250 takes three requests.
             offset: How many to skip, from 0.
             page_size: How many one request asks for, 1 to 100.
-            concurrency: How many requests may be in flight at once, from 1. With more than one, eight times as many pages
-                are read before the first of them comes; if the list moved meanwhile, it is read a second time, with
-                pages that overlap.
+            concurrency: How many requests may be in flight at once, from 1. With more than one, pages come in batches
+                of up to eight times as many; if the list moved meanwhile, it is read a second time, with pages that
+                overlap.
 
         Returns:
             A pager: iterate over it, or await it for one page. Nothing is sent before.
