@@ -67,8 +67,7 @@ def export(
     **Rows.** The API's fields under the API's names, in messages with `conversationId` in front. Instants are printed
     in UTC with a `Z`. Fields that this SDK does not know come at the end of a line of `jsonl`; the other formats have
     a column `extra` for them, which is JSON, as is `metadata`. In `csv` every text is quoted, null is empty and not
-    quoted, and no text is changed: a spreadsheet may take one that begins with `=` for a formula. In `parquet` instants
-    are timestamps, microseconds in UTC.
+    quoted, and no text is changed: a spreadsheet may take one that begins with `=` for a formula.
 
     **What is new.** With an instant as `since`, the files have what was received later than it, and the conversations
     in which something was. With `since="last"`, the export goes on from the last one into this directory, in the same

@@ -41,7 +41,6 @@ COLUMNS = {
 }
 """The columns of both files, under the API's names; `extra` follows them where columns are fixed."""
 
-INSTANTS = frozenset({"lastMessageAt", "createdAt", "receivedAt"})
 NUMBERS = frozenset({"messageCount"})
 LISTS = frozenset({"mediaUrls"})
 OBJECTS = frozenset({"metadata"})
@@ -177,8 +176,6 @@ class _Parquet(_File):
 
     def _kind(self, column: str) -> Any:
         arrow = self._arrow
-        if column in INSTANTS:
-            return arrow.timestamp("us", tz="UTC")
         if column in NUMBERS:
             return arrow.int64()
         return arrow.list_(arrow.string()) if column in LISTS else arrow.string()
@@ -211,8 +208,6 @@ def _typed(column: str, value: Any) -> Any:
         return value
     if column in LISTS:
         return [_unicode(item) for item in value]
-    if column in INSTANTS:
-        return datetime.fromisoformat(value)
     return _unicode(value) if type(value) is str else to_json(value).decode()
 
 
