@@ -297,7 +297,7 @@ class AsyncConversations:
         upper, lower = read_bound(before, "before"), read_bound(after, "after")
 
         def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
-            return _wire.list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
+            return _messages_call(conversation_id, request)
 
         def walk() -> CursorWalk:
             return CursorWalk(limit=limit, before=upper, after=lower, oldest_first=order == "asc", page_size=page_size)
@@ -396,7 +396,7 @@ class AsyncConversations:
         )
 
         def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
-            return _wire.list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
+            return _messages_call(conversation_id, request)
 
         call(CursorRequest(limit=1))  # an id that cannot be is told here, not at the first step
         return _Live(walk, call, self._transport, pace)
@@ -447,10 +447,7 @@ class AsyncConversations:
         def call(request: OffsetRequest | MessagesRequest) -> _wire.Call[Page[Any]]:
             if isinstance(request, OffsetRequest):
                 return _wire.list_conversations(limit=request.limit, offset=request.offset)
-            cursor = request.cursor
-            return _wire.list_messages(
-                request.conversation_id, limit=cursor.limit, before=cursor.before, after=cursor.after
-            )
+            return _messages_call(request.conversation_id, request.cursor)
 
         # A conversation may have gone between the two requests: nothing is new in it.
         return _Live(walk, call, self._transport, pace, missing=Page(data=(), has_more=False))
@@ -542,6 +539,10 @@ class _Live(AsyncStream[T]):
                 self._resume_at = self._transport.clock() + pause
                 self._transport.report(error, pause)
                 await self._transport.sleep_until(self._resume_at)
+
+
+def _messages_call(conversation_id: str, request: CursorRequest) -> _wire.Call[Page[Message]]:
+    return _wire.list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
 
 def _check_count(
