@@ -240,6 +240,9 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                         sweep.has_moved = sweep.front != front[: len(sweep.front)]
                         if not sweep.has_moved:
                             return sweep
+                    if page.has_more and 0 < len(page.data) < request.limit:
+                        overlap = 1 if page.total is None or sweep.is_overlapping else 0
+                        sweep.size = max(1, len(page.data) - overlap)  # the API gives no more at once
                 offset = request.offset + len(page.data)
                 reached = max(reached, offset)
                 idle = 0 if fresh else idle

@@ -414,7 +414,7 @@ def wild_list(seed: int) -> List:
         Reading(
             digits=random.choice([0, 3, 6]),
             has_total=random.random() < 0.7,
-            most=random.choice([1000, 1000, 1000, 2, 3, 5]),
+            most=random.choice([1000, 1000, 1000, 3, 4, 5]),
             nulls=random.choice(["first", "last"]),
         )
     )
@@ -706,6 +706,17 @@ def test_a_list_of_n_pages_that_stands_still_costs_at_most_n_and_one_requests(
     assert failure is None
     assert tuple(out) == whole
     assert asked <= max(1, pages) + 1
+
+
+@pytest.mark.parametrize(("most", "has_total", "asked_at_most"), [(50, True, 40 + 2), (50, False, 41 + 2)])
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_pages_smaller_than_asked_for_cost_no_more_for_being_in_flight_at_once(
+    concurrency: int, most: int, has_total: bool, asked_at_most: int
+) -> None:
+    inbox = numbered(2000, most=most, has_total=has_total)
+    ids, asked = read_while_it_moves(inbox, {}, concurrency=concurrency)
+    assert ids == set(inbox.last)
+    assert asked <= asked_at_most
 
 
 def conversation(number: int) -> Conversation:
