@@ -167,15 +167,17 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
         self._given: set[str] = set()
         self._held: dict[str, Conversation] = {}
         """What was read on a page that is to be read again, and has not gone out yet."""
+        self._largest = 0
+        """How many the largest page held."""
+        self._most = MAX_CONVERSATIONS
+        """How many the API gives at once."""
         super().__init__()
 
     def _walk(self) -> OffsetSteps[None]:
         is_promised = self._left is None and self._start == 0
         for reading in range(READINGS):
             is_again = reading > 0
-            sweep = yield from self._sweep(
-                _Sweep(self._page_size, self._concurrency, is_overlapping=is_again)
-            )
+            sweep = yield from self._sweep(_Sweep(self._page_size, self._concurrency, is_overlapping=is_again))
             if not is_promised or sweep.requests == 1:
                 return
             # Pages in flight at once are read in any order: only when they overlap do they show all that moves.
@@ -185,16 +187,14 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
     def _look_again(self, sweep: _Sweep, *, is_sure: bool) -> OffsetSteps[bool]:
         """Find at the front of the list what has jumped there; say whether nothing can be missing then."""
         known = dict(sweep.traces)
-        head = sweep
-        for _ in range(PATIENCE):
+        before, head = None, sweep
+        while before is None or 1 < head.requests < before.requests:  # or it never catches up with a list this busy
             before = head
             head = _Sweep(MAX_CONVERSATIONS, floor=before.began_at, total=before.total, gone=before.gone)
             yield from self._sweep(head, front=before.front, known=known)
             if not is_sure:
                 return not (sweep.has_moved or head.has_moved)
             known |= head.traces
-            if head.requests == 1:
-                break
         if self._floor is not None or not sweep.has_moved:
             return True
         return head.total is not None and len(known) >= head.total + head.gone
@@ -240,9 +240,6 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                         sweep.has_moved = sweep.front != front[: len(sweep.front)]
                         if not sweep.has_moved:
                             return sweep
-                    if page.has_more and 0 < len(page.data) < request.limit:
-                        overlap = 1 if page.total is None or sweep.is_overlapping else 0
-                        sweep.size = max(1, len(page.data) - overlap)  # the API gives no more at once
                 offset = request.offset + len(page.data)
                 reached = max(reached, offset)
                 idle = 0 if fresh else idle
@@ -250,7 +247,10 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                 is_last = not page.has_more and (page.total is None or offset >= page.total or not fresh)
                 if is_last or any(self._ends_at(item, sweep, known) for item in page.data):
                     return sweep
+                self._largest = max(self._largest, len(page.data))
                 if len(page.data) < request.limit:
+                    if page.has_more and page.data:
+                        self._most = self._largest
                     break  # shorter than asked for: the pages behind it, asked for at once, would leave a gap
         return sweep
 
@@ -275,7 +275,7 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
             if idle:
                 wanted = sweep.size  # the few that `limit` wants may move away as fast as the walk comes after them
             begin = max(self._start, end - max(overlap, 0 if requests else back))
-            limit = min(MAX_CONVERSATIONS, wanted + end - begin)
+            limit = min(self._most, wanted + end - begin)
             requests.append(OffsetRequest(limit=limit, offset=begin))
             end = begin + limit
         return requests
@@ -286,9 +286,9 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
             if item.id not in sweep.traces and len(sweep.front) < MAX_CONVERSATIONS:
                 sweep.front.append(trace_of(item))
             sweep.traces[item.id] = trace_of(item)
-            self._let_out(item)
+            self._emit(item)
 
-    def _let_out(self, item: Conversation) -> None:
+    def _emit(self, item: Conversation) -> None:
         self._held.pop(item.id, None)
         if item.id not in self._given and self._left != 0:
             self._given.add(item.id)
@@ -299,7 +299,7 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
     def _refuse_circles(self, request: OffsetRequest, page: Page[Conversation], idle: int) -> None:
         if idle > PATIENCE and page.has_more:
             for item in list(self._held.values()):
-                self._let_out(item)
+                self._emit(item)
             raise PaginationError(
                 f"GET /v1/conversations goes in circles: {idle} pages, the last at offset {request.offset}, held"
                 " nothing that was not read before, and still say hasMore. The API or a proxy is at fault."
