@@ -147,6 +147,10 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
       conversations are known after that than `total` counts, or there is no total, the list is read again as a whole,
       with pages that overlap: up to `READINGS` times, for a list that never stands still must come to an end.
 
+    What this assumes: a conversation that changes its place changes its date or its count of messages; fewer of them
+    do so between two requests than half a page holds; none passes the walk unseen in every reading; and none begins
+    between the same two answers in which another disappears, where the total alone would tell of both.
+
     With a `floor` it ends at conversations whose last message is older than that.
     """
 
