@@ -28,7 +28,7 @@ AHEAD = 8
 one is there, and all of them wait for the slowest more seldom."""
 
 PATIENCE = 5
-"""How many pages in a row may bring nothing, before the walk says that the API goes in circles."""
+"""How many times in a row pages may bring nothing, before the walk says that the API goes in circles."""
 
 READINGS = 3
 """How many times a list that moves all the time is read as a whole, at most."""
@@ -147,9 +147,10 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
       conversations are known after that than `total` counts, or there is no total, the list is read again as a whole,
       with pages that overlap: up to `READINGS` times, for a list that never stands still must come to an end.
 
-    What this assumes: a conversation that changes its place changes its date or its count of messages; fewer of them
-    do so between two requests than half a page holds; none passes the walk unseen in every reading; and none begins
-    between the same two answers in which another disappears, where the total alone would tell of both.
+    What this assumes: a conversation that changes its place changes its date or its count of messages. Fewer of them
+    do so between two requests than half a page holds. None moves to the middle, past the walk, in every reading. And
+    where some do: between the same two answers conversations begin or disappear, not both, for only the total tells of
+    them; without a total, nothing moves to the middle between two answers in which another disappears.
 
     With a `floor` it ends at conversations whose last message is older than that.
     """
@@ -216,6 +217,7 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
             requests = self._plan(sweep, offset, back, idle)
             pages = yield requests
             self._held.update((item.id, item) for page in pages for item in page.data)
+            idle_before = idle
             for request, page in zip(requests, pages, strict=True):
                 is_first = sweep.requests == 0
                 sweep.requests += 1
@@ -225,7 +227,8 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                 sweep.has_moved |= not is_first and page.total != total
                 fresh = [item for item in page.data if item.id not in sweep.traces]
                 if not fresh and not back and request.offset + request.limit > reached:
-                    idle, sweep.size = idle + 1, MAX_CONVERSATIONS
+                    # Once for all that were in flight at once: when the list moves, several of them bring nothing.
+                    idle, sweep.size = min(idle, idle_before) + 1, MAX_CONVERSATIONS
                     self._refuse_circles(request, page, idle)
                 if request.offset > self._start and (fallen or not _continues(sweep, request, page, offset)):
                     # Items have moved up behind the walk's back: read this page again, from further ahead.

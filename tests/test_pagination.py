@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -438,48 +439,72 @@ def wild_list(seed: int) -> List:
 class Mover:
     """Moves a list, within what the walk's promise assumes.
 
-    - A message that is shown late moves a conversation into the middle in fewer readings than there are at most.
-    - Between the same two answers, or while the same pages are in flight, conversations begin or disappear, not both,
-      where others are shown late, dated in the future or not at all: then the total alone tells of them.
+    Where all is at the front that moves (`ORDINARY`), nothing is assumed but a pace that can be kept up with. Else:
+
+    - A conversation moves past the walk, away from the front, in fewer readings than there are at most. It is away
+      from the front where it is shown late, or when others are dated in the future or not at all.
+    - Between the same two answers, or while the same pages are in flight, conversations begin or disappear, not both:
+      the total alone tells of them. Without a total, nothing else moves where one disappears.
+    - Fewer begin or disappear meanwhile than half a page holds.
     """
 
     case: List
     removed: set[str] = field(factory=set)
-    lates: Counter[str] = field(factory=Counter)
-    has_begun: bool = False
-    has_ended: bool = False
+    passed: Counter[str] = field(factory=Counter)
+    meanwhile: list[str] = field(factory=list)
+    """What has happened since the last answers."""
 
-    def step(self) -> None:
-        """Begin what counts as the same moment."""
-        self.has_begun = self.has_ended = False
+    def is_ordinary(self) -> bool:
+        undated = None in self.case.inbox.last.values()
+        return (
+            not undated and self.ahead() == 0 and all(kind in ORDINARY for few in self.case.moves for kind, *_ in few)
+        )
+
+    def ahead(self) -> int:
+        return sum(last is not None and last > self.case.inbox.now for last in self.case.inbox.last.values())
+
+    def may(self, what: str, chosen: str | None) -> bool:
+        inbox = self.case.inbox
+        if self.is_ordinary():
+            return True
+        ends = self.meanwhile.count("remove")
+        begins = sum(kind in ("new", "late new", "silent") for kind in self.meanwhile)
+        if what == "remove":
+            others = begins if inbox.reading.has_total else len(self.meanwhile) - ends
+            return not others and ends < 2
+        if ends and not (inbox.reading.has_total and chosen is not None):
+            return False
+        if chosen is None:
+            return begins < 2
+        # The first reading with pages in flight at once finds out no more than whether anything moves.
+        sure = _pagination.READINGS - (1 if self.case.concurrency > 1 else 0)
+        return self.passed[chosen] < sure - 1
 
     def move(self, what: str, which: int, where: int) -> None:
         inbox = self.case.inbox
         ids = list(inbox.last)
-        chosen = ids[which % len(ids)] if ids else None
+        is_new = what in ("new", "late new", "silent") or not ids
+        chosen = None if is_new else ids[which % len(ids)]
+        if is_new and what not in ("late new", "silent"):
+            what = "new"
+        if not self.may(what, chosen):
+            return
+        self.meanwhile.append(what)
         above = inbox.last[ids[where % len(ids)]] if ids else None
         late = 0 if above is None else max(0, inbox.now - above)
-        is_strict = what in WILD[3:] or any(kind in WILD[3:] for few in self.case.moves for kind, _, _ in few)
-        if what in ("new", "late new", "silent") or chosen is None:
-            if is_strict and self.has_ended:
-                return
-            self.has_begun = True
-            if what == "silent":
-                inbox.begin()
-            else:
-                inbox.receive(wait=1 + which % 3, late=late if what == "late new" else 0)
+        wait = 1 + which % 3
+        if what == "silent":
+            inbox.begin()
         elif what == "remove":
-            if is_strict and self.has_begun:
-                return
-            self.has_ended = True
+            assert chosen is not None
             self.removed.add(chosen)
             inbox.remove(chosen)
-        elif what == "late":
-            if self.lates[chosen] < _pagination.READINGS - 1:
-                self.lates[chosen] += 1
-                inbox.receive(chosen, wait=1, late=late)
+        elif what in ("late", "late new"):
+            inbox.receive(chosen, wait=1, late=late)
         else:
-            inbox.receive(chosen, wait=1 + which % 3, late=-(10**9) * (1 + where) if what == "ahead" else 0)
+            inbox.receive(chosen, wait=wait, late=-(10**9) * (1 + where) if what == "ahead" else 0)
+        if chosen is not None and (what == "late" or self.ahead() > 1 or None in inbox.last.values()):
+            self.passed[chosen] += 1
 
 
 def check_list(case: List, make: Callable[[List], Walk[OffsetRequest, Conversation]] = List.walk) -> None:
@@ -494,7 +519,7 @@ def check_list(case: List, make: Callable[[List], Walk[OffsetRequest, Conversati
             assert inbox.requests < ENDLESS, "the walk does not end"
             assert len(requests) <= (1 if case.concurrency == 1 else _pagination.AHEAD * case.concurrency)
             pages: dict[int, Page[Conversation]] = {}
-            mover.step()
+            mover.meanwhile.clear()
             for index in case.order.sample(range(len(requests)), len(requests)):
                 assert 1 <= requests[index].limit <= case.largest
                 pages[index] = inbox.page(requests[index].limit, requests[index].offset)
@@ -761,6 +786,15 @@ def test_what_was_read_goes_out_before_the_error_about_contradictory_pages() -> 
     out, failure, _ = walk_to_the_end(walk, answer)
     assert "circles" in str(failure)
     assert out == whole[:50] + whole[400:]
+
+
+@pytest.mark.parametrize("concurrency", [4, 8])
+def test_small_pages_in_flight_that_bring_nothing_are_no_circle(concurrency: int) -> None:
+    """More has jumped to the front while they were in flight than six of them hold."""
+    inbox = numbered(100)
+    jumps = {10 + number: partial(inbox.receive, f"conv_{number}") for number in range(12)}
+    ids, _ = read_while_it_moves(inbox, jumps, page_size=1, concurrency=concurrency)
+    assert ids == set(inbox.last)
 
 
 def test_a_total_without_end_is_followed_only_while_it_brings_something() -> None:
