@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
@@ -569,7 +569,7 @@ def numbered(count: int, **reading: Any) -> Inbox:
 
 
 def read_while_it_moves(
-    inbox: Inbox, moves: dict[int, Callable[[], Any]], *, page_size: int = 100, concurrency: int = 1
+    inbox: Inbox, moves: Mapping[int, Callable[[], Any]], *, page_size: int = 100, concurrency: int = 1
 ) -> tuple[set[str], int]:
     """Read a list of which something moves after the requests of those numbers; give who came, and the requests."""
     walk = OffsetWalk(limit=None, offset=0, page_size=page_size, concurrency=concurrency)
