@@ -125,10 +125,12 @@ class Direct(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         stream, self._stream = self._stream, None
-        if stream is not None:
-            await stream.aclose()
-        if self._indirect is not None:
-            await self._indirect.aclose()
+        try:
+            if stream is not None:
+                await stream.aclose()
+        finally:
+            if self._indirect is not None:
+                await self._indirect.aclose()
 
 
 _NETWORK = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
@@ -212,9 +214,11 @@ class Indirect(httpx.AsyncBaseTransport):
             await hook(event, info)
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
-        if self._stream is not None:  # httpcore leaves it open when it is cancelled in the TLS handshake
-            await self._stream.aclose()
+        try:
+            await self._transport.aclose()
+        finally:
+            if self._stream is not None:  # httpcore leaves it open when it is cancelled in the TLS handshake
+                await self._stream.aclose()
 
 
 class _Whole(httpx.AsyncByteStream):

@@ -14,7 +14,7 @@ import ssl
 import time
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import lru_cache, partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
@@ -465,9 +465,11 @@ class _Pool:
     async def throw_away(self, line: httpx.AsyncBaseTransport) -> None:
         """Close a connection, in whatever state it is."""
         if line is not self._shared:
-            with anyio.CancelScope(shield=True):
-                await line.aclose()
-            self._lines.discard(line)
+            try:
+                with anyio.CancelScope(shield=True):
+                    await line.aclose()
+            finally:  # asyncio's own cancellation knows no shield; the socket is closed all the same
+                self._lines.discard(line)
 
     async def aclose(self) -> None:
         for scope in tuple(self._calls):
@@ -496,9 +498,12 @@ async def _close_with_loop(lines: set[httpx.AsyncBaseTransport]) -> AsyncGenerat
     try:
         yield
     finally:
-        with anyio.CancelScope(shield=True):  # a loop that ends has cancelled everything
-            while lines:
-                await lines.pop().aclose()
+        # A loop that ends has cancelled everything. The stack closes them all, though asyncio's own cancellation, which
+        # knows no shield, ends the closing of one.
+        with anyio.CancelScope(shield=True):
+            async with AsyncExitStack() as stack:
+                while lines:
+                    stack.push_async_callback(lines.pop().aclose)
 
 
 @lru_cache(maxsize=4)

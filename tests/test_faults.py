@@ -402,6 +402,41 @@ def test_tasks_that_asyncio_itself_cancels_leave_nothing_either() -> None:
         assert server.wait_until_left()
 
 
+def test_a_second_cancellation_of_asyncio_while_a_connection_is_closed_forgets_the_connection() -> None:
+    async def main() -> None:
+        async with AsyncClient(KEY, base_url=server.url, max_connections=3) as client:
+            for number in range(20):
+                task = asyncio.create_task(client.conversations.get("conv_1"))
+                while server.connections <= number:
+                    await asyncio.sleep(0.001)
+                for _ in range(2):
+                    task.cancel()
+                    await asyncio.sleep(0)
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                at_rest(client)
+
+    with serving(SLOW["silence after the request"], times=ALWAYS) as server:
+        asyncio.run(asyncio.wait_for(main(), SECONDS))
+        assert server.wait_until_left()
+
+
+def test_a_cancellation_of_asyncio_while_a_client_closes_leaves_no_connection_open() -> None:
+    async def main() -> None:
+        client = AsyncClient(KEY, base_url=server.url)
+        await asyncio.gather(*(client.conversations.get("conv_1") for _ in range(5)))
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert await asyncio.to_thread(server.wait_until_left)
+        await client.aclose()
+
+    with serving() as server:
+        asyncio.run(asyncio.wait_for(main(), SECONDS))
+
+
 # ---- Many calls
 
 FAST_SERVER = """
