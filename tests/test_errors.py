@@ -9,6 +9,7 @@ import logging
 import pickle
 import re
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from agentphone import (
     Attempt,
     AuthenticationError,
     BadRequestError,
+    Client,
     ClientClosedError,
     ConfigurationError,
     ConflictError,
@@ -42,7 +44,7 @@ from agentphone import (
     WebhookVerificationError,
 )
 from agentphone import errors as module
-from tests.helpers import KEY, client_of, sample
+from tests.helpers import BASE, KEY, client_of, conversation, ok, sample
 
 pytestmark = pytest.mark.anyio
 
@@ -398,3 +400,68 @@ async def test_the_error_says_why_it_came_in_its_cause() -> None:
         await client.conversations.get("conv_1")
     assert caught.value.__cause__ is reason
     assert [attempt.outcome for attempt in caught.value.attempts] == ["ConnectError"]
+
+
+# ---- The caller's own exception
+
+
+async def ask(conversations: Any) -> Any:
+    """Make a call of either client."""
+    found = conversations.get("conv_1")
+    return await found if inspect.isawaitable(found) else found
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """Give what Python has chained to an error, without following causes."""
+    found = [error]
+    while (context := found[-1].__context__) is not None:
+        found.append(context)
+    return found
+
+
+async def refuse(_: httpx.Request) -> httpx.Response:
+    """Fail as the libraries below do: with an error of theirs, made of another one."""
+    try:
+        raise OSError
+    except OSError:
+        raise httpx.ConnectError("") from None
+
+
+FAILING: dict[str, list[Any]] = {
+    "a failed attempt and a success": [refuse, ok(conversation(messages=[]))],
+    "a failure": [refuse],
+    "a status": [httpx.Response(404, content=b"")],
+    "an answer that is no JSON": [httpx.Response(200, content=b"{")],
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+async def test_a_call_leaves_the_exception_that_its_caller_is_handling_alone(
+    kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentphone._retry.FIRST_PAUSE", 0.0)
+    steps = FAILING[name]
+    client, script = client_of(*steps, max_retries=len(steps) - 1)
+
+    conversations: Any = client.conversations
+    if kind == "blocking":
+        conversations = Client(KEY, base_url=BASE, transport=script, max_retries=len(steps) - 1).conversations
+    try:
+        raise KeyError("the caller's text")
+    except KeyError as mine:
+        before = traceback.format_exception(mine)
+        failed: BaseException | None = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a blocking call on a running loop
+            try:
+                await ask(conversations)
+            except AgentPhoneError as error:
+                failed = error
+        assert traceback.format_exception(mine) == before
+        assert (failed is None) == (len(steps) == 2)
+        if failed is not None:
+            assert "the caller's text" not in str(failed)
+            assert chain(failed)[-1] is mine  # as Python chains exceptions
+        if name.startswith("an answer"):
+            assert "the caller's text" in "".join(traceback.format_exception(failed))
