@@ -12,7 +12,7 @@ from attrs import NOTHING, NothingType, evolve
 
 from agentphone._config import DEFAULT_BASE_URL, Config, Secret, find_api_key, find_base_url
 from agentphone._conversations import AsyncConversations
-from agentphone._transport import Connections, Transport
+from agentphone._transport import NO_COPY, Connections, Transport
 from agentphone.errors import ConfigurationError
 
 SANDBOX_PREFIX = "sandbox:"
@@ -168,6 +168,10 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def __reduce__(self) -> str:
+        # Both copying and pickling ask for this. A copy would close the connections of the original.
+        raise TypeError(NO_COPY)
 
     def __repr__(self) -> str:
         # A client whose making has failed is among the locals of its traceback, and those are printed by some.

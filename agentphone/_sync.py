@@ -39,6 +39,9 @@ class Pager(Generic[T]):
     def __init__(self, wrapped: AsyncPager[T]) -> None:
         self._async = wrapped
 
+    def __reduce__(self) -> str:
+        return self._async.__reduce__()
+
     def __iter__(self) -> Iterator[T]:
         """Iterate over the items, each once.
 
@@ -501,6 +504,9 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         _portal.run(self._async.__aexit__, exc_type, exc_value, traceback)
+
+    def __reduce__(self) -> str:
+        return self._async.__reduce__()
 
     def __repr__(self) -> str:
         wrapped = getattr(self, "_async", "<Client (not made)>")

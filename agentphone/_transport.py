@@ -75,6 +75,9 @@ class Transport:
             }
         )
 
+    def __reduce__(self) -> str:
+        raise TypeError(NO_COPY)  # whatever is made from a client holds this
+
     async def send(self, call: _wire.Call[T]) -> T:
         """Send a call, trying again where that makes sense, and give its answer.
 
@@ -338,6 +341,10 @@ def _describe(error: BaseException, handled: BaseException | None, secret: Secre
     return f"{name}: {text.rstrip('.')}" if text else name
 
 
+NO_COPY = (
+    "A client cannot be copied or pickled, nor what was made from it. Tasks and threads can share one client;"
+    " with_options() makes one with other settings on the same connections; each process makes its own."
+)
 _CLOSED = "The client was used after it was closed. Make a new one."
 
 

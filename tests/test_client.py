@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import pickle
 import ssl
@@ -262,9 +263,33 @@ def test_the_key_is_in_no_repr(make: Any) -> None:
         assert KEY not in repr(part)
 
 
-def test_a_client_does_not_go_into_a_pickle() -> None:
-    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
-        pickle.dumps(AsyncClient(KEY))
+COPIES = [copy.copy, copy.deepcopy, pickle.dumps]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("cls", [AsyncClient, Client])
+def test_a_client_cannot_be_copied_or_pickled_and_says_what_to_do_instead(cls: Any, copied: Any) -> None:
+    client = cls(KEY)
+    for made in (client, client.with_options(timeout=1)):
+        with pytest.raises(TypeError, match=r"with_options\(\).*each process makes its own"):
+            copied(made)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("cls", [AsyncClient, Client])
+def test_what_a_client_made_cannot_be_pickled_either(cls: Any, copied: Any) -> None:
+    conversations = cls(KEY).conversations
+    for made in (conversations, conversations.list(), conversations.state("conv_1")):
+        with pytest.raises(TypeError, match="A client cannot be copied or pickled"):
+            copied(made)
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_an_iterator_cannot_be_copied_or_pickled(copied: Any) -> None:
+    made: list[Any] = [aiter(AsyncClient(KEY).conversations.list()), AsyncClient(KEY).conversations.follow("conv_1")]
+    for iterator in (*made, iter(Client(KEY).conversations.list()), Client(KEY).conversations.list().pages()):
+        with pytest.raises(TypeError, match="An iterator cannot be copied or pickled"):
+            copied(iterator)
 
 
 # ---- Lifetime

@@ -422,7 +422,7 @@ def chain(error: BaseException) -> list[BaseException]:
 async def refuse(_: httpx.Request) -> httpx.Response:
     """Fail as the libraries below do: with an error of theirs, made of another one."""
     try:
-        raise OSError
+        raise OSError  # noqa: TRY301
     except OSError:
         raise httpx.ConnectError("") from None
 
@@ -447,21 +447,22 @@ async def test_a_call_leaves_the_exception_that_its_caller_is_handling_alone(
     conversations: Any = client.conversations
     if kind == "blocking":
         conversations = Client(KEY, base_url=BASE, transport=script, max_retries=len(steps) - 1).conversations
+    mine, failed, before, after = KeyError("the caller's text"), None, [""], [""]
     try:
-        raise KeyError("the caller's text")
-    except KeyError as mine:
+        raise mine
+    except KeyError:
         before = traceback.format_exception(mine)
-        failed: BaseException | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a blocking call on a running loop
             try:
                 await ask(conversations)
             except AgentPhoneError as error:
                 failed = error
-        assert traceback.format_exception(mine) == before
-        assert (failed is None) == (len(steps) == 2)
-        if failed is not None:
-            assert "the caller's text" not in str(failed)
-            assert chain(failed)[-1] is mine  # as Python chains exceptions
-        if name.startswith("an answer"):
-            assert "the caller's text" in "".join(traceback.format_exception(failed))
+        after = traceback.format_exception(mine)
+    assert after == before
+    assert (failed is None) == (len(steps) == 2)
+    if failed is not None:
+        assert "the caller's text" not in str(failed)
+        assert chain(failed)[-1] is mine  # as Python chains exceptions
+    if name.startswith("an answer"):
+        assert "the caller's text" in "".join(traceback.format_exception(failed))
