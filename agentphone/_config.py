@@ -139,11 +139,15 @@ def find_api_key(given: Secret, default: str | None = None) -> Secret:
 
 
 def find_base_url(base_url: str | httpx.URL | None) -> str:
-    """Give the base URL of the argument, else of the environment, else AgentPhone's; without a slash at its end."""
+    """Give the base URL of the argument, else of the environment, else AgentPhone's.
+
+    Without a slash at its end, and without `/v1`: AgentPhone's docs show paths with it, so it is often copied along.
+    """
     found = (os.environ.get("AGENTPHONE_BASE_URL") or DEFAULT_BASE_URL) if base_url is None else base_url
     if not isinstance(found, str | httpx.URL):
         raise TypeError(f"base_url is a string or an httpx.URL, not {type(found).__name__}")
-    return str(found).rstrip("/")
+    url = str(found).rstrip("/")
+    return url.removesuffix("/v1").rstrip("/") if "://" in url else url  # `sandbox:data/v1` is a file
 
 
 def _check_base_url(base_url: str, *, allow_http: bool) -> None:

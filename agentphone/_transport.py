@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import ssl
 import sys
 import time
@@ -27,7 +28,7 @@ import httpx
 
 from agentphone import _wire
 from agentphone._config import USER_AGENT, Config, Secret, is_loopback
-from agentphone._retry import RetryBudget, RetryPolicy
+from agentphone._retry import RETRIED_STATUSES, RetryBudget, RetryPolicy
 from agentphone.errors import (
     APIConnectionError,
     APIStatusError,
@@ -306,7 +307,37 @@ def _typed(call: _wire.Call[Any], secret: Secret) -> Iterator[None]:
     except (httpx.TimeoutException, TimeoutError) as error:
         raise APITimeoutError(_describe(error, handled, secret), request=str(call)) from error
     except (httpx.RequestError, OSError) as error:
-        raise APIConnectionError(_describe(error, handled, secret), request=str(call)) from error
+        advice = _permanent_advice(error, handled)
+        what = _describe(error, handled, secret)
+        raise APIConnectionError(what, request=str(call), permanent_advice=advice) from error
+
+
+def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """Follow an error to what it was made of.
+
+    Args:
+        error: What failed.
+        handled: The exception that the caller was handling when the call began. Python chains it to whatever is raised
+            inside the call, but it is the caller's own.
+    """
+    seen: list[BaseException] = []
+    reason: BaseException | None = error
+    while reason is not None and reason is not handled and reason not in seen:
+        yield reason
+        seen.append(reason)
+        reason = reason.__cause__ or reason.__context__
+
+
+def _permanent_advice(error: Exception, handled: BaseException | None) -> str | None:
+    """Say what to do about a failure that no further attempt can clear; None where one may."""
+    # Through a proxy on trio, the certificate's error is deep below an error without a text.
+    if any(isinstance(reason, ssl.SSLCertVerificationError) for reason in _chain(error, handled)):
+        return APIConnectionError.advice_for_certificates
+    # httpx tells a proxy's status in the text only; and as words what a SOCKS proxy says to a wrong password.
+    status = re.match(r"4\d\d(?= )|Invalid username", str(error)) if isinstance(error, httpx.ProxyError) else None
+    if status is None or (status[0].isdigit() and int(status[0]) in RETRIED_STATUSES):
+        return None
+    return APIConnectionError.advice_for_proxies
 
 
 def _outcome(error: APIConnectionError | APIStatusError | ResponseDecodeError) -> str:
@@ -325,19 +356,14 @@ def _describe(error: BaseException, handled: BaseException | None, secret: Secre
 
     Args:
         error: What failed.
-        handled: The exception that the caller was handling when the call began. Python chains it to whatever is raised
-            inside the call; it is the caller's own, and is left alone.
+        handled: The exception that the caller was handling when the call began; it is left alone.
         secret: The key.
     """
     text, name = "", type(error).__name__
-    reasons: list[BaseException] = []
-    reason: BaseException | None = error
-    while reason is not None and reason is not handled and reason not in reasons:
-        reasons.append(reason)
+    for reason in _chain(error, handled):
         reason.args = tuple(secret.redact(told) if isinstance(told, str) else told for told in reason.args)
         text = text or secret.redact(str(reason))
         reason.__traceback__ = None
-        reason = reason.__cause__ or reason.__context__
     return f"{name}: {text.rstrip('.')}" if text else name
 
 

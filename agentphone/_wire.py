@@ -18,6 +18,7 @@ from agentphone._config import Secret
 from agentphone._decoding import DecodeError, decode, encode, parse_json
 from agentphone._retry import parse_retry_after
 from agentphone.errors import (
+    APIConnectionError,
     APIStatusError,
     AuthenticationError,
     BadRequestError,
@@ -33,6 +34,7 @@ from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 T = TypeVar("T")
 
+LIST_PATH = "/v1/conversations"
 LONGEST_ID = 4096
 """Far beyond any id of the API, and short enough for its URL: httpx refuses one of 64 KiB with an error of its own."""
 
@@ -58,7 +60,7 @@ class Call(Generic[T]):
 
 def list_conversations(*, limit: int, offset: int) -> Call[Page[Conversation]]:
     """`GET /v1/conversations`."""
-    return Call("GET", _target("/v1/conversations", limit=limit, offset=offset), Page[Conversation])
+    return Call("GET", _target(LIST_PATH, limit=limit, offset=offset), Page[Conversation])
 
 
 def get_conversation(conversation_id: str, *, message_limit: int | None) -> Call[ConversationDetail]:
@@ -94,7 +96,7 @@ def _path(conversation_id: str) -> str:
         raise ValueError("conversation_id is not Unicode text: it holds half a surrogate pair") from None
     if not segment.strip("."):  # "." and ".." would be taken for steps in the path
         segment = segment.replace(".", "%2E")
-    return f"/v1/conversations/{segment}"
+    return f"{LIST_PATH}/{segment}"
 
 
 def _target(path: str, **query: int | str | None) -> str:
@@ -250,7 +252,7 @@ def _status_error(call: Call[Any], answer: Answer, now: float, secret: Secret) -
     except DecodeError as error:
         text, said = _redact(answer.body.beginning, secret, is_cut=True), _Said()
         message = secret.redact(f"{_phrase(status, text.strip() or b'?')}; {error.what}")
-    return cls(
+    refusal = cls(
         message,
         request=str(call),
         status_code=status,
@@ -262,6 +264,11 @@ def _status_error(call: Call[Any], answer: Answer, now: float, secret: Secret) -
         location=_header(answer, "location", secret),
         body=text,
     )
+    if status == 407:
+        refusal.advice = APIConnectionError.advice_for_proxies
+    elif status == 404 and call.path == LIST_PATH:
+        refusal.advice = NotFoundError.advice_for_lists
+    return refusal
 
 
 def _phrase(status: int, body: bytes) -> str:

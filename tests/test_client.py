@@ -111,6 +111,24 @@ async def test_a_base_url_keeps_its_path_and_loses_its_slash(base_url: Any, begi
     assert str((await sent_by(api_key=KEY, base_url=base_url)).url) == f"{begins}conversations?limit=100&offset=0"
 
 
+@pytest.mark.parametrize("end", ["/v1", "/v1/", "//v1//"])
+@pytest.mark.parametrize("begin", ["https://api.example", "https://api.example/proxy", "HTTPS://api.example"])
+async def test_a_base_url_may_end_in_v1(begin: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = f"{begin.replace('HTTPS', 'https')}/v1/conversations?limit=100&offset=0"
+    assert str((await sent_by(api_key=KEY, base_url=begin + end)).url) == wanted
+    assert str((await sent_by(api_key=KEY, base_url=httpx.URL(begin + end))).url) == wanted
+    monkeypatch.setenv("AGENTPHONE_BASE_URL", begin + end)
+    assert str((await sent_by(api_key=KEY)).url) == wanted
+
+
+def test_a_base_url_that_only_looks_like_v1_keeps_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert repr(AsyncClient(KEY, base_url="https://api.example/apiv1")) == "<AsyncClient https://api.example/apiv1>"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    Client(base_url="sandbox:data/v1").close()
+    assert (tmp_path / "data" / "v1").is_file()
+
+
 @pytest.mark.parametrize(
     "base_url",
     [

@@ -232,6 +232,16 @@ async def test_a_page_of_html_is_told_to_come_from_a_proxy_and_an_empty_body_to_
     assert "empty body" in str(await error_of(httpx.Response(502)))
 
 
+async def test_a_list_that_is_not_there_blames_the_base_url_and_no_id() -> None:
+    client, _ = client_of(httpx.Response(404, content=b""))
+    with pytest.raises(NotFoundError, match="check `base_url`") as caught:
+        await client.conversations.list()
+    assert " id " not in str(caught.value)
+    for call in (client.conversations.get("conv_1"), client.conversations.messages("conv_1").page()):
+        with pytest.raises(NotFoundError, match="The id is wrong"):
+            await call
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_an_error_that_says_where_it_points_and_is_not_followed(status: int) -> None:
     elsewhere = "https://other.example/v1/conversations"
