@@ -12,7 +12,7 @@ from attrs import NOTHING, NothingType, evolve
 
 from agentphone._config import DEFAULT_BASE_URL, Config, Secret, find_api_key, find_base_url
 from agentphone._conversations import AsyncConversations
-from agentphone._transport import Connections, Transport
+from agentphone._transport import NO_COPY, Connections, Transport
 from agentphone.errors import ConfigurationError
 
 SANDBOX_PREFIX = "sandbox:"
@@ -28,9 +28,9 @@ class AsyncClient:
 
     Args:
         api_key: The API key. Default: the environment's AGENTPHONE_API_KEY.
-        base_url: Where the API is: `https://...`, or `sandbox:` for a local AgentPhone of this client's own, in memory
-            with demonstration data, or `sandbox:FILE.db` for one that is kept in a file. Default: the environment's
-            AGENTPHONE_BASE_URL, else `https://api.agentphone.to`.
+        base_url: Where the API is: `https://...`, with or without `/v1` at its end; or `sandbox:` for a local
+            AgentPhone of this client's own, in memory with demonstration data, or `sandbox:FILE.db` for one that is
+            kept in a file. Default: the environment's AGENTPHONE_BASE_URL, else `https://api.agentphone.to`.
         timeout: Seconds for one attempt, waiting for a free connection not included; or an `httpx.Timeout` for its
             phases; None for no limit.
         deadline: Seconds for a whole call with its retries and pauses; None for no limit. Iterators: for each request.
@@ -168,6 +168,10 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def __reduce__(self) -> str:
+        # Both copying and pickling ask for this. A copy would close the connections of the original.
+        raise TypeError(NO_COPY)
 
     def __repr__(self) -> str:
         # A client whose making has failed is among the locals of its traceback, and those are printed by some.

@@ -29,7 +29,7 @@ WIDTH = 120
 CONSTRUCTED = {"AsyncClient"}
 """The classes that users make themselves; the others come from a method of one of these."""
 RENAMED = {"__aiter__": "__iter__", "__aenter__": "__enter__", "__aexit__": "__exit__", "aclose": "close"}
-DUNDERS = {*RENAMED, "__init__", "__repr__"}
+DUNDERS = {*RENAMED, "__init__", "__reduce__", "__repr__"}
 ITERATORS = {"AsyncIterator": ("Iterator", "collections.abc"), "AsyncStream": ("Stream", "agentphone._portal")}
 """What blocking code iterates over instead, and where that comes from."""
 OMITTED = {"__await__"}

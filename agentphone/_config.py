@@ -6,12 +6,14 @@ An argument wins over the environment (`AGENTPHONE_API_KEY`, `AGENTPHONE_BASE_UR
 from __future__ import annotations
 
 import ipaddress
+import json
 import math
 import os
 import ssl
 from collections.abc import Callable
 from inspect import iscoroutinefunction
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from attrs import frozen
@@ -46,6 +48,28 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(...)"
+
+    def redact(self, text: str, *, is_cut: bool = False) -> str:
+        """Replace the value by stars in a text that an error or a log shows, also as JSON, a URL or a repr writes it.
+
+        Args:
+            text: What a server said. A short value stays in it: `any-key` in a test is a word as any other.
+            is_cut: Whether the text may end in the middle of the value; then its beginning at the end goes, too.
+        """
+        value = self.value or ""
+        if len(value) < SHORTEST_SECRET:
+            return text
+        in_json, in_repr = json.dumps(value)[1:-1], repr(value)[1:-1]
+        for form in dict.fromkeys((value, in_json, in_json.replace("/", "\\/"), quote(value, safe=""), in_repr)):
+            text = text.replace(form, "***")
+            if is_cut:
+                beginnings = (form[:length] for length in range(len(form) - 1, 3, -1))
+                if beginning := next(filter(text.endswith, beginnings), ""):
+                    text = text.removesuffix(beginning) + "***"
+        return text
+
+
+SHORTEST_SECRET = 12
 
 
 def _hook(name: str, value: Any) -> None:
@@ -115,11 +139,15 @@ def find_api_key(given: Secret, default: str | None = None) -> Secret:
 
 
 def find_base_url(base_url: str | httpx.URL | None) -> str:
-    """Give the base URL of the argument, else of the environment, else AgentPhone's; without a slash at its end."""
+    """Give the base URL of the argument, else of the environment, else AgentPhone's.
+
+    Without a slash at its end, and without `/v1`: AgentPhone's docs show paths with it, so it is often copied along.
+    """
     found = (os.environ.get("AGENTPHONE_BASE_URL") or DEFAULT_BASE_URL) if base_url is None else base_url
     if not isinstance(found, str | httpx.URL):
         raise TypeError(f"base_url is a string or an httpx.URL, not {type(found).__name__}")
-    return str(found).rstrip("/")
+    url = str(found).rstrip("/")
+    return url.removesuffix("/v1").rstrip("/") if "://" in url else url  # `sandbox:data/v1` is a file
 
 
 def _check_base_url(base_url: str, *, allow_http: bool) -> None:

@@ -50,9 +50,9 @@ class Direct(httpx.AsyncBaseTransport):
             stream = await self._connect(request.url, timeouts.get("connect"))
             with contextlib.suppress(httpcore.WriteError):  # some answer before they have read it all, and close
                 await stream.write(self._print(request), timeouts.get("write"))
-            answer = await self.next_event(timeouts.get("read"))
+            answer = await self.next_event(stream, timeouts.get("read"))
             while isinstance(answer, h11.InformationalResponse):
-                answer = await self.next_event(timeouts.get("read"))
+                answer = await self.next_event(stream, timeouts.get("read"))
             if not isinstance(answer, h11.Response):
                 raise httpcore.RemoteProtocolError("Server disconnected without sending a response.")
         except _CORE_ERRORS as error:
@@ -60,7 +60,7 @@ class Direct(httpx.AsyncBaseTransport):
         return httpx.Response(
             answer.status_code,
             headers=answer.headers.raw_items(),
-            stream=_Answer(self, timeouts.get("read")),
+            stream=_Answer(self, stream, timeouts.get("read")),
             extensions={
                 "http_version": b"HTTP/" + answer.http_version,
                 "reason_phrase": answer.reason,
@@ -94,9 +94,14 @@ class Direct(httpx.AsyncBaseTransport):
         except h11.LocalProtocolError as error:
             raise httpcore.LocalProtocolError(str(error)) from error
 
-    async def next_event(self, seconds: float | None) -> object:
-        """Read on, up to the next of h11's events."""
-        assert self._stream is not None  # noqa: S101  # for mypy: a request was sent on it
+    async def next_event(self, stream: httpcore.AsyncNetworkStream, seconds: float | None) -> object:
+        """Read on, up to the next of h11's events.
+
+        Args:
+            stream: What the request was sent on. Not `self._stream`: that is None once the client was closed, and
+                reading from a closed stream fails as any lost connection does.
+            seconds: For one read.
+        """
         while True:
             try:
                 event = self._protocol.next_event()
@@ -104,7 +109,7 @@ class Direct(httpx.AsyncBaseTransport):
                 raise httpcore.RemoteProtocolError(str(error)) from error
             if event is not h11.NEED_DATA:
                 return event
-            data = await self._stream.read(READ_BYTES, seconds)
+            data = await stream.read(READ_BYTES, seconds)
             if not data and self._protocol.their_state is h11.SEND_RESPONSE:
                 raise httpcore.RemoteProtocolError("Server disconnected without sending a response.")
             self._protocol.receive_data(data)
@@ -120,10 +125,12 @@ class Direct(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         stream, self._stream = self._stream, None
-        if stream is not None:
-            await stream.aclose()
-        if self._indirect is not None:
-            await self._indirect.aclose()
+        try:
+            if stream is not None:
+                await stream.aclose()
+        finally:
+            if self._indirect is not None:
+                await self._indirect.aclose()
 
 
 _NETWORK = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
@@ -148,8 +155,9 @@ def _is_httpx_replaced() -> bool:
 class _Answer(httpx.AsyncByteStream):
     """The body of an answer, as it comes in. No generator: trio warns of those that are dropped half-way."""
 
-    def __init__(self, line: Direct, seconds: float | None) -> None:
+    def __init__(self, line: Direct, stream: httpcore.AsyncNetworkStream, seconds: float | None) -> None:
         self._line = line
+        self._stream = stream
         self._seconds = seconds
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -157,7 +165,7 @@ class _Answer(httpx.AsyncByteStream):
 
     async def __anext__(self) -> bytes:
         try:
-            event = await self._line.next_event(self._seconds)
+            event = await self._line.next_event(self._stream, self._seconds)
         except _CORE_ERRORS as error:
             raise _as_httpx(error) from error
         if isinstance(event, h11.Data):
@@ -206,9 +214,11 @@ class Indirect(httpx.AsyncBaseTransport):
             await hook(event, info)
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
-        if self._stream is not None:  # httpcore leaves it open when it is cancelled in the TLS handshake
-            await self._stream.aclose()
+        try:
+            await self._transport.aclose()
+        finally:
+            if self._stream is not None:  # httpcore leaves it open when it is cancelled in the TLS handshake
+                await self._stream.aclose()
 
 
 class _Whole(httpx.AsyncByteStream):

@@ -27,7 +27,7 @@ from agentphone._pagination import (
 )
 from agentphone._portal import AsyncStream
 from agentphone._retry import is_temporary
-from agentphone._transport import Transport
+from agentphone._transport import NO_COPY, Transport
 from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
@@ -54,6 +54,9 @@ class AsyncPager(Generic[T]):
     def __init__(self, first: Callable[[], Awaitable[Page[T]]], walk: Callable[[], AsyncStream[Page[T]]]) -> None:
         self._first = first
         self._walk = walk
+
+    def __reduce__(self) -> str:
+        raise TypeError(NO_COPY)
 
     def __aiter__(self) -> AsyncIterator[T]:
         """Iterate over the items, each once.

@@ -39,6 +39,10 @@ _PACKAGE = str(Path(__file__).parent) + os.sep
 _CANCELLATION_SECONDS = 1.0
 _PAUSE_SECONDS = 1.0
 _INSTEAD = {"_advance": "iterate with `async for`", "__aenter__": "use `async with`", "__aexit__": "use `async with`"}
+_NO_COPY = (
+    "An iterator cannot be copied or pickled: the copy and the original would take each other's items. Make a new one,"
+    " which starts from the beginning, or with `after` from where this one was."
+)
 _TOO_LATE = "The interpreter is exiting, and it is too late for a call. Make it before the program ends."
 
 _USED_BY_THE_THREAD = (
@@ -348,6 +352,9 @@ class AsyncStream(AsyncIterator[T]):
             self._at_work = None
         raise StopAsyncIteration  # it was closed meanwhile
 
+    def __reduce__(self) -> str:
+        raise TypeError(_NO_COPY)
+
     async def aclose(self) -> None:
         """End the iteration, also for a task that waits for its next item. Closing again does nothing."""
         self._is_closed = True
@@ -385,6 +392,9 @@ class Stream(Iterator[T]):
         """Take the next batch: in the portal's thread, so that no signal in the caller's loses what the walk gave."""
         if not operator.length_hint(self._items):  # another thread may have brought some meanwhile
             self._items = iter(await self._source.next_batch())
+
+    def __reduce__(self) -> str:
+        raise TypeError(_NO_COPY)
 
     def close(self) -> None:
         """End the iteration, also for a thread that waits for its next item. Closing again does nothing."""

@@ -88,7 +88,9 @@ def is_temporary(error: AgentPhoneError) -> bool:
     """Whether the same call may succeed a little later."""
     if isinstance(error, APIStatusError):
         return error.status_code in RETRIED_STATUSES
-    return isinstance(error, APIConnectionError) and not isinstance(error, DeadlineExceededError)
+    if isinstance(error, DeadlineExceededError):
+        return False
+    return isinstance(error, APIConnectionError) and not error.is_permanent
 
 
 def parse_retry_after(value: str | None, now: float, date: str | None = None) -> float | None:

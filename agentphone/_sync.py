@@ -39,6 +39,9 @@ class Pager(Generic[T]):
     def __init__(self, wrapped: AsyncPager[T]) -> None:
         self._async = wrapped
 
+    def __reduce__(self) -> str:
+        return self._async.__reduce__()
+
     def __iter__(self) -> Iterator[T]:
         """Iterate over the items, each once.
 
@@ -392,9 +395,9 @@ class Client:
 
     Args:
         api_key: The API key. Default: the environment's AGENTPHONE_API_KEY.
-        base_url: Where the API is: `https://...`, or `sandbox:` for a local AgentPhone of this client's own, in memory
-            with demonstration data, or `sandbox:FILE.db` for one that is kept in a file. Default: the environment's
-            AGENTPHONE_BASE_URL, else `https://api.agentphone.to`.
+        base_url: Where the API is: `https://...`, with or without `/v1` at its end; or `sandbox:` for a local
+            AgentPhone of this client's own, in memory with demonstration data, or `sandbox:FILE.db` for one that is
+            kept in a file. Default: the environment's AGENTPHONE_BASE_URL, else `https://api.agentphone.to`.
         timeout: Seconds for one attempt, waiting for a free connection not included; or an `httpx.Timeout` for its
             phases; None for no limit.
         deadline: Seconds for a whole call with its retries and pauses; None for no limit. Iterators: for each request.
@@ -501,6 +504,9 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         _portal.run(self._async.__aexit__, exc_type, exc_value, traceback)
+
+    def __reduce__(self) -> str:
+        return self._async.__reduce__()
 
     def __repr__(self) -> str:
         wrapped = getattr(self, "_async", "<Client (not made)>")

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import ssl
+import sys
 import time
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import lru_cache, partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
@@ -25,8 +27,8 @@ import anyio.lowlevel
 import httpx
 
 from agentphone import _wire
-from agentphone._config import USER_AGENT, Config, is_loopback
-from agentphone._retry import RetryBudget, RetryPolicy
+from agentphone._config import USER_AGENT, Config, Secret, is_loopback
+from agentphone._retry import RETRIED_STATUSES, RetryBudget, RetryPolicy
 from agentphone.errors import (
     APIConnectionError,
     APIStatusError,
@@ -73,6 +75,9 @@ class Transport:
                 "User-Agent": USER_AGENT,
             }
         )
+
+    def __reduce__(self) -> str:
+        raise TypeError(NO_COPY)  # whatever is made from a client holds this
 
     async def send(self, call: _wire.Call[T]) -> T:
         """Send a call, trying again where that makes sense, and give its answer.
@@ -192,11 +197,11 @@ class Transport:
             line = await pool.take()
             try:
                 with anyio.CancelScope(deadline=began + self._timeout):
-                    status, headers, body = await self._exchange(call, line)
-                    _log(call, str(status), number, began)
-                    answer = _wire.read(call, status, headers, body, now=time.time(), secret=self._secret)
+                    answer = await self._exchange(call, line)
+                    _log(call, str(answer.status), number, began)
+                    model = _wire.read(call, answer, now=time.time(), secret=self._secret)
                     pool.give_back(line)
-                    return answer
+                    return model
                 raise APITimeoutError(f"no whole answer within {self._timeout:g} s", request=str(call))  # noqa: TRY301
             except APIStatusError:
                 pool.give_back(line)
@@ -207,9 +212,7 @@ class Transport:
                 await pool.throw_away(line)  # also after an answer that cannot be read: its rest may be still to come
                 raise
 
-    async def _exchange(
-        self, call: _wire.Call[Any], line: httpx.AsyncBaseTransport
-    ) -> tuple[int, httpx.Headers, _wire.Body]:
+    async def _exchange(self, call: _wire.Call[Any], line: httpx.AsyncBaseTransport) -> _wire.Answer:
         """Send one request and read its answer; whatever fails on the way becomes one of our errors."""
         config = self._config
         request = httpx.Request(
@@ -222,19 +225,19 @@ class Transport:
         if call.body is not None:
             request.headers["Content-Type"] = "application/json"
         _call_hook(config.on_request, request)
-        with _typed(call):
+        with _typed(call, self._secret):
             response = await line.handle_async_request(request)
         response.request = request  # what httpx's client layer would do, and a hook relies on
         try:
             _call_hook(config.on_response, response)
-            with _typed(call):
+            with _typed(call, self._secret):
                 body = await self._read_body(response)
         finally:
             if not response.is_closed:
                 # Shielded: a close that is cancelled half-way leaves the connection counted and never used again.
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
-        return response.status_code, response.headers, body
+        return _wire.Answer(response.status_code, response.headers, body)
 
     async def _read_body(self, response: httpx.Response) -> _wire.Body:
         """Read and decompress the body, up to the size that the client allows."""
@@ -293,17 +296,48 @@ def _call_hook(hook: Callable[[H], object] | None, argument: H) -> None:
 
 
 @contextmanager
-def _typed(call: _wire.Call[Any]) -> Iterator[None]:
+def _typed(call: _wire.Call[Any], secret: Secret) -> Iterator[None]:
     """Make one of our errors of whatever fails between here and the API.
 
     Not all of it is httpx's: under asyncio a TLS record that is none comes through httpcore as a bare `SSLError`.
     """
+    handled = sys.exception()
     try:
         yield
     except (httpx.TimeoutException, TimeoutError) as error:
-        raise APITimeoutError(_describe(error), request=str(call)) from error
+        raise APITimeoutError(_describe(error, handled, secret), request=str(call)) from error
     except (httpx.RequestError, OSError) as error:
-        raise APIConnectionError(_describe(error), request=str(call)) from error
+        advice = _permanent_advice(error, handled)
+        what = _describe(error, handled, secret)
+        raise APIConnectionError(what, request=str(call), permanent_advice=advice) from error
+
+
+def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """Follow an error to what it was made of.
+
+    Args:
+        error: What failed.
+        handled: The exception that the caller was handling when the call began. Python chains it to whatever is raised
+            inside the call, but it is the caller's own.
+    """
+    seen: list[BaseException] = []
+    reason: BaseException | None = error
+    while reason is not None and reason is not handled and reason not in seen:
+        yield reason
+        seen.append(reason)
+        reason = reason.__cause__ or reason.__context__
+
+
+def _permanent_advice(error: Exception, handled: BaseException | None) -> str | None:
+    """Say what to do about a failure that no further attempt can clear; None where one may."""
+    # Through a proxy on trio, the certificate's error is deep below an error without a text.
+    if any(isinstance(reason, ssl.SSLCertVerificationError) for reason in _chain(error, handled)):
+        return APIConnectionError.advice_for_certificates
+    # httpx tells a proxy's status in the text only; and as words what a SOCKS proxy says to a wrong password.
+    status = re.match(r"4\d\d(?= )|Invalid username", str(error)) if isinstance(error, httpx.ProxyError) else None
+    if status is None or (status[0].isdigit() and int(status[0]) in RETRIED_STATUSES):
+        return None
+    return APIConnectionError.advice_for_proxies
 
 
 def _outcome(error: APIConnectionError | APIStatusError | ResponseDecodeError) -> str:
@@ -313,24 +347,30 @@ def _outcome(error: APIConnectionError | APIStatusError | ResponseDecodeError) -
     return type(error.__cause__ or error).__name__
 
 
-def _describe(error: BaseException) -> str:
-    """Say what failed, and drop its frames.
+def _describe(error: BaseException, handled: BaseException | None, secret: Secret) -> str:
+    """Say what failed, drop its frames, and the key out of its texts, which may quote what the server said.
 
     httpx leaves many texts empty, and so do those under it; the first that says something may be the system's own. The
     frames of the libraries below hold the headers with the key as plain lists, which tools that print the locals of a
     traceback would show.
+
+    Args:
+        error: What failed.
+        handled: The exception that the caller was handling when the call began; it is left alone.
+        secret: The key.
     """
     text, name = "", type(error).__name__
-    reasons: list[BaseException] = []
-    reason: BaseException | None = error
-    while reason is not None and reason not in reasons:
-        reasons.append(reason)
-        text = text or str(reason)
+    for reason in _chain(error, handled):
+        reason.args = tuple(secret.redact(told) if isinstance(told, str) else told for told in reason.args)
+        text = text or secret.redact(str(reason))
         reason.__traceback__ = None
-        reason = reason.__cause__ or reason.__context__
     return f"{name}: {text.rstrip('.')}" if text else name
 
 
+NO_COPY = (
+    "A client cannot be copied or pickled, nor what was made from it. Tasks and threads can share one client;"
+    " with_options() makes one with other settings on the same connections; each process makes its own."
+)
 _CLOSED = "The client was used after it was closed. Make a new one."
 
 
@@ -465,9 +505,11 @@ class _Pool:
     async def throw_away(self, line: httpx.AsyncBaseTransport) -> None:
         """Close a connection, in whatever state it is."""
         if line is not self._shared:
-            with anyio.CancelScope(shield=True):
-                await line.aclose()
-            self._lines.discard(line)
+            try:
+                with anyio.CancelScope(shield=True):
+                    await line.aclose()
+            finally:  # asyncio's own cancellation knows no shield; the socket is closed all the same
+                self._lines.discard(line)
 
     async def aclose(self) -> None:
         for scope in tuple(self._calls):
@@ -496,9 +538,12 @@ async def _close_with_loop(lines: set[httpx.AsyncBaseTransport]) -> AsyncGenerat
     try:
         yield
     finally:
-        with anyio.CancelScope(shield=True):  # a loop that ends has cancelled everything
-            while lines:
-                await lines.pop().aclose()
+        # A loop that ends has cancelled everything. The stack closes them all, though asyncio's own cancellation, which
+        # knows no shield, ends the closing of one.
+        with anyio.CancelScope(shield=True):
+            async with AsyncExitStack() as stack:
+                while lines:
+                    stack.push_async_callback(lines.pop().aclose)
 
 
 @lru_cache(maxsize=4)

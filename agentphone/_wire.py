@@ -18,6 +18,7 @@ from agentphone._config import Secret
 from agentphone._decoding import DecodeError, decode, encode, parse_json
 from agentphone._retry import parse_retry_after
 from agentphone.errors import (
+    APIConnectionError,
     APIStatusError,
     AuthenticationError,
     BadRequestError,
@@ -33,6 +34,7 @@ from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 T = TypeVar("T")
 
+LIST_PATH = "/v1/conversations"
 LONGEST_ID = 4096
 """Far beyond any id of the API, and short enough for its URL: httpx refuses one of 64 KiB with an error of its own."""
 
@@ -58,7 +60,7 @@ class Call(Generic[T]):
 
 def list_conversations(*, limit: int, offset: int) -> Call[Page[Conversation]]:
     """`GET /v1/conversations`."""
-    return Call("GET", _target("/v1/conversations", limit=limit, offset=offset), Page[Conversation])
+    return Call("GET", _target(LIST_PATH, limit=limit, offset=offset), Page[Conversation])
 
 
 def get_conversation(conversation_id: str, *, message_limit: int | None) -> Call[ConversationDetail]:
@@ -94,7 +96,7 @@ def _path(conversation_id: str) -> str:
         raise ValueError("conversation_id is not Unicode text: it holds half a surrogate pair") from None
     if not segment.strip("."):  # "." and ".." would be taken for steps in the path
         segment = segment.replace(".", "%2E")
-    return f"/v1/conversations/{segment}"
+    return f"{LIST_PATH}/{segment}"
 
 
 def _target(path: str, **query: int | str | None) -> str:
@@ -177,14 +179,22 @@ ACCEPTED_ENCODINGS = "gzip"
 SHOWN_BYTES = 500
 
 
-def read(call: Call[T], status: int, headers: Mapping[str, str], body: Body, *, now: float, secret: Secret) -> T:
+@frozen(repr=False)
+class Answer:
+    """An answer as it came. Its repr shows nothing: what a server says may repeat the key."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Looked up in lower case."""
+    body: Body
+
+
+def read(call: Call[T], answer: Answer, *, now: float, secret: Secret) -> T:
     """Read an answer.
 
     Args:
         call: What was asked.
-        status: The HTTP status of the answer.
-        headers: Its headers; looked up in lower case.
-        body: Its body.
+        answer: What came.
         now: Unix seconds, for a `Retry-After` that is a date.
         secret: What no error may show, though the answer repeats it.
 
@@ -195,19 +205,30 @@ def read(call: Call[T], status: int, headers: Mapping[str, str], body: Body, *, 
         APIStatusError: The status is not a success; also where the body cannot be read, for the status tells enough.
         ResponseDecodeError: The body is not JSON of the promised shape.
     """
-    if not 200 <= status < 300:
-        raise _status_error(call, status, headers, body, now, secret)
+    if not 200 <= answer.status < 300:
+        raise _status_error(call, answer, now, secret)
     try:
-        return decode(body.whole(), call.shape)
+        return decode(answer.body.whole(), call.shape)
     except DecodeError as error:
-        raise ResponseDecodeError(
-            error.what,
-            request=str(call),
-            path=error.path,
-            status_code=status,
-            request_id=headers.get("x-request-id"),
-            body=_without(secret, body.beginning),
-        ) from None
+        what, path = secret.redact(error.what), secret.redact(error.path)
+    # Not inside the `except`: what is chained there holds the body as it came, and hides what the caller is handling.
+    raise ResponseDecodeError(
+        what,
+        request=str(call),
+        path=path,
+        status_code=answer.status,
+        request_id=_header(answer, "x-request-id", secret),
+        body=_redact(answer.body.beginning, secret, is_cut=True),
+    )
+
+
+def _redact(body: bytes, secret: Secret, *, is_cut: bool = False) -> bytes:
+    return secret.redact(body.decode("latin-1"), is_cut=is_cut).encode("latin-1")  # which keep each byte as it is
+
+
+def _header(answer: Answer, name: str, secret: Secret) -> str | None:
+    value = answer.headers.get(name)
+    return None if value is None else secret.redact(value)
 
 
 _STATUS_ERRORS = {
@@ -221,18 +242,17 @@ _STATUS_ERRORS = {
 }
 
 
-def _status_error(
-    call: Call[Any], status: int, headers: Mapping[str, str], body: Body, now: float, secret: Secret
-) -> APIStatusError:
+def _status_error(call: Call[Any], answer: Answer, now: float, secret: Secret) -> APIStatusError:
+    status, headers = answer.status, answer.headers
     cls = _STATUS_ERRORS.get(status, ServerError if 500 <= status < 600 else APIStatusError)
     try:
-        text = _without(secret, body.whole())
+        text = _redact(answer.body.whole(), secret)
         said = _read_error(text)
         message = said.message or _phrase(status, text)
     except DecodeError as error:
-        text, said = _without(secret, body.beginning), _Said()
-        message = f"{_phrase(status, text.strip() or b'?')}; {error.what}"
-    return cls(
+        text, said = _redact(answer.body.beginning, secret, is_cut=True), _Said()
+        message = secret.redact(f"{_phrase(status, text.strip() or b'?')}; {error.what}")
+    refusal = cls(
         message,
         request=str(call),
         status_code=status,
@@ -240,19 +260,15 @@ def _status_error(
         type=said.type,
         details=said.details,
         retry_after=parse_retry_after(headers.get("retry-after"), now, headers.get("date")),
-        request_id=headers.get("x-request-id"),
-        location=headers.get("location"),
+        request_id=_header(answer, "x-request-id", secret),
+        location=_header(answer, "location", secret),
         body=text,
     )
-
-
-def _without(secret: Secret, body: bytes) -> bytes:
-    """Take the key out of what an error shows. A short one stays: `any-key` in a test is a word as any other."""
-    key = (secret.value or "").encode()
-    return body.replace(key, b"***") if len(key) >= SHORTEST_SECRET else body
-
-
-SHORTEST_SECRET = 12
+    if status == 407:
+        refusal.advice = APIConnectionError.advice_for_proxies
+    elif status == 404 and call.path == LIST_PATH:
+        refusal.advice = NotFoundError.advice_for_lists
+    return refusal
 
 
 def _phrase(status: int, body: bytes) -> str:

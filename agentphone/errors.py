@@ -108,9 +108,32 @@ class APIConnectionError(_RequestError):
     """No whole answer came: the network, a proxy, TLS or a server that went away.
 
     The call may or may not have reached the API. Every call of this SDK can be repeated without harm.
+
+    Attributes:
+        is_permanent: Whether every further attempt fails, too, until a setting is changed: a certificate that is not
+            trusted, or a proxy that refuses to connect.
     """
 
-    advice = "The API did not answer; this is usually temporary: try again, and check the network and the base URL."
+    advice: str = (
+        "The API did not answer; this is usually temporary: try again, and check the network and the base URL."
+    )
+    advice_for_certificates = (
+        "This is not temporary: the certificate is not trusted, not valid now, or not of this host, and nothing was"
+        " sent. Check the base URL and this machine's clock; if the authority is your own or your company's, name its"
+        " certificate in SSL_CERT_FILE or give the client an `ssl_context`."
+    )
+    advice_for_proxies = (
+        "This is not temporary: the proxy refuses to connect. Give its user name and password in its URL"
+        " (HTTPS_PROXY=http://user:password@host:port), or except the API's host with NO_PROXY."
+    )
+
+    def __init__(
+        self, what: str, *, request: str, attempts: tuple[Attempt, ...] = (), permanent_advice: str | None = None
+    ) -> None:
+        super().__init__(what, request=request, attempts=attempts)
+        self.is_permanent: bool = permanent_advice is not None
+        if permanent_advice is not None:
+            self.advice = permanent_advice
 
 
 class APITimeoutError(APIConnectionError):
@@ -201,7 +224,7 @@ class APIStatusError(_RequestError):
         body: The first 500 bytes of the answer.
     """
 
-    advice = "The SDK does not know this status; see the message."
+    advice: str = "The SDK does not know this status; see the message."
 
     def __init__(
         self,
@@ -269,9 +292,13 @@ class PermissionDeniedError(APIStatusError):
 class NotFoundError(APIStatusError):
     """404: no such thing, or this API key has no access to it."""
 
-    advice = (
+    advice: str = (
         "The id is wrong, or belongs to a project that this API key cannot see, or the base URL leads elsewhere (it"
         " stops before /v1); a retry cannot help."
+    )
+    advice_for_lists = (
+        "There is no such list at this base URL, so it probably leads elsewhere: check `base_url` and"
+        " AGENTPHONE_BASE_URL (it stops before /v1); a retry cannot help."
     )
 
 

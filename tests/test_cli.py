@@ -345,10 +345,14 @@ def test_a_wrong_key_is_exit_1_and_names_the_options_of_the_command_line(tell: T
     assert "unlikely" not in told.errors
 
 
-def test_a_base_url_with_the_version_in_it_is_among_what_a_404_may_mean(tell: Tell, url: str) -> None:
-    told = tell("list", "--base-url", f"{url}/v1")
+def test_a_base_url_with_the_version_in_it_works(tell: Tell, url: str) -> None:
+    assert tell("list", "--base-url", f"{url}/v1").code == 0
+
+
+def test_a_404_of_the_list_says_to_check_the_base_url(tell: Tell, url: str) -> None:
+    told = tell("list", "--base-url", f"{url}/elsewhere")
     assert (told.code, told.output) == (1, "")
-    assert "the base URL leads elsewhere (it stops before /v1)" in told.errors
+    assert "check `--base-url` and AGENTPHONE_BASE_URL (it stops before /v1)" in told.errors
 
 
 def test_no_key_is_exit_2_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import pickle
 import ssl
@@ -108,6 +109,24 @@ def test_a_key_that_is_no_string_is_a_type_error_without_telling_it(key: Any) ->
 )
 async def test_a_base_url_keeps_its_path_and_loses_its_slash(base_url: Any, begins: str) -> None:
     assert str((await sent_by(api_key=KEY, base_url=base_url)).url) == f"{begins}conversations?limit=100&offset=0"
+
+
+@pytest.mark.parametrize("end", ["/v1", "/v1/", "//v1//"])
+@pytest.mark.parametrize("begin", ["https://api.example", "https://api.example/proxy", "HTTPS://api.example"])
+async def test_a_base_url_may_end_in_v1(begin: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = f"{begin.replace('HTTPS', 'https')}/v1/conversations?limit=100&offset=0"
+    assert str((await sent_by(api_key=KEY, base_url=begin + end)).url) == wanted
+    assert str((await sent_by(api_key=KEY, base_url=httpx.URL(begin + end))).url) == wanted
+    monkeypatch.setenv("AGENTPHONE_BASE_URL", begin + end)
+    assert str((await sent_by(api_key=KEY)).url) == wanted
+
+
+def test_a_base_url_that_only_looks_like_v1_keeps_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert repr(AsyncClient(KEY, base_url="https://api.example/apiv1")) == "<AsyncClient https://api.example/apiv1>"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    Client(base_url="sandbox:data/v1").close()
+    assert (tmp_path / "data" / "v1").is_file()
 
 
 @pytest.mark.parametrize(
@@ -262,9 +281,33 @@ def test_the_key_is_in_no_repr(make: Any) -> None:
         assert KEY not in repr(part)
 
 
-def test_a_client_does_not_go_into_a_pickle() -> None:
-    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
-        pickle.dumps(AsyncClient(KEY))
+COPIES = [copy.copy, copy.deepcopy, pickle.dumps]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("cls", [AsyncClient, Client])
+def test_a_client_cannot_be_copied_or_pickled_and_says_what_to_do_instead(cls: Any, copied: Any) -> None:
+    client = cls(KEY)
+    for made in (client, client.with_options(timeout=1)):
+        with pytest.raises(TypeError, match=r"with_options\(\).*each process makes its own"):
+            copied(made)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("cls", [AsyncClient, Client])
+def test_what_a_client_made_cannot_be_pickled_either(cls: Any, copied: Any) -> None:
+    conversations = cls(KEY).conversations
+    for made in (conversations, conversations.list(), conversations.state("conv_1")):
+        with pytest.raises(TypeError, match="A client cannot be copied or pickled"):
+            copied(made)
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_an_iterator_cannot_be_copied_or_pickled(copied: Any) -> None:
+    made: list[Any] = [aiter(AsyncClient(KEY).conversations.list()), AsyncClient(KEY).conversations.follow("conv_1")]
+    for iterator in (*made, iter(Client(KEY).conversations.list()), Client(KEY).conversations.list().pages()):
+        with pytest.raises(TypeError, match="An iterator cannot be copied or pickled"):
+            copied(iterator)
 
 
 # ---- Lifetime

@@ -9,6 +9,7 @@ import logging
 import pickle
 import re
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from agentphone import (
     Attempt,
     AuthenticationError,
     BadRequestError,
+    Client,
     ClientClosedError,
     ConfigurationError,
     ConflictError,
@@ -42,7 +44,7 @@ from agentphone import (
     WebhookVerificationError,
 )
 from agentphone import errors as module
-from tests.helpers import KEY, client_of, sample
+from tests.helpers import BASE, KEY, client_of, conversation, ok, sample
 
 pytestmark = pytest.mark.anyio
 
@@ -230,6 +232,16 @@ async def test_a_page_of_html_is_told_to_come_from_a_proxy_and_an_empty_body_to_
     assert "empty body" in str(await error_of(httpx.Response(502)))
 
 
+async def test_a_list_that_is_not_there_blames_the_base_url_and_no_id() -> None:
+    client, _ = client_of(httpx.Response(404, content=b""))
+    with pytest.raises(NotFoundError, match="check `base_url`") as caught:
+        await client.conversations.list()
+    assert " id " not in str(caught.value)
+    for call in (client.conversations.get("conv_1"), client.conversations.messages("conv_1").page()):
+        with pytest.raises(NotFoundError, match="The id is wrong"):
+            await call
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_an_error_that_says_where_it_points_and_is_not_followed(status: int) -> None:
     elsewhere = "https://other.example/v1/conversations"
@@ -398,3 +410,69 @@ async def test_the_error_says_why_it_came_in_its_cause() -> None:
         await client.conversations.get("conv_1")
     assert caught.value.__cause__ is reason
     assert [attempt.outcome for attempt in caught.value.attempts] == ["ConnectError"]
+
+
+# ---- The caller's own exception
+
+
+async def ask(conversations: Any) -> Any:
+    """Make a call of either client."""
+    found = conversations.get("conv_1")
+    return await found if inspect.isawaitable(found) else found
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """Give what Python has chained to an error, without following causes."""
+    found = [error]
+    while (context := found[-1].__context__) is not None:
+        found.append(context)
+    return found
+
+
+async def refuse(_: httpx.Request) -> httpx.Response:
+    """Fail as the libraries below do: with an error of theirs, made of another one."""
+    try:
+        raise OSError  # noqa: TRY301
+    except OSError:
+        raise httpx.ConnectError("") from None
+
+
+FAILING: dict[str, list[Any]] = {
+    "a failed attempt and a success": [refuse, ok(conversation(messages=[]))],
+    "a failure": [refuse],
+    "a status": [httpx.Response(404, content=b"")],
+    "an answer that is no JSON": [httpx.Response(200, content=b"{")],
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+async def test_a_call_leaves_the_exception_that_its_caller_is_handling_alone(
+    kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentphone._retry.FIRST_PAUSE", 0.0)
+    steps = FAILING[name]
+    client, script = client_of(*steps, max_retries=len(steps) - 1)
+
+    conversations: Any = client.conversations
+    if kind == "blocking":
+        conversations = Client(KEY, base_url=BASE, transport=script, max_retries=len(steps) - 1).conversations
+    mine, failed, before, after = KeyError("the caller's text"), None, [""], [""]
+    try:
+        raise mine
+    except KeyError:
+        before = traceback.format_exception(mine)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a blocking call on a running loop
+            try:
+                await ask(conversations)
+            except AgentPhoneError as error:
+                failed = error
+        after = traceback.format_exception(mine)
+    assert after == before
+    assert (failed is None) == (len(steps) == 2)
+    if failed is not None:
+        assert "the caller's text" not in str(failed)
+        assert chain(failed)[-1] is mine  # as Python chains exceptions
+    if name.startswith("an answer"):
+        assert "the caller's text" in "".join(traceback.format_exception(failed))

@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 
 import anyio
 import anyio.lowlevel
+import httpcore
 import httpx
 import pytest
 import trio
@@ -37,6 +38,7 @@ from agentphone import (
     DeadlineExceededError,
     ResponseDecodeError,
     ServerError,
+    _connection,
 )
 from tests.fault_server import (
     LOST,
@@ -400,6 +402,41 @@ def test_tasks_that_asyncio_itself_cancels_leave_nothing_either() -> None:
         assert server.wait_until_left()
 
 
+def test_a_second_cancellation_of_asyncio_while_a_connection_is_closed_forgets_the_connection() -> None:
+    async def main() -> None:
+        async with AsyncClient(KEY, base_url=server.url, max_connections=3) as client:
+            for number in range(20):
+                task = asyncio.create_task(client.conversations.get("conv_1"))
+                while server.connections <= number:  # noqa: ASYNC110  # the server is another thread
+                    await asyncio.sleep(0.001)
+                for _ in range(2):
+                    task.cancel()
+                    await asyncio.sleep(0)
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                at_rest(client)
+
+    with serving(SLOW["silence after the request"], times=ALWAYS) as server:
+        asyncio.run(asyncio.wait_for(main(), SECONDS))
+        assert server.wait_until_left()
+
+
+def test_a_cancellation_of_asyncio_while_a_client_closes_leaves_no_connection_open() -> None:
+    async def main() -> None:
+        client = AsyncClient(KEY, base_url=server.url)
+        await asyncio.gather(*(client.conversations.get("conv_1") for _ in range(5)))
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert await asyncio.to_thread(server.wait_until_left)
+        await client.aclose()
+
+    with serving() as server:
+        asyncio.run(asyncio.wait_for(main(), SECONDS))
+
+
 # ---- Many calls
 
 FAST_SERVER = """
@@ -537,6 +574,48 @@ async def test_closing_ends_the_calls_that_are_under_way_and_opens_nothing_again
             assert server.connections == 2
     finally:
         gc.enable()
+
+
+class ClosingStream(httpcore.AsyncNetworkStream):
+    """Close the client just after something was read, before the call can look at it."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, close: Callable[[], Awaitable[None]]) -> None:
+        self._stream = stream
+        self._close = close
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        data = await self._stream.read(max_bytes, timeout)
+        with anyio.CancelScope(shield=True):
+            await self._close()
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+@pytest.mark.parametrize("fault", ["one byte at a time of headers", "silence inside the answer"])
+async def test_closing_while_part_of_an_answer_has_arrived_is_a_client_closed_error(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _connection._NETWORK
+    client = AsyncClient(KEY, base_url="http://localhost")
+
+    class Network(httpcore.AnyIOBackend):
+        async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+            return ClosingStream(await network.connect_tcp(*args, **options), client.aclose)
+
+    monkeypatch.setattr(_connection, "_NETWORK", Network())
+    with serving(SLOW[fault]) as server, anyio.fail_after(SECONDS):
+        client = AsyncClient(KEY, base_url=server.url)
+        with pytest.raises(ClientClosedError):
+            await client.conversations.get("conv_1")
+        assert await anyio.to_thread.run_sync(server.wait_until_left)
 
 
 async def test_closing_wakes_a_call_that_pauses() -> None:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 import trustme
 
-from agentphone import APIConnectionError, AsyncClient, Client, ConfigurationError
+from agentphone import APIConnectionError, APIStatusError, AsyncClient, Client, ConfigurationError
 from tests.fault_server import serving
 from tests.proxy import Proxy, proxying
 
@@ -187,19 +187,46 @@ def test_a_tunnel_that_is_refused_is_a_connection_error_and_costs_no_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-    proxy.refusals = [answer] * 4
+    attempts = 1 if told == "407" else 2
+    proxy.refusals = [answer] * (2 * attempts)
     with serving(tls=tls) as server:
         first, second, third = get(kind, server.url, times=3, ssl_context=trusting)
     for error in (first, second):
         assert type(error) is APIConnectionError
         assert told in str(error)
-        assert len(error.attempts) == 2
+        assert len(error.attempts) == attempts
     assert third == "conv_1"
 
 
 @each_client
+@pytest.mark.parametrize(
+    ("status", "is_permanent"), [(401, True), (403, True), (407, True), (408, False), (429, False), (503, False)]
+)
+def test_a_proxy_that_refuses_to_connect_is_not_asked_again_and_the_error_says_what_to_set(
+    kind: str, status: int, is_permanent: bool, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    proxy.refusals = [f"HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n".encode()] * 2
+    (error,) = get(kind, "https://localhost:1")
+    assert len(error.attempts) == (1 if is_permanent else 2)
+    assert error.is_permanent is is_permanent
+    assert ("user:password@" in str(error), "temporary: try" in str(error)) == (is_permanent, not is_permanent)
+
+
+@each_client
+def test_a_proxy_that_wants_a_password_for_a_plain_request_says_so_too(
+    kind: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    proxy.refusals = [b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"] * 2
+    with pytest.raises(APIStatusError, match="user:password@") as caught:
+        get(kind, "http://localhost:1")
+    assert len(caught.value.attempts) == 1
+
+
+@each_client
 @pytest.mark.parametrize("way", ["directly", "through a tunnel", "by TLS to the proxy"])
-def test_a_certificate_that_is_not_trusted_is_told_and_costs_no_connection(
+def test_a_certificate_that_is_not_trusted_is_told_at_once_and_costs_no_connection(
     kind: str, way: str, proxy: Proxy, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(tls=tls) as server, proxying(tls=tls) as tls_proxy:
@@ -208,7 +235,9 @@ def test_a_certificate_that_is_not_trusted_is_told_and_costs_no_connection(
         for error in get(kind, server.url, times=3):
             assert type(error) is APIConnectionError
             assert "certificate verify failed" in str(error)
-            assert len(error.attempts) == 2
+            assert "SSL_CERT_FILE" in str(error)
+            assert "temporary: try" not in str(error)
+            assert len(error.attempts) == 1
         assert server.requests == []
         assert server.wait_until_left()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 import socket
+import ssl
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -68,6 +70,7 @@ CONNECTION = APIConnectionError("x", request="GET /")
             for status in (301, 304, 400, 401, 403, 404, 405, 409, 410, 422, 451, 501, 505)
         ),
         (CONNECTION, True),
+        (APIConnectionError("x", request="GET /", permanent_advice="Set it."), False),
         (APITimeoutError("x", request="GET /"), True),
         (DeadlineExceededError("x", request="GET /"), False),
         (ResponseDecodeError("x", request="GET /", status_code=200), False),
@@ -602,3 +605,46 @@ async def test_a_refused_body_leaves_no_connection_and_no_warning() -> None:
             with anyio.fail_after(30):
                 await gone.wait()
         tasks.cancel_scope.cancel()
+
+
+# ---- What does not pass
+
+
+async def distrust(_: httpx.Request) -> httpx.Response:
+    """Fail as httpx and trio do where a certificate is not trusted: its error is below one without a text."""
+    raise httpx.ConnectError("") from ssl.SSLCertVerificationError("certificate verify failed")
+
+
+async def refuse_password(_: httpx.Request) -> httpx.Response:
+    raise httpx.ProxyError("407 Proxy Authentication Required")
+
+
+async def refuse_socks(_: httpx.Request) -> httpx.Response:
+    raise httpx.ProxyError("Invalid username/password.")
+
+
+@pytest.mark.parametrize("failure", [distrust, refuse_password, refuse_socks])
+@pytest.mark.parametrize("live", ["follow", "watch"])
+async def test_follow_and_watch_raise_what_no_retry_can_clear(live: str, failure: Any) -> None:
+    client, script = client_of(failure)
+    iterator = client.conversations.watch() if live == "watch" else client.conversations.follow("conv_1")
+    with pytest.raises(APIConnectionError, match="not temporary") as caught, anyio.fail_after(5):
+        await anext(iterator)
+    assert caught.value.is_permanent
+    assert pickle.loads(pickle.dumps(caught.value)).is_permanent
+    assert len(script.requests) == 1
+
+
+async def test_a_certificate_that_the_caller_is_concerned_with_is_not_taken_for_the_apis() -> None:
+    client, script = client_of(httpx.ConnectError("refused"), max_retries=1)
+
+    async def refuse(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    script.steps = [refuse]
+    try:
+        raise ssl.SSLCertVerificationError("the caller's")  # noqa: TRY301
+    except ssl.SSLCertVerificationError:
+        with pytest.raises(APIConnectionError, match="usually temporary"):
+            await client.conversations.list()
+    assert len(script.requests) == 2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import httpx
@@ -14,6 +16,7 @@ import pytest
 
 from agentphone import (
     AgentPhoneError,
+    APIConnectionError,
     APIStatusError,
     AsyncClient,
     AuthenticationError,
@@ -22,8 +25,19 @@ from agentphone import (
     ResponseDecodeError,
 )
 from agentphone.sandbox import Sandbox
-from tests.fault_server import LOST, OK_HEAD, SLOW, UNREADABLE, Connection, Fault, after_request, answering, serving
-from tests.helpers import client_of
+from tests.fault_server import (
+    LOST,
+    OK_HEAD,
+    SLOW,
+    UNREADABLE,
+    Connection,
+    Fault,
+    after_request,
+    answering,
+    raw,
+    serving,
+)
+from tests.helpers import client_of, conversation, page
 from tests.processes import sandbox
 
 pytestmark = pytest.mark.anyio
@@ -279,6 +293,77 @@ async def test_what_an_error_shows_of_an_answer_has_stars_for_the_key() -> None:
     with pytest.raises(ResponseDecodeError) as undecoded:
         await client.conversations.list()
     assert b"***" in undecoded.value.body
+
+
+PARTS = {
+    # What the answer is, and how the key stands in it.
+    "cut at 500 bytes": lambda key, room: httpx.Response(200, content=b"x" * room + key),
+    "cut at 500 bytes of an unknown status": lambda key, room: streamed(b"x" * room + key, "br", 418),
+    "cut at 500 bytes of no gzip": lambda key, room: streamed(b"x" * room + key, "gzip"),
+    "half a gzip": lambda key, room: streamed(gzip.compress(b"x" * 9 + key[: room - 460], 0)[:-8], "gzip"),
+}
+
+
+async def failure(client: AsyncClient) -> AgentPhoneError:
+    """Give what a call raises. No test's frame is in its traceback, where the key is among the locals."""
+    with pytest.raises(AgentPhoneError) as caught:
+        await client.conversations.list()
+    return caught.value
+
+
+def streamed(body: bytes, encoding: str, status: int = 200) -> httpx.Response:
+    """Give an answer whose body was not read before, as from a network."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    return httpx.Response(status, content=chunks(), headers={"content-encoding": encoding})
+
+
+@pytest.mark.parametrize("name", PARTS)
+async def test_the_beginning_of_a_body_shows_no_part_of_a_key_that_it_cuts_through(name: str) -> None:
+    for room in range(465, 500):
+        client, _ = client_of(PARTS[name](CANARY.encode(), room), api_key=CANARY)
+        assert CANARY[:4] not in shown(await failure(client)), room
+
+
+QUOTED: dict[str, Callable[[str], httpx.Response]] = {
+    "location": lambda key: httpx.Response(302, headers={"location": f"https://other.example/?key={key}"}),
+    "location, percent-encoded": lambda key: httpx.Response(
+        302, headers={"location": f"https://other.example/?key={quote(key, safe='')}"}
+    ),
+    "request id": lambda key: httpx.Response(500, headers={"x-request-id": key}),
+    "request id of an answer that cannot be read": lambda key: httpx.Response(
+        200, content=b"{", headers={"x-request-id": key}
+    ),
+    "another encoding": lambda key: httpx.Response(500, content=b"", headers={"content-encoding": key}),
+    "a value that does not fit": lambda key: httpx.Response(200, json=page(conversation(lastMessageAt=key))),
+    "a complaint": lambda key: httpx.Response(
+        422, json={"detail": [{"loc": ["header", key], "msg": f"{key} is wrong", "type": key}]}
+    ),
+    "all of an envelope": lambda key: httpx.Response(
+        400, json={"error": {"message": key, "code": key, "type": key, "details": [{"field": key, key: [key]}]}}
+    ),
+}
+
+
+@pytest.mark.parametrize("key", [CANARY, 'sk_"live"/\\CANARY=4f3e2d1c'], ids=["plain", "with quotes"])
+@pytest.mark.parametrize("name", QUOTED)
+async def test_the_key_is_in_no_text_of_a_servers_that_an_error_shows(name: str, key: str) -> None:
+    client, _ = client_of(QUOTED[name](key), api_key=key, max_retries=0)
+    error = await failure(client)
+    assert "CANARY" not in shown(error)
+    assert "CANARY" not in repr(error.__context__)
+
+
+@each_client
+@pytest.mark.parametrize("answer", [f"HTTP/1.1 {CANARY}\r\n\r\n", f"HTTP/1.1 200 OK\r\n{CANARY}\r\n\r\n"])
+def test_the_key_is_in_no_text_of_a_line_that_is_no_http(kind: str, answer: str) -> None:
+    with serving(raw(answer.encode())) as server:
+        error = call(kind, server.url, lambda c: c.get("conv_1"), max_retries=0)
+        assert isinstance(error, APIConnectionError)
+        assert "***" in str(error)
+        assert CANARY not in shown(error)
 
 
 async def test_the_sandbox_writes_no_key_anywhere() -> None:

@@ -25,6 +25,7 @@ OUR_WORDS = {
     "base_url": "--base-url",
     ", or allow_http=True if meant": "",
     " Try api_key.strip().": "",
+    " or give the client an `ssl_context`": "",
     "wait `retry_after` seconds, or share one client, whose limits then hold for all callers": "wait, and try again",
 }
 """What the SDK's errors call the arguments of a client, and what they are called here, if they are there at all."""
