@@ -11,7 +11,7 @@ import os
 import ssl
 from collections.abc import Callable
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 from attrs import frozen
@@ -46,6 +46,9 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(...)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A secret is not pickled. Read it from the settings where it is needed.")
 
 
 def _hook(name: str, value: Any) -> None:

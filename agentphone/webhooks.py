@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 
 from attrs import field, frozen
 
@@ -415,6 +415,15 @@ class Webhook:
 
     def __repr__(self) -> str:
         return f"<Webhook secrets={len(self._secrets)} tolerance={self._tolerance!r}>"
+
+    def __copy__(self) -> Webhook:
+        return self  # It cannot change.
+
+    def __deepcopy__(self, _: object) -> Webhook:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A Webhook is not pickled, because it holds the secret. Create one in the other process.")
 
     def _verify(self, body: bytes, headers: _HasItems | Iterable[tuple[Any, Any]]) -> tuple[bytes, str | None]:
         """Give the verified bytes and the delivery id."""

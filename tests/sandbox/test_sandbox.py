@@ -1,6 +1,8 @@
 """What a test holds in its hand: the plain methods, the record of requests, the scripted faults, the demonstration."""
 
 import asyncio
+import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -72,6 +74,12 @@ def test_a_closed_sandbox_says_so(sandbox: Sandbox) -> None:
     sandbox.close()
     with pytest.raises(RuntimeError, match="closed"):
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+
+
+def test_a_sandbox_is_neither_copied_nor_pickled(sandbox: Sandbox) -> None:
+    for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"neither copied nor pickled\. Open another one"):
+            copied(sandbox)
 
 
 DROPPED = """
