@@ -43,8 +43,8 @@ class Sandbox:
         requests: The last 1,000 requests received, oldest first; a deque, to be read and cleared.
 
     Raises:
-        ValueError: The key is empty, or the factor is not a number from 0 on.
-        sqlite3.Error: The file cannot be opened as a database.
+        ValueError: The path is `":memory:"`, the key is empty, or the factor is not a number from 0 on.
+        sqlite3.Error: The file cannot be opened as a database, or is one of something else.
     """
 
     def __init__(

@@ -25,6 +25,8 @@ from agentphone.sandbox._reading import Reading
 
 Direction = Literal["inbound", "outbound"]
 
+APPLICATION_ID = 0x41507362  # "APsb", in the header of the file: marks it as a sandbox.
+
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS conversations (
         serial INTEGER PRIMARY KEY,
@@ -155,6 +157,8 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        if path is not None and os.fspath(path) == ":memory:":
+            raise ValueError("path is a file, not ':memory:'; None keeps the data in memory")
         self.reading: Reading = Reading()
         self.clock: Callable[[], float] = time.time
         self.on_webhook: Callable[[], object] = lambda: None
@@ -470,12 +474,14 @@ class Store:
         )
         connection.row_factory = sqlite3.Row
         try:
+            _refuse_others(connection)
             _use_wal(connection)
             # What was committed survives a kill of the process; the fsync per commit that this leaves out guards only
             # against the machine losing power.
             connection.execute("PRAGMA synchronous = NORMAL")
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 for statement in SCHEMA:
                     connection.execute(statement)
                 if self._refill is not None:
@@ -541,6 +547,16 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):  # Not on Windows, which does not fork.
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def _refuse_others(connection: sqlite3.Connection) -> None:
+    """Refuse somebody else's database before anything is written to it."""
+    with connection:
+        connection.execute("BEGIN")  # A process that creates the file in this moment is seen whole or not at all.
+        found: int = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if found != APPLICATION_ID and (found or tables):
+        raise sqlite3.DatabaseError("this is no sandbox but a database of something else; name another file")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from agentphone import Client, ConfigurationError
 from agentphone.sandbox import Sandbox, _store
 
 from .conftest import ADA, AGENT, BEN
@@ -77,6 +79,41 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         Sandbox(path)
     with pytest.raises(sqlite3.OperationalError):
         Sandbox(tmp_path / "missing" / "box.db")
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+@pytest.mark.parametrize("application_id", [0, 7])
+def test_somebody_elses_database_is_refused_and_left_as_it_was(
+    tmp_path: Path, journal: str, application_id: int
+) -> None:
+    path = tmp_path / "theirs.db"
+    with closing(sqlite3.connect(path)) as theirs:
+        theirs.execute(f"PRAGMA journal_mode = {journal}")
+        theirs.execute(f"PRAGMA application_id = {application_id}")
+        theirs.execute("CREATE TABLE conversations (number INTEGER)")
+    before = path.read_bytes()
+    with pytest.raises(sqlite3.DatabaseError, match="no sandbox but a database of something else"):
+        Sandbox(path)
+    with pytest.raises(ConfigurationError, match=r"theirs\.db.* no sandbox but a database of something else"):
+        Client(base_url=f"sandbox:{path}")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_empty_becomes_a_sandbox(tmp_path: Path) -> None:
+    path = tmp_path / "box.db"
+    path.touch()
+    for _ in range(2):
+        Sandbox(path).close()
+
+
+def test_in_memory_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="None keeps the data in memory"):
+        Sandbox(":memory:")
+    with pytest.raises(ConfigurationError, match="sandbox::memory:"):
+        Client(base_url="sandbox::memory:")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_writer_has_lost_nothing_that_it_was_told_is_stored(tmp_path: Path) -> None:
