@@ -100,6 +100,7 @@ FINISH = """UPDATE deliveries SET status = :status, attempts = :attempts, due = 
 DELIVERIES = "SELECT * FROM deliveries ORDER BY serial DESC LIMIT ?"
 
 PREVIEW_LENGTH = 100
+BUSY_SECONDS = 10.0  # For which another process may hold the file.
 EARLIEST, LATEST = -(2**63), 2**63 - 1
 
 
@@ -459,33 +460,50 @@ class Store:
     @contextmanager
     def _transaction(self, begin: str) -> Generator[sqlite3.Connection]:
         """Hold the connection for one transaction: committed at the end, rolled back by an exception."""
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the sandbox is closed")
-            if self._connection is None:
-                self._connection = self._connect()
-            with self._connection as connection:
-                connection.execute(begin)
-                yield connection
+        give_up_at = time.monotonic() + BUSY_SECONDS
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise RuntimeError("the sandbox is closed")
+                if self._connection is None:
+                    self._connection = self._connect()
+                try:
+                    self._connection.execute("PRAGMA busy_timeout = 0")
+                    self._connection.execute(begin)
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                        raise
+                else:
+                    self._connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+                    with self._connection as connection:
+                        yield connection
+                    return
+            # Another process is writing. Wait without the lock, for which a fork waits.
+            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  # two processes must not wait in step
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self._path or ":memory:", timeout=10.0, isolation_level=None, check_same_thread=False, factory=_Connection
+            self._path or ":memory:",
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
         )
         connection.row_factory = sqlite3.Row
         try:
-            _refuse_others(connection)
+            is_new = _check_whose(connection)
             _use_wal(connection)
             # What was committed survives a kill of the process; the fsync per commit that this leaves out guards only
             # against the machine losing power.
             connection.execute("PRAGMA synchronous = NORMAL")
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                for statement in SCHEMA:
-                    connection.execute(statement)
-                if self._refill is not None:
-                    self._refill(connection)
+            if is_new:
+                with connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    for statement in SCHEMA:
+                        connection.execute(statement)
+                    if self._refill is not None:
+                        self._refill(connection)
         except BaseException:
             connection.close()
             raise
@@ -549,14 +567,15 @@ if hasattr(os, "register_at_fork"):  # Not on Windows, which does not fork.
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
-def _refuse_others(connection: sqlite3.Connection) -> None:
-    """Refuse somebody else's database before anything is written to it."""
+def _check_whose(connection: sqlite3.Connection) -> bool:
+    """Say whether the database is new. Refuse somebody else's, before anything is written to it."""
     with connection:
         connection.execute("BEGIN")  # A process that creates the file in this moment is seen whole or not at all.
         found: int = connection.execute("PRAGMA application_id").fetchone()[0]
         tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if found != APPLICATION_ID and (found or tables):
         raise sqlite3.DatabaseError("this is no sandbox but a database of something else; name another file")
+    return found != APPLICATION_ID
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -9,7 +9,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -292,6 +294,49 @@ def test_a_fork_while_other_threads_write_does_not_block_the_child(tmp_path: Pat
             done.set()
             for thread in threads:
                 thread.join(30)
+
+
+WRITING = """
+import sqlite3, sys
+held = sqlite3.connect(sys.argv[1])
+held.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.readline()
+held.close()
+"""
+
+
+@fork_only
+def test_a_file_that_another_process_is_writing_holds_up_no_fork(tmp_path: Path) -> None:
+    path = tmp_path / "box.db"
+    command = [sys.executable, "-c", WRITING, str(path)]
+    with (
+        Sandbox(path) as sandbox,
+        ThreadPoolExecutor(1) as pool,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+    ):
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        waiting = pool.submit(sandbox.receive_sms, from_number=ADA, to_number=AGENT, body="Hi")
+        try:
+            started = time.monotonic()
+            for _ in range(5):
+                time.sleep(0.05)
+                assert in_a_child(lambda: get(sandbox, "/v1/conversations")["total"]) == 0
+            assert time.monotonic() - started < _store.BUSY_SECONDS / 2
+            assert not waiting.done()
+        finally:
+            holder.communicate(b"\n")
+        assert waiting.result(30)["body"] == "Hi"
+
+
+def test_a_file_that_stays_locked_is_an_error_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "box.db"
+    with Sandbox(path) as sandbox, closing(sqlite3.connect(path)) as other:
+        monkeypatch.setattr(_store, "BUSY_SECONDS", 0.2)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
 
 
 @pytest.mark.parametrize("statement", [_store.PAGE, _store.ONE, _store.NEWEST, _store.OLDEST, _store.TOTAL])
