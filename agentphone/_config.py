@@ -12,7 +12,7 @@ import os
 import ssl
 from collections.abc import Callable
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import httpx
@@ -48,6 +48,9 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(...)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A secret is not pickled. Read it from the settings where it is needed.")
 
     def redact(self, text: str, *, is_cut: bool = False) -> str:
         """Replace the value by stars in a text that an error or a log shows, also as JSON, a URL or a repr writes it.

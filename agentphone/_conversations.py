@@ -323,9 +323,9 @@ class AsyncConversations:
 
         The block gets an object to change. If it ends well and something changed, that is written; if it ends by an
         exception, also a cancellation, nothing is. Only what changed is laid over what was read: keys that the class
-        does not know survive, inside nested classes too, and defaults are not written until they are changed. (A list
-        that changed is written as the class has it.) Change the object itself; a new value for the variable is nothing
-        to it.
+        does not know survive, inside nested classes too, and defaults are not written until they are changed. Such keys
+        belong to the object that was read: it takes them along when it is moved, and a new one in its place (also from
+        `attrs.evolve`) has none. Change the object itself; a new value for the variable is nothing to it.
 
         The API has no compare-and-set. When two blocks of one conversation overlap, the later write wins whole: it
         stores what it read with its own changes, and what the other one wrote meanwhile is lost, under other keys too.

@@ -15,15 +15,16 @@ import hashlib
 import hmac
 import math
 import os
+import random
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 
 from attrs import field, frozen
 
@@ -416,6 +417,15 @@ class Webhook:
     def __repr__(self) -> str:
         return f"<Webhook secrets={len(self._secrets)} tolerance={self._tolerance!r}>"
 
+    def __copy__(self) -> Webhook:
+        return self  # It cannot change.
+
+    def __deepcopy__(self, _: object) -> Webhook:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A Webhook is not pickled, because it holds the secret. Create one in the other process.")
+
     def _verify(self, body: bytes, headers: _HasItems | Iterable[tuple[Any, Any]]) -> tuple[bytes, str | None]:
         """Give the verified bytes and the delivery id."""
         raw = _raw(body)
@@ -561,7 +571,7 @@ class SQLiteDeliveryLog:
     milliseconds and blocks: in `async` code make it in a thread (`await asyncio.to_thread(log.seen, id)`).
 
     Args:
-        path: The file; it is made if it is not there. The folder must be.
+        path: The file, for this log alone; it is made if it is not there. The folder must be.
         keep: How long a delivery is remembered, in seconds: longer than AgentPhone goes on to retry. What is older is
             deleted by later marks.
         clock: Gives now, in unix seconds.
@@ -583,11 +593,7 @@ class SQLiteDeliveryLog:
         self._keep = keep
         self._clock = clock
         try:
-            with self._opened() as database:
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS deliveries (id TEXT PRIMARY KEY, marked_at REAL NOT NULL) WITHOUT ROWID"
-                )
-                database.execute("CREATE INDEX IF NOT EXISTS deliveries_by_time ON deliveries (marked_at)")
+            self._transact(_create_tables)
         except sqlite3.Error as error:
             raise ConfigurationError(f"The delivery log {str(self._path)!r} cannot be used: {error}.") from error
 
@@ -599,9 +605,8 @@ class SQLiteDeliveryLog:
             sqlite3.Error: The file cannot be read.
         """
         _check_id(delivery_id)
-        with self._opened() as database:
-            found = database.execute("SELECT 1 FROM deliveries WHERE id = ?", (delivery_id,)).fetchone()
-        return found is not None
+        query = "SELECT 1 FROM deliveries WHERE id = ?"
+        return self._transact(lambda database: database.execute(query, (delivery_id,)).fetchone()) is not None
 
     def mark(self, delivery_id: str, /) -> None:
         """Remember the delivery as handled; again does nothing.
@@ -612,30 +617,57 @@ class SQLiteDeliveryLog:
         """
         _check_id(delivery_id)
         now = self._clock()
-        with self._opened() as database:
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("BEGIN IMMEDIATE")
             database.execute("INSERT OR IGNORE INTO deliveries VALUES (?, ?)", (delivery_id, now))
             database.execute("DELETE FROM deliveries WHERE marked_at < ?", (now - self._keep,))
+
+        self._transact(write)
 
     def __repr__(self) -> str:
         return f"<SQLiteDeliveryLog {str(self._path)!r}>"
 
-    @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection, in a transaction that writes as soon as it is one."""
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `work` and commit; call it again, which must do no harm, while another process has the file locked."""
         import sqlite3
 
-        with (
-            _no_fork,
-            closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level="IMMEDIATE")) as connection,
-            connection,
-        ):
-            yield connection
+        give_up_at = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                with (
+                    _no_fork,
+                    closing(sqlite3.connect(self._path, timeout=0, isolation_level=None)) as database,
+                    database,
+                ):
+                    return work(database)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                    raise
+            # Not by SQLite's own timeout, during which `_no_fork` would be held.
+            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  # no secret: two processes must not wait in step
 
 
+def _create_tables(database: sqlite3.Connection) -> None:
+    import sqlite3
+
+    database.execute("BEGIN IMMEDIATE")
+    [found] = database.execute("PRAGMA application_id").fetchone()
+    [tables] = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if found == _APPLICATION_ID:
+        return
+    if found or tables:
+        raise sqlite3.DatabaseError("it is a database of something else; name a file of its own")
+    database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    database.execute("CREATE TABLE deliveries (id TEXT PRIMARY KEY, marked_at REAL NOT NULL) WITHOUT ROWID")
+    database.execute("CREATE INDEX deliveries_by_time ON deliveries (marked_at)")
+
+
+_APPLICATION_ID = 0x41506C67  # "APlg", in the header of the file: marks it as a delivery log.
 _BUSY_SECONDS = 30.0
 _no_fork = threading.RLock()
-"""Held while SQLite is at work. It notes its locks of a file in memory: a child that is forked in that moment would
-wait for one that nobody releases."""
+"""Held while SQLite is at work, which takes milliseconds. It notes its locks of a file in memory: a child that is
+forked in that moment would wait for one that nobody releases."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
 

@@ -8,10 +8,12 @@ import gc
 import importlib
 import io
 import json
+import os
 import sqlite3
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -535,6 +537,32 @@ def test_a_disk_that_takes_no_more_is_said_and_the_export_goes_on_when_it_does(t
     assert contents(first) == contents(second)
 
 
+FULL_AT_THE_END = """
+import os, resource, signal, sys
+from agentphone import Client
+from agentphone.export import export
+from agentphone.export._store import Store
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+remove = Store.remove
+
+def remove_on_a_full_disk(self):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    remove(self)
+
+Store.remove = remove_on_a_full_disk
+with Client("key", base_url="sandbox:") as client:
+    export(client, sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its files have no such limit")
+def test_nothing_is_left_behind_on_a_disk_that_is_full_in_the_end(directory: Path) -> None:
+    done = run(*PYTHON, "-c", FULL_AT_THE_END, str(directory))
+    assert done.stderr == ""
+    assert names(directory) == {"conversations.jsonl", "messages.jsonl", ".last-export.db"}
+
+
 def test_a_full_disk_is_called_so(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.open({})
@@ -649,6 +677,27 @@ async def test_what_is_damaged_is_named(box: Sandbox, directory: Path) -> None:
     (directory / ".partial" / "export.db").write_bytes(b"no database, and long enough to be looked at" * 100)
     async with async_client(box.transport()) as client:
         with pytest.raises(ConfigurationError, match=r"export.db' is damaged .* Delete '.*\.partial' to begin again"):
+            await export(client, directory)
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("DROP TABLE conversations", r"export\.db' is damaged \(no such table.* Delete '.*\.partial' to begin again"),
+        ("DROP TABLE messages", r"export\.db' is damaged \(no such table.* Delete '.*\.partial' to begin again"),
+        ("DELETE FROM meta WHERE name = 'key'", r"another API key.* delete '.*\.partial' to begin again"),
+    ],
+)
+async def test_an_unfinished_export_that_lacks_something_is_no_empty_one(
+    box: Sandbox, directory: Path, statement: str, reason: str
+) -> None:
+    fill(box, 3, 1)
+    async with async_client(Watched(box, lambda number, _: httpx.Response(500) if number == 3 else None)) as client:
+        with pytest.raises(ServerError):
+            await export(client, directory, concurrency=1)
+    altered(directory / ".partial" / "export.db", statement)
+    async with async_client(box.transport()) as client:
+        with pytest.raises(ConfigurationError, match=reason):
             await export(client, directory)
 
 
@@ -866,10 +915,67 @@ async def test_since_last_continues_no_file_that_is_gone_and_no_damaged_state(bo
             await export(client, directory, since="last")
         (directory / "elsewhere").rename(directory / "messages.jsonl")
         (directory / ".last-export.db").write_bytes(b"no database, and long enough to be looked at" * 100)
-        with pytest.raises(ConfigurationError, match=r"\.last-export\.db' is damaged .* Export without since"):
+        with pytest.raises(ConfigurationError, match=r"\.last-export\.db' cannot be read .* export without since"):
             await export(client, directory, since="last")
         await export(client, directory)
         assert (await export(client, directory, since="last")).messages == 0
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut in its first page": lambda path: os.truncate(path, 1000),
+    "cut in the middle": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "without the messages": lambda path: altered(path, "DROP TABLE known"),
+    "without the notes": lambda path: altered(path, "DROP TABLE meta"),
+    "with other notes": lambda path: altered(path, "ALTER TABLE meta RENAME COLUMN value TO worth"),
+    "without an instant": lambda path: altered(path, "DELETE FROM meta WHERE name = 'settled'"),
+    "with no instant": lambda path: altered(path, "UPDATE meta SET value = 'noon' WHERE name = 'settled'"),
+    "with an instant without an offset": lambda path: altered(path, "UPDATE meta SET value = '2025-06-30T12:00:00'"),
+    "without a key": lambda path: altered(path, "DELETE FROM meta WHERE name = 'key'"),
+    "with a key of bytes": lambda path: altered(path, "UPDATE meta SET value = x'ff' WHERE name = 'key'"),
+    "with text that is none": lambda path: altered(path, "UPDATE meta SET value = CAST(x'ff' AS TEXT)"),
+    "with messages at no instant": lambda path: altered(path, "UPDATE known SET received_at = 'noon'"),
+    "with messages of text": lambda path: altered(path, "UPDATE known SET id = 'msg_1'"),
+    "with messages of nothing": lambda path: altered(
+        path, "CREATE TABLE k AS SELECT * FROM known", "UPDATE k SET id = NULL", "DROP TABLE known",
+        "ALTER TABLE k RENAME TO known",
+    ),
+}  # fmt: skip
+
+
+def altered(path: Path, *statements: str) -> None:
+    """Change a database."""
+    with closing(sqlite3.connect(path)) as database, database:
+        for statement in statements:
+            database.execute(statement)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_state_of_the_last_export_is_named_with_what_to_do(
+    box: Sandbox, directory: Path, damage: str
+) -> None:
+    fill(box, 3, 100, datetime.now(UTC) - timedelta(minutes=5))
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+        before = contents(directory)
+        DAMAGES[damage](directory / ".last-export.db")
+        with pytest.raises(ConfigurationError) as caught:
+            await export(client, directory, since="last")
+        assert str(caught.value).startswith(f"{str(directory / '.last-export.db')!r} cannot be read (")
+        assert str(caught.value).endswith(". If it is damaged, delete it and export without since.")
+        assert contents(directory) == before
+        (directory / ".last-export.db").unlink()
+        await export(client, directory)
+        assert (await export(client, directory, since="last")).messages == 0
+        assert contents(directory) == before
+
+
+async def test_a_key_of_another_script_is_another_key(box: Sandbox, directory: Path) -> None:
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+        altered(directory / ".last-export.db", "UPDATE meta SET value = '\u00e9:\u00e9' WHERE name = 'key'")
+        with pytest.raises(ConfigurationError, match="another API key"):
+            await export(client, directory, since="last")
 
 
 # What the caller gives and sees

@@ -221,6 +221,7 @@ def test_sandbox_says_in_one_line_that_its_port_is_taken() -> None:
         ["sandbox", "--port", "65536"],
         ["sandbox", "--port", "-1"],
         ["sandbox", "--api-key", " "],
+        ["sandbox", "--db", ":memory:"],
         ["sandbox", "--retry-scale", "-1"],
         ["sandbox", "--retry-scale", "inf"],
         ["sandbox", "--retry-scale", "nan"],

@@ -186,6 +186,67 @@ def test_keys_that_the_class_does_not_know_survive_inside_nested_classes_too(wor
     assert world.stored["theirs"] == {"a": [1]}
 
 
+@define
+class Address:
+    street: str
+    country: str = "US"
+
+
+@define
+class Customer:
+    home: Address | None = None
+    work: Address | None = None
+    others: list[Address] = Factory(list)
+    named: dict[str, Address] = Factory(dict)
+
+
+HOME, WORK, OTHER = (
+    {"street": "Home St", "postcode": "1"},
+    {"street": "Work St", "postcode": "2", "country": "CA"},
+    {"street": "Other St", "postcode": "3"},
+)
+
+
+def test_two_objects_that_are_swapped_take_the_keys_that_the_class_does_not_know_along(world: World) -> None:
+    world.store({"home": HOME, "work": WORK, "others": [OTHER]})
+
+    def swap(state: Customer) -> None:
+        state.home, state.work = state.work, state.home
+
+    world.visit(swap, Customer)
+    assert world.stored == {"home": WORK, "work": HOME, "others": [OTHER]}
+
+
+def test_an_object_takes_its_unknown_keys_into_a_list_and_a_dict(world: World) -> None:
+    world.store({"home": HOME, "others": [OTHER, WORK], "named": {"a": OTHER}, "theirs": 1})
+
+    def move(state: Customer) -> None:
+        assert state.home is not None
+        state.others.insert(0, state.home)
+        state.others[1].street = "Changed St"
+        state.named["b"] = state.others.pop()
+        state.home = None
+
+    world.visit(move, Customer)
+    changed = OTHER | {"street": "Changed St"}
+    assert world.stored == {"home": None, "others": [HOME, changed], "named": {"a": OTHER, "b": WORK}, "theirs": 1}
+
+
+def test_a_new_object_takes_over_no_unknown_keys_of_the_one_that_it_replaces(world: World) -> None:
+    world.store({"home": HOME, "work": WORK, "others": [OTHER], "named": {"a": OTHER}})
+
+    def replace(state: Customer) -> None:
+        assert state.work is not None
+        state.home = Address("New St")
+        state.work = attrs.evolve(state.work, street="New St")
+        state.others[0] = Address("New St")
+        state.named["a"] = Address("New St")
+
+    world.visit(replace, Customer)
+    new = {"street": "New St", "country": "US"}
+    assert world.stored == {"home": new, "work": new | {"country": "CA"}, "others": [new], "named": {"a": new}}
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [(1, True), (True, 1), (1, 1.0), (1.0, 1), (0, False), (0, ""), (None, False), ([], {}), ([1], [True]), ("1", 1)],

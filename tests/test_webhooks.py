@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
 import json
@@ -14,9 +15,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -735,6 +738,20 @@ def test_all_of_the_module_is_what_it_defines_for_its_users() -> None:
     assert webhooks.__all__ == sorted(webhooks.__all__)
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_webhook_is_not_pickled_and_the_error_does_not_show_the_secret(protocol: int) -> None:
+    for holder in (WEBHOOK, [WEBHOOK], WEBHOOK._secrets):
+        with pytest.raises(TypeError, match="is not pickled") as caught:
+            pickle.dumps(holder, protocol)
+        shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+        assert SECRET not in "".join(shown.format())
+
+
+def test_a_copy_of_a_webhook_is_the_webhook_itself() -> None:
+    assert copy.copy(WEBHOOK) is WEBHOOK
+    assert copy.deepcopy([WEBHOOK]) == [WEBHOOK]
+
+
 # ---- Once each
 
 
@@ -860,6 +877,68 @@ def test_children_forked_while_threads_mark_can_mark_too(tmp_path: Path) -> None
         for worker in workers:
             worker.result()
     assert all(log.seen(f"child-{number}") for number in range(8))
+
+
+HOLDING = """
+import sqlite3, sys
+held = sqlite3.connect(sys.argv[1])
+held.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+sys.stdin.readline()
+held.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_locked_log_holds_up_no_other_log_and_no_fork(tmp_path: Path) -> None:
+    locked, other = SQLiteDeliveryLog(tmp_path / "locked.db"), SQLiteDeliveryLog(tmp_path / "other.db")
+    command = [sys.executable, "-c", HOLDING, str(tmp_path / "locked.db")]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        waiting: list[Future[Any]] = [pool.submit(locked.mark, "dlv_1"), pool.submit(locked.seen, "dlv_1")]
+        try:
+            time.sleep(0.1)
+            started = time.monotonic()
+            for number in range(10):
+                other.mark(f"dlv_{number}")
+                child = os.fork()
+                if child == 0:
+                    os._exit(0)
+                os.waitpid(child, 0)
+            assert time.monotonic() - started < 5
+            assert not any(one.done() for one in waiting)
+        finally:
+            holder.communicate(b"\n")
+        for one in waiting:
+            one.result(SECONDS)
+    assert locked.seen("dlv_1")
+
+
+def test_a_log_that_stays_locked_is_an_error_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "_BUSY_SECONDS", 0.2)
+    log = SQLiteDeliveryLog(tmp_path / "log.db")
+    with closing(sqlite3.connect(tmp_path / "log.db")) as held:
+        held.execute("BEGIN EXCLUSIVE")
+        for call in (log.seen, log.mark):
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                call("dlv_1")
+        with pytest.raises(ConfigurationError, match="locked"):
+            SQLiteDeliveryLog(tmp_path / "log.db")
+
+
+def test_a_log_is_not_put_into_somebody_elses_database(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE theirs (number INTEGER)")
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match=r"theirs\.db' cannot be used: it is a database of something else"):
+        SQLiteDeliveryLog(path)
+    assert path.read_bytes() == before
 
 
 def test_a_log_made_before_the_program_changes_its_folder_stays_where_it_was(

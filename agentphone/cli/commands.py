@@ -124,6 +124,8 @@ def sandbox(
     """
     if api_key is not None and not api_key.strip():
         raise click.UsageError("--api-key: a key is not empty.", ctx)
+    if db == ":memory:":
+        raise click.UsageError("--db is a file. Leave it out to keep the data in memory.", ctx)
     from agentphone.sandbox.server import serve
 
     return serve(host=host, port=port, db=db, api_key=api_key, demo=demo, retry_scale=retry_scale)

@@ -39,7 +39,8 @@ class Identity:
             if written.get(name) != value:
                 return f"{name} {written.get(name) or None!r}, not {value or None!r}"
         seal = written.get("key", "")
-        return None if hmac.compare_digest(seal, _seal(self.key, seal.partition(":")[0])) else "another API key"
+        again = _seal(self.key, seal.partition(":")[0])
+        return None if hmac.compare_digest(seal.encode(), again.encode()) else "another API key"
 
 
 def _seal(key: Secret, salt: str) -> str:

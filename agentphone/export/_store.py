@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from attrs import define, frozen
 
 from agentphone.errors import ConfigurationError
 
+META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)"
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS conversations (
         id BLOB PRIMARY KEY,
         row BLOB NOT NULL,
@@ -52,13 +52,10 @@ ROWS = {
 }
 
 # What is left for the next export, in a database of its own.
-LAST_SCHEMA = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE known (conversation BLOB NOT NULL, received_at INTEGER NOT NULL, id BLOB NOT NULL)",
-)
+KNOWN_SCHEMA = "CREATE TABLE known (conversation BLOB NOT NULL, received_at INTEGER NOT NULL, id BLOB NOT NULL)"
 LATER = "SELECT conversation, received_at, id FROM messages WHERE received_at > ?"
 KNOW = "INSERT INTO known VALUES (?, ?, ?)"
-KNOWN = "SELECT conversation, received_at, id, NULL FROM known"
+KNOWN = "SELECT conversation, received_at, id FROM known"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LISTING, READING, WRITTEN = "listing", "reading", "written"
@@ -129,9 +126,10 @@ class Store:
             # What was committed survives a kill, and the loss of power leaves a database that is whole, if not new.
             connection.execute("PRAGMA synchronous = NORMAL")
         with self._transaction() as connection:
-            for statement in SCHEMA:
-                connection.execute(statement)
+            connection.execute(META)
             if self._get(connection, "phase", LISTING) == LISTING:
+                for statement in SCHEMA:
+                    connection.execute(statement)
                 connection.execute("DELETE FROM conversations")
                 connection.execute("DELETE FROM messages")
                 self._put(connection, {"phase": LISTING, **arguments})
@@ -144,9 +142,13 @@ class Store:
             connection.close()
 
     def remove(self) -> None:
-        """Remove the database, which nobody needs any more."""
+        """Remove the database, which nobody needs any more, with its log.
+
+        SQLite itself leaves the log, which holds all rows, where the disk has no room to merge it.
+        """
         self.close()
-        self.path.unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-shm"):  # In this order: without its log the database would be an older one.
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def add_listed(self, conversations: Iterable[Listed]) -> None:
         """Add conversations."""
@@ -215,24 +217,34 @@ class Store:
                 those that an earlier export has taken.
         """
         path.unlink(missing_ok=True)
-        with self._typed(), _database(path) as last:
-            for statement in LAST_SCHEMA:
-                last.execute(statement)
+        with self._typed(path), _database(path) as last:
+            last.execute(META)
+            last.execute(KNOWN_SCHEMA)
             last.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             last.executemany(KNOW, self._open_connection().execute(LATER, (_micros(settled),)))
 
-    def load_last(self, path: Path) -> dict[str, str] | None:
-        """Take over which messages the last export has taken, and give what it has noted; None if there is no file."""
+    def load_last(self, path: Path) -> tuple[dict[str, str], datetime] | None:
+        """Take over which messages the last export has taken.
+
+        Returns:
+            What it has noted, and the instant to go on from; None if there is no file.
+
+        Raises:
+            ConfigurationError: The file is damaged.
+        """
         if not path.exists():
             return None
-        try:
-            with _database(path) as last:
-                meta = dict(last.execute("SELECT name, value FROM meta"))
-                with self._transaction() as connection:
-                    connection.executemany(ADD, last.execute(KNOWN))
-                return meta
-        except sqlite3.Error as error:
-            raise ConfigurationError(f"{str(path)!r} is damaged ({error}). Export without since.") from error
+        with _last(path) as last:
+            meta = dict(last.execute("SELECT name, value FROM meta"))
+            if not {"version", "key", "settled"} <= meta.keys() or not all(
+                isinstance(one, str) for one in meta.values()
+            ):
+                raise ValueError("it does not say what it belongs to")
+            settled = datetime.fromisoformat(meta["settled"])
+            _micros(settled)
+        with closing(_known(path)) as known, self._transaction() as connection:
+            connection.executemany(ADD, known)
+        return meta, settled
 
     def get(self, name: str, default: str = "") -> str:
         """Give what was noted under a name."""
@@ -263,8 +275,9 @@ class Store:
             yield connection
 
     @contextmanager
-    def _typed(self) -> Generator[None]:
-        """Say in the words of this package what SQLite could not do."""
+    def _typed(self, path: Path | None = None) -> Generator[None]:
+        """Say in the words of this package what SQLite could not do, with our own database or with another one."""
+        path = path or self.path
         try:
             yield
         except sqlite3.Error as error:
@@ -276,13 +289,14 @@ class Store:
                     f"Another export is at work in {str(self.path.parent.parent)!r}. Wait for its end, or choose"
                     " another directory."
                 ) from None
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            # The last one is how SQLite says that a table is missing.
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
                 raise ConfigurationError(
-                    f"{str(self.path)!r} is damaged ({error}), and the export cannot go on. Delete"
+                    f"{str(path)!r} is damaged ({error}), and the export cannot go on. Delete"
                     f" {str(self.path.parent)!r} to begin again."
                 ) from error
             number = errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO
-            raise OSError(number, str(error), str(self.path)) from error
+            raise OSError(number, str(error), str(path)) from error
 
 
 @contextmanager
@@ -295,6 +309,27 @@ def _database(path: Path) -> Generator[sqlite3.Connection]:
             yield connection
     finally:
         connection.close()
+
+
+@contextmanager
+def _last(path: Path) -> Generator[sqlite3.Connection]:
+    """Open what the last export has left; whatever fails in the block is put down to that file."""
+    try:
+        with _database(path) as last:
+            yield last
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{str(path)!r} cannot be read ({error}). If it is damaged, delete it and export without since."
+        ) from error
+
+
+def _known(path: Path) -> Generator[tuple[bytes, int, bytes, None]]:
+    """Give the messages that the last export names, as rows."""
+    with _last(path) as last:
+        for row in last.execute(KNOWN):
+            if list(map(type, row)) != [bytes, int, bytes]:
+                raise ValueError("a message in it has no id or no instant")
+            yield (*row, None)
 
 
 def _key(text: str) -> bytes:

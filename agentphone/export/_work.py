@@ -140,7 +140,7 @@ class _Export:
         ours = identity.sealed()  # takes its time, in which another export that ends would remove the folder
         self._partial.mkdir(parents=True, exist_ok=True)
         begun = self._store.open(ours)
-        difference = None if begun["key"] == ours["key"] else identity.difference(begun)
+        difference = None if begun.get("key") == ours["key"] else identity.difference(begun)
         if difference is not None:
             raise ConfigurationError(
                 f"{str(self._order.directory)!r} holds an unfinished export that was begun with {difference}. Finish it"
@@ -182,7 +182,8 @@ class _Export:
         last = self._store.load_last(directory / STATE)
         if last is None:
             return None
-        difference = self._identity().difference(last)
+        noted, settled = last
+        difference = self._identity().difference(noted)
         if difference is not None:
             raise ConfigurationError(
                 f"The last export into {str(directory)!r} was made with {difference}, and cannot be continued. Take"
@@ -193,7 +194,7 @@ class _Export:
                 f"{str(messages)!r}, which the last export wrote, is gone, and cannot be continued. Put it back, or"
                 " export without since."
             )
-        return datetime.fromisoformat(last["settled"])
+        return settled
 
     # Reading
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import httpx
 
@@ -43,8 +43,8 @@ class Sandbox:
         requests: The last 1,000 requests received, oldest first; a deque, to be read and cleared.
 
     Raises:
-        ValueError: The key is empty, or the factor is not a number from 0 on.
-        sqlite3.Error: The file cannot be opened as a database.
+        ValueError: The path is `":memory:"`, the key is empty, or the factor is not a number from 0 on.
+        sqlite3.Error: The file cannot be opened as a database, or is one of something else.
     """
 
     def __init__(
@@ -198,6 +198,9 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A Sandbox is neither copied nor pickled. Open another one on the same file.")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
