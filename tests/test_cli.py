@@ -26,7 +26,7 @@ from rich.text import Text
 from agentphone import AgentPhoneError, APIStatusError, Client, ConfigurationError
 from agentphone.__main__ import main
 from agentphone._decoding import decode
-from agentphone.cli._click import _in_our_words
+from agentphone.cli._base import _in_our_words
 from agentphone.cli._output import as_line, as_row
 from agentphone.cli._tables import CONVERSATIONS, GAP, widths
 from agentphone.cli.commands import agentphone

@@ -7,7 +7,7 @@ import math
 import click
 
 from agentphone._version import __version__
-from agentphone.cli._click import Group, whole
+from agentphone.cli._base import Group, whole
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
 from agentphone.cli.export import export

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import click
 
 from agentphone._decoding import DecodeError, parse_json
-from agentphone.cli._click import Group, refusals, whole
+from agentphone.cli._base import Group, refusals, whole
 from agentphone.cli._settings import account_options, settings_of
 
 EXAMPLES = """\

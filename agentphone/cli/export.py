@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from agentphone._pagination import read_bound
-from agentphone.cli._click import Command, refusals, whole
+from agentphone.cli._base import Command, refusals, whole
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.errors import AgentPhoneError, ConfigurationError
 
