@@ -1,4 +1,4 @@
-"""Writes `_sync.py`, the sync facade, from the source of the async classes.
+"""Generate `_sync.py`, the sync facade, from the source of the async classes.
 
 `python -m agentphone._codegen` writes the file; `--check` only compares it. Signatures and docstrings are copied as
 text, and each body is one call through `_portal`. Constructs that it cannot carry over are errors with file and line.
