@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(list(sys.argv[1:] if arguments is None else arguments))
         finally:
-            sys.stdout.flush()  # here, where a closed pipe can still be told from other failures
+            sys.stdout.flush()  # here, where a closed pipe can still be distinguished from other failures
     except KeyboardInterrupt:
         return 130
     except OSError as error:
