@@ -1,4 +1,4 @@
-"""`agentphone conversations follow` and `watch`: messages in a terminal and in a pipe as they arrive, until Ctrl-C."""
+"""`agentphone conversations follow` and `watch`: messages in a terminal or a pipe as they arrive, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ HEADERS = {"Authorization": "Bearer any-key"}
 
 
 class Box:
-    """A sandbox over HTTP, and people who text."""
+    """A sandbox over HTTP that receives texts."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def text(self, body: str, sender: str = "+15555550110") -> str:
-        """Send a text, and give the id of its conversation."""
+        """Send a text as a person, and return the id of its conversation."""
         message = {"direction": "inbound", "from": sender, "to": NUMBER, "body": body}
-        answer = httpx.post(f"{self.url}/sandbox/messages", json=message, headers=HEADERS, timeout=SECONDS)
-        return cast("str", answer.raise_for_status().json()["conversationId"])
+        response = httpx.post(f"{self.url}/sandbox/messages", json=message, headers=HEADERS, timeout=SECONDS)
+        return cast("str", response.raise_for_status().json()["conversationId"])
 
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Box]:
-    """Serve an empty sandbox."""
+    """Serve an empty sandbox in another process."""
     with sandbox() as (_, url):
         yield Box(url)
 
 
 @contextmanager
 def running(box: Box, *arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
-    """Run `agentphone conversations ...` on the sandbox."""
+    """Run `agentphone conversations ...` against the sandbox."""
     settings = {"AGENTPHONE_API_KEY": "any-key", "AGENTPHONE_BASE_URL": box.url, "TERM": "xterm"}
     with subprocess.Popen(
         [*AGENTPHONE, "conversations", *arguments],
@@ -52,7 +52,9 @@ def running(box: Box, *arguments: str, stdout: int = subprocess.PIPE) -> Iterato
         text=True,
         encoding="utf-8",
         env=ENVIRONMENT | settings,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored behind a shell's &
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a background shell job ignores it
     ) as process:
         try:
             yield process
@@ -60,7 +62,7 @@ def running(box: Box, *arguments: str, stdout: int = subprocess.PIPE) -> Iterato
             process.kill()
 
 
-def test_follow_prints_a_line_for_each_message_at_once_until_ctrl_c(box: Box) -> None:
+def test_follow_prints_each_message_at_once_until_ctrl_c(box: Box) -> None:
     conversation_id = box.text("before")
     with running(box, "follow", conversation_id, "--after", "2020-01-01T00:00:00Z") as process:
         output = cast("IO[str]", process.stdout)
@@ -75,7 +77,7 @@ def test_follow_prints_a_line_for_each_message_at_once_until_ctrl_c(box: Box) ->
     assert process.returncode == 130
 
 
-def test_watch_prints_the_messages_of_all_with_their_conversations(box: Box) -> None:
+def test_watch_prints_messages_with_their_conversations(box: Box) -> None:
     ids = {sender: box.text("first", sender) for sender in ("+15555550120", "+15555550121")}
     after = httpx.get(f"{box.url}/v1/conversations", headers=HEADERS, timeout=SECONDS).json()["data"][0][
         "lastMessageAt"
@@ -88,7 +90,7 @@ def test_watch_prints_the_messages_of_all_with_their_conversations(box: Box) -> 
             assert (row["conversationId"], row["fromNumber"], row["body"]) == (conversation_id, sender, "second")
 
 
-def test_a_reader_who_goes_away_ends_it_quietly_at_the_next_message(box: Box) -> None:
+def test_closed_pipe_ends_follow_at_the_next_message(box: Box) -> None:
     conversation_id = box.text("before")
     with running(box, "follow", conversation_id, "--after", "2020-01-01T00:00:00Z") as process:
         output = cast("IO[str]", process.stdout)
@@ -100,7 +102,7 @@ def test_a_reader_who_goes_away_ends_it_quietly_at_the_next_message(box: Box) ->
 
 
 @pytest.mark.parametrize("command", ["follow", "watch"])
-def test_a_terminal_shows_messages_as_they_arrive(box: Box, command: str) -> None:
+def test_terminal_shows_messages_as_they_arrive(box: Box, command: str) -> None:
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
     conversation_id = box.text("before")
@@ -126,14 +128,14 @@ def test_a_terminal_shows_messages_as_they_arrive(box: Box, command: str) -> Non
         assert process.wait(SECONDS) == 130
     os.close(master)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown).replace("\r\n", "\n")
-    whose = r" +\+15555550110" if command == "watch" else ""
-    assert plain.startswith("Waiting for messages. Ctrl-C ends it.\nRECEIVED (UTC)")
+    participant = r" +\+15555550110" if command == "watch" else ""
+    assert plain.startswith("Waiting for messages. Press Ctrl-C to stop.\nRECEIVED (UTC)")
     assert plain.count("RECEIVED (UTC)") == 1
-    row = rf"\n\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d{whose} +inbound +\[red\]\\x1b\[31mhello *\n +there *\n"
+    row = rf"\n\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d{participant} +inbound +\[red\]\\x1b\[31mhello *\n +there *\n"
     assert re.search(row, plain), plain
 
 
-def test_an_api_that_is_away_is_told_of_and_outlasted(box: Box, tmp_path: Path) -> None:
+def test_connection_failures_are_reported_and_retried(box: Box, tmp_path: Path) -> None:
     file = str(tmp_path / "box.db")
     with sandbox("--db", file) as (server, url):
         port = url.rpartition(":")[2]
@@ -142,15 +144,17 @@ def test_an_api_that_is_away_is_told_of_and_outlasted(box: Box, tmp_path: Path) 
             assert json.loads(cast("IO[str]", process.stdout).readline())["body"] == "before"
             server.kill()
             server.wait(SECONDS)
-            told = cast("IO[str]", process.stderr).readline()
-            assert told.startswith(f"agentphone conversations follow: GET /v1/conversations/{conversation_id}/messages")
-            assert re.search(r"Trying again in \d+\.\d s\.\n$", told)
+            report = cast("IO[str]", process.stderr).readline()
+            assert report.startswith(
+                f"agentphone conversations follow: GET /v1/conversations/{conversation_id}/messages"
+            )
+            assert re.search(r"Trying again in \d+\.\d s\.\n$", report)
             with sandbox("--db", file, "--port", port):
                 Box(url).text("after")
                 assert json.loads(cast("IO[str]", process.stdout).readline())["body"] == "after"
 
 
-def test_what_does_not_pass_ends_it_with_exit_1(box: Box) -> None:
+def test_not_found_is_exit_code_1(box: Box) -> None:
     with running(box, "follow", "conv_nobody") as process:
         stdout, stderr = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout) == (1, "")

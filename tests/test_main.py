@@ -1,4 +1,4 @@
-"""The command line as its user meets it: processes of their own, looked at from outside."""
+"""The command line in processes of its own: the demo, the sandbox, exit codes, and missing extras."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, run, run_i
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in another process."""
     return run(*PYTHON, "-c", code)
 
 
@@ -26,13 +27,13 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def demo() -> str:
-    """What the demo writes when its output is piped."""
+    """Return what the demo writes to a pipe."""
     done = run(*AGENTPHONE, "demo")
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
-def test_demo_lists_the_conversations_as_an_aligned_table(demo: str) -> None:
+def test_demo_lists_conversations_in_an_aligned_table(demo: str) -> None:
     rows = re.findall(r"^  \+1555\d+ .*$", demo.partition("2. ")[0], re.MULTILINE)
     assert len(rows) == 12
     assert all(re.fullmatch(r"  \+\d{11}   \d{4}-\d\d-\d\d \d\d:\d\d  +\d+  \S.*", row) for row in rows)
@@ -41,41 +42,41 @@ def test_demo_lists_the_conversations_as_an_aligned_table(demo: str) -> None:
     assert "12 of 36 conversations" in demo
 
 
-def test_demo_streams_the_long_history_and_says_how_far_it_is(demo: str) -> None:
+def test_demo_streams_a_long_history_with_progress(demo: str) -> None:
     assert re.findall(r"^  (\d+) of 640 messages$", demo, re.MULTILINE) == ["160", "320", "480", "640"]
-    assert "640 messages came" in demo
+    assert "640 messages received" in demo
 
 
-def test_demo_stores_state_reads_it_back_and_clears_it(demo: str) -> None:
+def test_demo_stores_reads_and_clears_state(demo: str) -> None:
     words = demo.split()
     stored, read_back, cleared = words.index("stored"), words.index("read"), words.index("cleared")
     assert words[stored + 1 : read_back] == words[read_back + 2 : cleared]
     assert words[cleared + 1] == "null"
 
 
-def test_demo_shows_the_loop_from_a_text_to_the_state_that_the_next_one_brings(demo: str) -> None:
-    part = demo.partition("4. The agent's loop")[2].partition("5. ")[0]
-    assert re.findall(r"^  (text|brings|stored) +(.*)$", part, re.MULTILINE) == [
+def test_demo_shows_state_that_comes_with_the_next_text(demo: str) -> None:
+    part = demo.partition("4. An agent's loop")[2].partition("5. ")[0]
+    assert re.findall(r"^  (text|state|stored) +(.*)$", part, re.MULTILINE) == [
         ("text", '"Where is my order ORD-5?"'),
-        ("brings", "null"),
+        ("state", "null"),
         ("stored", '{"texts": 1, "orderId": "ORD-5"}'),
         ("text", '"Will it come today?"'),
-        ("brings", '{"texts": 1, "orderId": "ORD-5"}'),
+        ("state", '{"texts": 1, "orderId": "ORD-5"}'),
         ("stored", '{"texts": 2, "orderId": "ORD-5"}'),
     ]
 
 
-def test_demo_shows_what_a_wrong_key_and_a_wrong_id_look_like(demo: str) -> None:
+def test_demo_shows_the_errors_for_a_wrong_key_and_id(demo: str) -> None:
     assert "AuthenticationError: GET /v1/conversations?limit=1&offset=0: 401" in demo
     assert "NotFoundError: GET /v1/conversations/conv_nobody: 404" in demo
 
 
 def test_demo_is_plain_text_of_eighty_columns(demo: str) -> None:
     assert widest(demo) <= 80
-    assert all(letter == "\n" or letter.isprintable() for letter in demo)
+    assert all(c == "\n" or c.isprintable() for c in demo)
 
 
-def test_demo_moves_its_progress_line_on_a_terminal() -> None:
+def test_demo_redraws_its_progress_line_in_a_terminal() -> None:
     code, shown = run_in_terminal(*AGENTPHONE, "demo")
     assert code == 0
     assert re.search(r"\r  \[#+ +\] +\d+ of 640 messages\r", shown)
@@ -84,23 +85,23 @@ def test_demo_moves_its_progress_line_on_a_terminal() -> None:
     assert "\x1b" not in shown
 
 
-def test_demo_needs_no_unicode_of_its_output() -> None:
+def test_demo_works_with_ascii_output() -> None:
     done = run(*AGENTPHONE, "demo", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "640 messages came" in done.stdout
+    assert "640 messages received" in done.stdout
 
 
-def test_demo_takes_nothing_from_the_environment() -> None:
+def test_demo_ignores_the_environment() -> None:
     done = run(*AGENTPHONE, "demo", AGENTPHONE_BASE_URL="https://127.0.0.1:1", AGENTPHONE_API_KEY="a b")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_ctrl_c_in_the_demo_is_130_and_quiet() -> None:
+def test_ctrl_c_in_the_demo_is_exit_code_130_without_output() -> None:
     done = run_python(
         "import asyncio, os, signal, sys\n"
         "from agentphone.__main__ import main\n"
         "from agentphone.cli import demo\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run behind a shell's &
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell job ignores it
         "async def interrupted(*_):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    await asyncio.sleep(60)\n"
@@ -112,7 +113,7 @@ def test_ctrl_c_in_the_demo_is_130_and_quiet() -> None:
 
 
 @pytest.mark.parametrize("command", [["demo"], ["sandbox", "--port", "0"]])
-def test_an_output_that_nobody_reads_ends_quietly(command: list[str]) -> None:
+def test_closed_pipe_is_exit_code_141_without_output(command: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -126,41 +127,41 @@ def test_an_output_that_nobody_reads_ends_quietly(command: list[str]) -> None:
 
 
 def run_with_output(target: str, *command: str) -> tuple[int, str]:
-    """Run a command whose stdout is what the shell's `>` makes of `target`; give its exit code and its stderr."""
+    """Run a command with its stdout redirected by the shell; return its exit code and its stderr."""
     shell = f'exec "$@" >{target}'
     done = run("sh", "-c", shell, "sh", *AGENTPHONE, *command)
     return done.returncode, done.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 @pytest.mark.parametrize("command", [["demo"], ["sandbox", "--port", "0"]])
-def test_an_output_that_cannot_be_written_is_one_line_and_exit_1(command: list[str]) -> None:
+def test_full_device_is_one_line_and_exit_code_1(command: list[str]) -> None:
     assert run_with_output("/dev/full", *command) == (1, "agentphone: No space left on device\n")
 
 
-def test_the_demo_does_without_an_output() -> None:
+def test_demo_works_with_closed_stdout() -> None:
     assert run_with_output("&-", "demo") == (0, "")
 
 
 # The sandbox command
 
 
-def test_sandbox_serves_at_the_url_of_its_first_line_until_ctrl_c() -> None:
+def test_sandbox_serves_until_ctrl_c() -> None:
     with sandbox() as (process, url):
-        answer = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
-        assert answer.json() == {"data": [], "hasMore": False, "total": 0}
+        response = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+        assert response.json() == {"data": [], "hasMore": False, "total": 0}
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout, stderr) == (0, "", "")
 
 
-def test_sandbox_has_the_demonstration_data_if_asked() -> None:
+def test_sandbox_with_demo_data() -> None:
     with sandbox("--demo") as (_, url):
-        answer = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
-        assert answer.json()["total"] == 36
+        response = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+        assert response.json()["total"] == 36
 
 
-def test_sandbox_keeps_its_data_in_a_file(tmp_path: Path) -> None:
+def test_sandbox_keeps_data_in_a_file(tmp_path: Path) -> None:
     message = {"direction": "inbound", "from": "+15555550110", "to": "+15555550100", "body": "hello"}
     headers = {"Authorization": "Bearer any"}
     file = str(tmp_path / "box.db")
@@ -171,32 +172,32 @@ def test_sandbox_keeps_its_data_in_a_file(tmp_path: Path) -> None:
     assert [conversation["lastMessagePreview"] for conversation in listed] == ["hello"]
 
 
-def test_sandbox_accepts_one_key_and_never_tells_it() -> None:
+def test_sandbox_accepts_one_key_and_never_prints_it() -> None:
     with sandbox("--api-key", "sk-unlikely-text") as (process, url):
         good = {"Authorization": "Bearer sk-unlikely-text"}
         bad = {"Authorization": "Bearer another-unlikely-text"}
         assert httpx.get(f"{url}/v1/conversations", headers=good, timeout=SECONDS).status_code == 200
-        refused = httpx.get(f"{url}/v1/conversations", headers=bad, timeout=SECONDS)
-        assert refused.status_code == 401
+        rejected = httpx.get(f"{url}/v1/conversations", headers=bad, timeout=SECONDS)
+        assert rejected.status_code == 401
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=SECONDS)
-    assert "unlikely" not in refused.text + stdout + stderr + url
+    assert "unlikely" not in rejected.text + stdout + stderr + url
 
 
-def test_sandbox_takes_no_key_from_the_environment() -> None:
+def test_sandbox_ignores_a_key_in_the_environment() -> None:
     with sandbox(AGENTPHONE_API_KEY="of-the-environment") as (_, url):
-        answer = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
-        assert answer.status_code == 200
+        response = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+        assert response.status_code == 200
 
 
-def test_sandbox_scales_the_pauses_between_the_attempts_of_a_webhook() -> None:
+def test_sandbox_scales_the_delays_between_webhook_attempts() -> None:
     message = {"direction": "inbound", "from": "+15555550110", "to": "+15555550100", "body": "hello"}
     with (
         sandbox("--retry-scale", "0") as (_, url),
         httpx.Client(base_url=url, headers={"Authorization": "Bearer any"}, timeout=SECONDS) as client,
     ):
-        nobody = {"url": "http://127.0.0.1:9/", "secret": "whsec_1"}
-        assert client.put("/sandbox/webhook", json=nobody).is_success
+        webhook = {"url": "http://127.0.0.1:9/", "secret": "whsec_1"}
+        assert client.put("/sandbox/webhook", json=webhook).is_success
         assert client.post("/sandbox/messages", json=message).is_success
         end = time.monotonic() + SECONDS
         while len(client.get("/sandbox/deliveries").json()["data"][0]["attempts"]) < 6:
@@ -204,7 +205,7 @@ def test_sandbox_scales_the_pauses_between_the_attempts_of_a_webhook() -> None:
             time.sleep(0.05)
 
 
-def test_sandbox_says_in_one_line_that_its_port_is_taken() -> None:
+def test_port_in_use_is_one_line_and_exit_code_1() -> None:
     with sandbox() as (_, url):
         done = run(*AGENTPHONE, "sandbox", "--port", url.rpartition(":")[2])
     assert (done.returncode, done.stdout) == (1, "")
@@ -226,7 +227,6 @@ def test_sandbox_says_in_one_line_that_its_port_is_taken() -> None:
         ["sandbox", "--retry-scale", "inf"],
         ["sandbox", "--retry-scale", "nan"],
         ["sandbox", "--retry-scale", "fast"],
-        ["sandbox", "--port", "\u0665"],
         ["sandbox", "--api", "abbreviated"],
         ["sandbox", "--port"],
         ["demo", "surplus"],
@@ -234,16 +234,16 @@ def test_sandbox_says_in_one_line_that_its_port_is_taken() -> None:
         ["--base-url", "sandbox:", "demo"],
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_exit_2(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_usage_error_is_exit_code_2(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
         main(command)
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert "usage: agentphone" in said
-    assert said.count("\n") == 1 or not command  # nothing at all gets the whole help
+    assert exit_.value.code == 2
+    errors = capsys.readouterr().err
+    assert "usage: agentphone" in errors
+    assert errors.count("\n") == 1 or not command  # without arguments it is the whole help page
 
 
-def test_what_was_given_as_a_key_is_not_repeated_by_the_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_error_never_contains_the_key(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["sandbox", "--api-key=sk-unlikely", "--port", "x"], ["demo", "--api-key=sk-unlikely"]):
         with pytest.raises(SystemExit):
             main(command)
@@ -252,12 +252,12 @@ def test_what_was_given_as_a_key_is_not_repeated_by_the_refusal(capsys: pytest.C
     assert "unlikely" not in capsys.readouterr().err
 
 
-# What both have in common
+# Missing packages
 
 
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
 @pytest.mark.parametrize("command", ["demo", "sandbox"])
-def test_without_the_sandbox_extra_one_line_names_the_command_that_installs_it(command: str, missing: str) -> None:
+def test_missing_sandbox_extra_names_the_command_that_installs_it(command: str, missing: str) -> None:
     done = run_python(
         f"import sys\nsys.modules[{missing!r}] = None\n"
         f"from agentphone.__main__ import main\nsys.exit(main([{command!r}]))\n"
@@ -268,7 +268,7 @@ def test_without_the_sandbox_extra_one_line_names_the_command_that_installs_it(c
     )
 
 
-def test_a_module_that_is_missing_by_our_own_fault_is_not_explained_away() -> None:
+def test_missing_module_of_our_own_is_a_traceback() -> None:
     done = run_python(
         "import sys\nsys.modules['agentphone.sandbox'] = None\n"
         "from agentphone.__main__ import main\nsys.exit(main(['demo']))\n"
@@ -277,7 +277,7 @@ def test_a_module_that_is_missing_by_our_own_fault_is_not_explained_away() -> No
     assert "ModuleNotFoundError" in done.stderr
 
 
-def test_version_and_help_need_no_extra() -> None:
+def test_version_and_help_need_only_click() -> None:
     blocked = "import sys\nsys.modules['rich'] = sys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
     for option, expected in (("--version", f"agentphone {agentphone.__version__}\n"), ("--help", "agentphone demo")):
         done = run_python(f"{blocked}from agentphone.__main__ import main\nsys.exit(main([{option!r}]))\n")
@@ -286,7 +286,7 @@ def test_version_and_help_need_no_extra() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["sandbox"], ["--help"], ["conversations", "list"], []])
-def test_without_click_one_line_says_what_installs_it(arguments: list[str]) -> None:
+def test_missing_click_names_the_command_that_installs_it(arguments: list[str]) -> None:
     done = run_python(
         f"import sys\nsys.modules['click'] = None\nfrom agentphone.__main__ import main\nsys.exit(main({arguments}))\n"
     )
