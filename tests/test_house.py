@@ -58,7 +58,7 @@ FOREIGN: dict[str, set[str]] = {
     "_decoding": {"attrs", "cattrs"},
     "_state": {"attrs"},
     "_wire": {"attrs"},
-    "_connection": {"h11", "httpcore", "httpx"},  # httpx stands on the other two, and is never without them
+    "_connection": {"anyio", "h11", "httpcore", "httpx"},  # httpx stands on the other two, and is never without them
     "_pagination": {"attrs"},
     "_live": {"attrs"},
     "webhooks": {"attrs"},
