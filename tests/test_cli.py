@@ -389,7 +389,6 @@ def test_ctrl_c_in_a_call_is_130_and_quiet() -> None:
             stderr=subprocess.PIPE,
             text=True,
             env=ENVIRONMENT,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored behind a shell's &
         ) as process,
     ):
         try:

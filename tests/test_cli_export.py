@@ -145,7 +145,6 @@ def test_ctrl_c_is_130_and_says_in_a_terminal_that_nothing_is_lost(tmp_path: Pat
             stderr=slave,
             cwd=tmp_path,
             env=ENVIRONMENT | {"TERM": "dumb"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored behind a shell's &
         ) as process:
             os.close(slave)
             silent.settimeout(SECONDS)

@@ -52,7 +52,6 @@ def running(box: Box, *arguments: str, stdout: int = subprocess.PIPE) -> Iterato
         text=True,
         encoding="utf-8",
         env=ENVIRONMENT | settings,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored behind a shell's &
     ) as process:
         try:
             yield process
