@@ -28,8 +28,6 @@ SHORT_BYTES = 16 * 1024
 """A request up to this size fits in the system's send buffer: it is sent without waiting for the server."""
 EARLY_BYTES = 256 * 1024
 """Read at most this much of a response while its request is still being sent."""
-HTTP11 = "http/1.1"
-"""The protocol's name in ALPN."""
 
 
 class Direct(httpx.AsyncBaseTransport):
@@ -93,10 +91,11 @@ class Direct(httpx.AsyncBaseTransport):
         self._tls = stream.get_extra_info("ssl_object")
         # The caller's context may be shared with an HTTP/2 client. Read what was negotiated: setting ALPN on the
         # context at each connect would race with that client.
-        if self._tls is not None and self._tls.selected_alpn_protocol() not in (None, HTTP11):
+        negotiated = self._tls and self._tls.selected_alpn_protocol()
+        if negotiated not in (None, "http/1.1"):
             raise ConfigurationError(
-                f"ssl_context negotiated {self._tls.selected_alpn_protocol()!r}, and this SDK speaks HTTP/1.1. Give it an"
-                ' SSL context of its own, without set_alpn_protocols() or with ["http/1.1"].'
+                f"ssl_context negotiated {negotiated!r}, and this SDK speaks HTTP/1.1. Give it an SSL context of its"
+                ' own, without set_alpn_protocols() or with ["http/1.1"].'
             )
         self._origin = origin
         self._protocol = _new_protocol()
