@@ -257,7 +257,11 @@ def _as_httpx(error: Exception) -> httpx.TransportError:
 
 
 class Indirect(httpx.AsyncBaseTransport):
-    """A connection that httpx opens, through a proxy."""
+    """A connection that httpx opens, through a proxy.
+
+    httpcore 1.0.9 takes bytes that follow a response for the next one, and loses an early response on asyncio when its
+    write fails. It shows neither, so this class cannot prevent them.
+    """
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._transport = transport
