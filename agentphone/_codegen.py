@@ -136,7 +136,13 @@ class Generator:
             if not isinstance(item, Function):
                 raise source.error(item, f"{owner.name} contains a {type(item).__name__}; only methods are supported")
             is_dunder = item.name.startswith("__")
-            if is_dunder and item.name not in {*RENAMED_METHODS, *OMITTED_METHODS, "__init__", "__reduce__", "__repr__"}:
+            if is_dunder and item.name not in {
+                *RENAMED_METHODS,
+                *OMITTED_METHODS,
+                "__init__",
+                "__reduce__",
+                "__repr__",
+            }:
                 raise source.error(item, f"{owner.name}.{item.name} is not a known special method")
             is_replaced = item.name == "__init__" and owner.name not in ENTRY_POINTS
             if (is_dunder or not item.name.startswith("_")) and item.name not in OMITTED_METHODS and not is_replaced:

@@ -13,13 +13,21 @@ from functools import partial
 from types import FunctionType
 from typing import Any, cast
 
+import anyio
+import anyio.lowlevel
 import h11
 import httpcore
 import httpx
 
+from agentphone.errors import ConfigurationError
+
 READ_BYTES = 64 * 1024
 HEADERS_BYTES = 100 * 1024
 """How much is read at once, and how long the headers of an answer may be: as httpcore has it."""
+SHORT_BYTES = 16 * 1024
+"""A request up to this size fits in the system's send buffer: it is sent without waiting for the server."""
+EARLY_BYTES = 256 * 1024
+"""Read at most this much of a response while its request is still being sent."""
 
 
 class Direct(httpx.AsyncBaseTransport):
@@ -39,6 +47,8 @@ class Direct(httpx.AsyncBaseTransport):
         self._indirect: Indirect | None = None
         self._origin: httpcore.Origin | None = None
         self._stream: httpcore.AsyncNetworkStream | None = None
+        self._tls: ssl.SSLObject | None = None
+        self._was_read_full = False
         self._protocol = _new_protocol()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -48,8 +58,7 @@ class Direct(httpx.AsyncBaseTransport):
         timeouts = request.extensions.get("timeout", {})
         try:
             stream = await self._connect(request.url, timeouts.get("connect"))
-            with contextlib.suppress(httpcore.WriteError):  # some answer before they have read it all, and close
-                await stream.write(self._print(request), timeouts.get("write"))
+            await self._send(stream, self._print(request), timeouts.get("write"))
             answer = await self.next_event(stream, timeouts.get("read"))
             while isinstance(answer, h11.InformationalResponse):
                 answer = await self.next_event(stream, timeouts.get("read"))
@@ -72,18 +81,78 @@ class Direct(httpx.AsyncBaseTransport):
         """Give the connection if it is still good for this URL, which a hook may have changed; else a new one."""
         origin = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/").origin
         if self._stream is not None:
-            # Nothing is to be read between two answers, so that what can be read is the end.
-            if self._origin == origin and not self._stream.get_extra_info("is_readable"):
+            if self._origin == origin and not self._has_unread(self._stream):
                 return self._stream
             await self.aclose()
         host = origin.host.decode("ascii")
         self._stream = stream = await _NETWORK.connect_tcp(host, origin.port, seconds)
         if origin.scheme == b"https":
-            self._ssl_context.set_alpn_protocols(["http/1.1"])
             self._stream = stream = await stream.start_tls(self._ssl_context, host, seconds)
+        self._tls = stream.get_extra_info("ssl_object")
+        # The caller's context may be shared with an HTTP/2 client. Read what was negotiated: setting ALPN on the
+        # context at each connect would race with that client.
+        negotiated = self._tls and self._tls.selected_alpn_protocol()
+        if negotiated not in (None, "http/1.1"):
+            raise ConfigurationError(
+                f"ssl_context negotiated {negotiated!r}, and this SDK speaks HTTP/1.1. Give it an SSL context of its"
+                ' own, without set_alpn_protocols() or with ["http/1.1"].'
+            )
         self._origin = origin
         self._protocol = _new_protocol()
         return stream
+
+    def _has_unread(self, stream: httpcore.AsyncNetworkStream) -> bool:
+        """Check for bytes between two responses: the end of the connection, or what would pass for the next response.
+
+        They may wait in three places. The socket's buffer and the TLS layer's can be seen. The third is asyncio's: it
+        reads up to 256 KiB at once and the stream keeps what it was not asked for. A full read hints at that, but under
+        TLS it is not visible: a record that came in one burst with 64 KiB before it remains undetected there (not on
+        trio, which reads only what was asked for). Bytes that arrive after this check cannot be detected at all.
+        """
+        if self._was_read_full or stream.get_extra_info("is_readable"):
+            return True
+        if self._tls is None:
+            return False
+        # One read from the socket may bring several records, and `pending()` counts only the one that was decrypted.
+        # This read touches no socket; it also consumes session tickets, which are not part of a response.
+        try:
+            self._tls.read(1)
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError:
+            pass
+        return True
+
+    async def _send(self, stream: httpcore.AsyncNetworkStream, data: bytes, seconds: float | None) -> None:
+        """Send a request. A server may respond and close before it has read all of it: keep its response."""
+        if len(data) <= SHORT_BYTES:
+            with contextlib.suppress(httpcore.WriteError):
+                await stream.write(data, seconds)
+            return
+        failure: Exception | None = None
+        async with anyio.create_task_group() as group:
+            # Read at the same time: when a write fails, asyncio discards what was not read, and so does anyio's TLS.
+            group.start_soon(self._read_early, stream)
+            await anyio.lowlevel.checkpoint()  # it must be reading when the writing begins
+            try:
+                await stream.write(data, seconds)
+            except httpcore.WriteError:
+                return  # after the reader, which ends as soon as it has read what was sent before the connection broke
+            except (*_CORE_ERRORS, OSError) as error:
+                failure = error
+            group.cancel_scope.cancel()
+        if failure is not None:  # not inside: the group would wrap it
+            raise failure
+
+    async def _read_early(self, stream: httpcore.AsyncNetworkStream) -> None:
+        size = 0
+        # What fails here fails again for who reads the response. Busy: TLS wants to write while the request is sent.
+        with contextlib.suppress(*_CORE_ERRORS, OSError, anyio.BusyResourceError):
+            while size < EARLY_BYTES:
+                data = await self._receive(stream, None)
+                if not data:
+                    break
+                size += len(data)
 
     def _print(self, request: httpx.Request) -> bytes:
         """Give the bytes of a request, all of them, so that it takes one write."""
@@ -109,16 +178,20 @@ class Direct(httpx.AsyncBaseTransport):
                 raise httpcore.RemoteProtocolError(str(error)) from error
             if event is not h11.NEED_DATA:
                 return event
-            data = await stream.read(READ_BYTES, seconds)
-            if not data and self._protocol.their_state is h11.SEND_RESPONSE:
+            if not await self._receive(stream, seconds) and self._protocol.their_state is h11.SEND_RESPONSE:
                 raise httpcore.RemoteProtocolError("Server disconnected without sending a response.")
-            self._protocol.receive_data(data)
+
+    async def _receive(self, stream: httpcore.AsyncNetworkStream, seconds: float | None) -> bytes:
+        data = await stream.read(READ_BYTES, seconds)
+        self._was_read_full = len(data) == READ_BYTES
+        self._protocol.receive_data(data)
+        return data
 
     async def finish(self) -> None:
         """Make ready for the next request, or close where the answer does not allow one."""
         protocol = self._protocol
         is_done = protocol.our_state is h11.DONE and protocol.their_state is h11.DONE
-        if is_done and not protocol.trailing_data[0]:  # what nobody asked for would pass for the next answer
+        if is_done and protocol.trailing_data == (b"", False):  # what nobody asked for would pass for the next answer
             protocol.start_next_cycle()
         else:
             await self.aclose()
@@ -192,7 +265,11 @@ def _as_httpx(error: Exception) -> httpx.TransportError:
 
 
 class Indirect(httpx.AsyncBaseTransport):
-    """A connection that httpx opens, through a proxy."""
+    """A connection that httpx opens, through a proxy.
+
+    httpcore 1.0.9 takes bytes that follow a response for the next one, and loses an early response on asyncio when its
+    write fails. It shows neither, so this class cannot prevent them.
+    """
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._transport = transport

@@ -549,7 +549,9 @@ async def _close_with_loop(lines: set[httpx.AsyncBaseTransport]) -> AsyncGenerat
 @lru_cache(maxsize=4)
 def _default_ssl_context(*_environment: str | None) -> ssl.SSLContext:
     """Make the SSL context, once for all clients: loading the authorities takes longer than all the rest."""
-    return httpx.create_ssl_context()
+    context = httpx.create_ssl_context()
+    context.set_alpn_protocols(["http/1.1"])  # once and here: a context of the caller's is not ours to change
+    return context
 
 
 def _opener(config: Config) -> Callable[[], httpx.AsyncBaseTransport]:

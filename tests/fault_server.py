@@ -84,6 +84,22 @@ class Connection:
             while sock.recv(65536):
                 pass
 
+    def cork(self) -> None:
+        """Hold what is sent until the connection is closed or `uncork` is called, to send it as one packet."""
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
+    def uncork(self) -> None:
+        """Send what was held."""
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+
+    def read_some(self) -> None:
+        """Read the beginning of a request, and leave the rest unread."""
+        self._receive()
+
+    def close(self) -> None:
+        """Close without reading the rest: the system sends a RST after what was sent."""
+        self._sock.close()
+
     def reset(self) -> None:
         """End the connection with a RST, as a crashed machine or a firewall does."""
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

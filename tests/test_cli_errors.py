@@ -141,9 +141,6 @@ def test_ctrl_c_is_exit_code_130_without_output() -> None:
             stderr=subprocess.PIPE,
             text=True,
             env=ENVIRONMENT,
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.default_int_handler
-            ),  # a background shell job ignores it
         ) as process,
     ):
         try:

@@ -143,9 +143,6 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_resume(tmp_path: Path) -> None:
             stderr=slave,
             cwd=tmp_path,
             env=ENVIRONMENT | {"TERM": "dumb"},
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.default_int_handler
-            ),  # a background shell job ignores it
         ) as process:
             os.close(slave)
             silent.settimeout(SECONDS)

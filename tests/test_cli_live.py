@@ -52,9 +52,6 @@ def running(box: Box, *arguments: str, stdout: int = subprocess.PIPE) -> Iterato
         text=True,
         encoding="utf-8",
         env=ENVIRONMENT | settings,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        ),  # a background shell job ignores it
     ) as process:
         try:
             yield process

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -58,7 +60,7 @@ FOREIGN: dict[str, set[str]] = {
     "_decoding": {"attrs", "cattrs"},
     "_state": {"attrs"},
     "_wire": {"attrs"},
-    "_connection": {"h11", "httpcore", "httpx"},  # httpx stands on the other two, and is never without them
+    "_connection": {"anyio", "h11", "httpcore", "httpx"},  # httpx stands on the other two, and is never without them
     "_pagination": {"attrs"},
     "_live": {"attrs"},
     "webhooks": {"attrs"},
@@ -130,6 +132,15 @@ def breaches(modules: Sources) -> list[str]:
             if not allowed:
                 found.append(f"{name} imports {other}")
     return found
+
+
+def test_the_core_declares_exactly_what_it_imports() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    core = {name: text for name, text in sources().items() if name.split(".")[0] not in ASIDE and "." not in name}
+    imported = {target.split(".")[0] for name, text in core.items() for target in imports(name, text, set())}
+    of_extras = {"click", "pytest", "sniffio"}  # the command line's, the plugin's; used if it is there
+    assert imported - set(sys.stdlib_module_names) - {"agentphone"} - of_extras == declared
 
 
 def test_each_room_imports_only_from_floors_below() -> None:

@@ -101,7 +101,6 @@ def test_ctrl_c_in_the_demo_is_exit_code_130_without_output() -> None:
         "import asyncio, os, signal, sys\n"
         "from agentphone.__main__ import main\n"
         "from agentphone.cli import demo\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell job ignores it
         "async def interrupted(*_):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    await asyncio.sleep(60)\n"
