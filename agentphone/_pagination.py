@@ -192,11 +192,13 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
     def _look_again(self, sweep: _Sweep, *, is_sure: bool) -> OffsetSteps[bool]:
         """Find at the front of the list what has jumped there; say whether nothing can be missing then."""
         known = dict(sweep.traces)
-        before, head = None, sweep
-        while before is None or 1 < head.requests < before.requests:  # or it never catches up with a list this busy
+        head, stalled = sweep, 0
+        while head is sweep or (head.requests > 1 and stalled < PATIENCE):
             before = head
             head = _Sweep(MAX_CONVERSATIONS, floor=before.began_at, total=before.total, gone=before.gone)
             yield from self._sweep(head, front=before.front, known=known)
+            # A list this busy may never be caught up with.
+            stalled += head.requests >= before.requests
             if not is_sure:
                 return not (sweep.has_moved or head.has_moved)
             known |= head.traces
