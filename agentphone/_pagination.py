@@ -6,6 +6,7 @@ Inside, each is a generator that yields requests and is sent their pages, and re
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,10 @@ PATIENCE = 5
 
 READINGS = 3
 """How many times a list that moves all the time is read as a whole, at most."""
+
+IN_VAIN = 64
+"""How many pages in a row may show nothing new inside one instant, before it is given up: three searches down to a
+microsecond. An API that shuffles the messages of an instant anew for each page leads astray."""
 
 TICK = timedelta(microseconds=1)
 SECOND = timedelta(seconds=1)
@@ -378,6 +383,10 @@ class _Slice:
 
     items: list[Message]
     has_more: bool
+    before: datetime | None = None
+    """The cursor that it was asked for by."""
+    is_broken: bool = False
+    """Whether the API gave none that makes sense."""
 
     @property
     def low(self) -> datetime:
@@ -387,9 +396,25 @@ class _Slice:
     def high(self) -> datetime:
         return self.items[-1].received_at
 
-    def at(self, instant: datetime) -> int:
-        """Count the messages of one instant."""
-        return sum(item.received_at == instant for item in self.items)
+    def at(self, instant: datetime) -> list[Message]:
+        """Give the messages of one instant."""
+        return [item for item in self.items if item.received_at == instant]
+
+    def ids(self) -> set[str]:
+        return {item.id for item in self.items}
+
+
+@define
+class _Mark:
+    """Where a page ends that is read when what lies below has gone out."""
+
+    size: int
+    end: datetime | None = None
+    """Before this instant: a whole second, which every API takes as it is sent."""
+    held: list[Message] = field(factory=list)
+    """Or with this group, all that is printed at one instant."""
+    page: _Slice | None = None
+    """What it was like, if that is worth keeping."""
 
 
 class CursorWalk(Walk[CursorRequest, Message]):
@@ -399,10 +424,14 @@ class CursorWalk(Walk[CursorRequest, Message]):
     those from `t` up to, not including, `t` plus one printed unit: a group. A page may end inside a group, so its last
     group goes out only when the next page, which reads that group again, has shown something beyond it.
 
-    It asks by `before` or by `after`, never by both, but to look at a single instant. What `before` gives is certain:
-    the newest ones before it. `after` may give the oldest after it, or the newest; `_up` finds out which. Inside, a
-    stretch of time has its first instant in it (`start`) and the instant at its end not (`end`); `_ask` turns these
-    into the cursors of an API that includes them or does not.
+    The API may also cut the cursors that it is sent, and count the instant at the boundary or not. So every page by
+    `before` must show the group that the page above it ended in: then nothing lies between the two. Where it does not,
+    the walk asks a little later (`_below`).
+
+    It asks by `before` or by `after`, never by both, but to look between two neighbouring cursors. What `before` gives
+    is certain: the newest ones before it. `after` may give the oldest after it, or the newest; `_up` finds out which.
+
+    Pages that contradict each other end the walk like a last page: all that was read goes out, and the error follows.
     """
 
     def __init__(
@@ -414,88 +443,95 @@ class CursorWalk(Walk[CursorRequest, Message]):
         self._oldest_first = oldest_first
         self._page_size = page_size
         self._unit = SECOND
-        self._includes_after = self._includes_before = False
+        self._slack = timedelta(0)
+        """How much later than a group's end to ask, because the API cuts cursors."""
+        self._includes_before = False
+        self._trouble: PaginationError | None = None
         for bound in (before, after):
             if bound is not None and bound.message_id is not None:
                 self._learn_unit(bound.instant)  # printed by the API
         super().__init__()
 
     def _walk(self) -> CursorSteps[None]:
-        return self._up() if self._oldest_first else self._down()
+        yield from (self._up() if self._oldest_first else self._down())
+        if self._trouble is not None and self._left != 0:
+            raise self._trouble
 
     # Newest first
 
     def _down(self) -> CursorSteps[None]:
         """Read by `before`, from the newest to the oldest."""
-        end = self._top()
         edge: datetime | None = None  # what is printed later has gone out; the group at `edge` has not
+        held: list[Message] = []
         size = self._want()
+        page = yield from self._ask(size, before=self._top())
         while True:
-            page = yield from self._ask(size, end=end)
             items = [item for item in page.items if edge is None or item.received_at <= edge]
             if not page.has_more or (items and self._is_past_lower(items[0])):
                 self._emit(reversed(items))
                 return
-            if items and (edge is None or items[0].received_at < edge):
+            if edge is None or (items and items[0].received_at < edge):
                 edge = items[0].received_at
                 if self._emit(item for item in reversed(items) if item.received_at > edge):
                     return
-                end, size = self._end_of(edge), self._want(held=page.at(edge))
+                held = page.at(edge)
+                size = self._want(held=len(held))
             elif size < MAX_MESSAGES:
                 size = min(MAX_MESSAGES, 2 * size)
-            elif edge is None or (not items and end == self._end_of(edge)):
-                raise self._contradiction(end)
-            elif not items:
-                end = self._end_of(edge)  # what came in behind the group has shown finer digits, and shuts it out
             else:
-                group = yield from self._group(edge)
+                group, page, failure = yield from self._group(held)
+                if failure is not None:
+                    raise failure
                 if self._emit(reversed(group)):
                     return
-                end, edge, size = edge, shift(edge, -TICK), self._want()  # the whole group has gone out
+                page = _Slice([item for item in page.items if item.received_at < edge], page.has_more)
+                edge = None
+                continue
+            page = yield from self._below(held, size)
 
     # Oldest first
 
     def _up(self) -> CursorSteps[None]:
         """Find out what `after` alone gives, then read by it, or climb by `before`."""
-        start = BEFORE_ALL_MESSAGES
+        after = BEFORE_ALL_MESSAGES
         if self._after is not None:
-            start = self._after.instant if self._after.message_id is not None else shift(self._after.instant, TICK)
-        page = yield from self._open(start)
+            after = self._after.instant if self._after.message_id is None else shift(self._after.instant, -TICK)
+        page = yield from self._open(after)
         if not page.has_more:
             self._emit(page.items)
         elif (yield from self._is_next(page, None)):
             yield from self._forward(page)
         else:
-            yield from self._climb(None)
+            yield from self._climb(None, self._top())
 
-    def _open(self, start: datetime) -> CursorSteps[_Slice]:
+    def _open(self, after: datetime) -> CursorSteps[_Slice]:
         """Read a page by `after` that shows more than one instant, if a page can."""
         size = self._want()
         while True:
-            page = yield from self._ask(size, start=start)
+            page = yield from self._ask(size, after=after)
             if not page.has_more or page.low < page.high or size == MAX_MESSAGES:
                 return page
             size = min(MAX_MESSAGES, 2 * size)
 
     def _is_next(self, page: _Slice, done: datetime | None) -> CursorSteps[bool]:
         """Look whether a page that `after` gave is the oldest: whether nothing lies between `done` and it."""
-        ids = {item.id for item in page.items}
-        top = self._top()
-        end = self._end_of(page.low) if top is None else min(self._end_of(page.low), top)
-        size = self._want(held=page.at(page.low))
+        if page.low == page.high:
+            return False  # one instant, and perhaps not all of it
+        ids, held = page.ids(), page.at(page.low)
+        size = self._want(held=len(held))
         while True:
-            probe = yield from self._ask(size, end=end)
-            # A boundary that is included adds a part of the group that begins there.
-            whole = [
-                item for item in probe.items if item.received_at < end and (done is None or item.received_at > done)
-            ]
-            if any(item.id not in ids and not self._is_past_lower(item) for item in whole):
+            probe = yield from self._below(held, size)
+            if any(item.id not in ids and self._is_between(done, item, page.low) for item in probe.items):
                 return False
-            if not probe.has_more or (probe.items[0].received_at < min(page.low, end)):
+            if not probe.has_more or probe.low < page.low:
                 return True
             if size == MAX_MESSAGES:
                 return False
             size = min(MAX_MESSAGES, 2 * size)
+
+    def _is_between(self, done: datetime | None, item: Message, end: datetime) -> bool:
+        is_done = (done is not None and item.received_at <= done) or self._is_past_lower(item)
+        return item.received_at <= end and not is_done
 
     def _forward(self, page: _Slice) -> CursorSteps[None]:
         """Read by `after`, given the oldest page, where `after` gives the oldest ones."""
@@ -507,164 +543,260 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 return
             if self._emit(item for item in page.items if item.received_at < edge):
                 return
-            held = {item.id for item in page.items if item.received_at == edge}
+            held = page.at(edge)
             size = max(size, self._want(held=len(held)))
-            was_inclusive = self._includes_after
-            following = yield from self._ask(size, start=edge)
-            items = [item for item in following.items if item.received_at >= edge]
-            if not held <= {item.id for item in items}:
-                if self._includes_after and not was_inclusive:
-                    page = _Slice([item for item in page.items if item.received_at == edge], has_more=True)
+            following = yield from self._ask(size, after=shift(edge, -TICK))
+            if {item.id for item in held} <= following.ids():
+                page = _Slice([item for item in following.items if item.received_at >= edge], following.has_more)
+                if page.high > edge or not page.has_more:
+                    size = 0
                     continue
-                # Not what follows: messages came so fast that this is the newest page after all.
-                yield from self._climb(shift(edge, -TICK))
+            elif size == MAX_MESSAGES:
+                # Not what follows: messages came so fast that this is the newest page after all. Or the API includes
+                # the instant before, or cuts the cursor, and a page is full of what has gone out.
+                yield from self._climb(shift(edge, -TICK), self._top())
                 return
-            page = _Slice(items, following.has_more)
-            if page.high > edge or not page.has_more:
-                size = 0
-            elif size < MAX_MESSAGES:
+            else:
+                page = _Slice(held, has_more=True)
+            if size < MAX_MESSAGES:
                 size = min(MAX_MESSAGES, 2 * size)
-            else:
-                group = yield from self._group(edge)
-                if self._emit(group):
-                    return
-                page = yield from self._open(self._end_of(edge))
-                page = _Slice([item for item in page.items if item.received_at > edge], page.has_more)
-                if not page.items and not page.has_more:
-                    return
-                # An empty one is full of the instant at its boundary, which the API includes.
-                if page.has_more and not (page.items and (yield from self._is_next(page, edge))):
-                    yield from self._climb(edge)
-                    return
-                size = 0
+                continue
+            # More than a page can hold: read to the end of that second by `before`.
+            end = whole_second(self._end_of(edge))
+            edge = (yield from self._climb(shift(edge, -TICK), end)) or edge
+            if self._left == 0:
+                return
+            page = yield from self._open(edge)
+            page = _Slice([item for item in page.items if item.received_at > edge], page.has_more)
+            if not page.items and not page.has_more:
+                return
+            # An empty one is full of the instant at its boundary, which the API includes.
+            if page.has_more and not (page.items and (yield from self._is_next(page, edge))):
+                yield from self._climb(edge, self._top())
+                return
+            size = 0
 
-    def _climb(self, done: datetime | None) -> CursorSteps[None]:
-        """Read by `before`, oldest first: down to what has gone out, noting where each page began, then up again.
+    def _climb(self, done: datetime | None, end: datetime | None) -> CursorSteps[datetime | None]:
+        """Read by `before`, oldest first: down to what has gone out, noting where each page began, then up to `end`.
 
-        Each page is read twice, and one is held at a time. `done`: what is printed up to then has gone out.
+        Each page is read twice, and one is held at a time. With a limit, it goes down by halving the time instead.
+        `done`: what is printed up to then has gone out. Give how far it came.
         """
-        settled: datetime | None = None  # all that the server has before this instant has gone out
-        stack = [(self._top(), self._page_size)]
+        newest: datetime | None = None
+        stack = [_Mark(self._page_size, end=end)]
         while stack:
-            end, size = stack[-1]
-            was_inclusive = self._includes_before
-            page = yield from self._ask(size, end=end)
-            # A boundary that is included adds a part of the group that begins there.
-            whole = [item for item in page.items if end is None or item.received_at < end]
-            items = [item for item in whole if done is None or item.received_at > done]
-            if not page.has_more or len(items) < len(whole) or (items and self._is_past_lower(items[0])):
-                if self._emit(items):
-                    return
-                done, settled = (items[-1].received_at if items else done), end
-                stack.pop()
-            elif not items:
-                if was_inclusive or not self._includes_before:
-                    raise self._contradiction(end)
+            mark = stack[-1]
+            edge = mark.held[0].received_at if mark.held else None
+            last = edge if mark.end is None else shift(mark.end, -TICK)
+            if mark.page is not None and (done is None or done < mark.page.low):
+                page = mark.page  # it still does not reach down
+            elif mark.held:
+                page = yield from self._below(mark.held, mark.size)
             else:
-                low = items[0].received_at
-                if end is None or self._end_of(low) < end:
-                    held = sum(item.received_at == low for item in items)
-                    stack.append((self._end_of(low), min(MAX_MESSAGES, self._page_size + held)))
-                elif size < MAX_MESSAGES:
-                    stack[-1] = (end, min(MAX_MESSAGES, 2 * size))
-                elif settled == low:
-                    group = yield from self._group(low)
-                    if self._emit(group):
-                        return
-                    done, settled = low, end
-                    stack.pop()
+                page = yield from self._ask(mark.size, before=mark.end)
+            items = [
+                item
+                for item in page.items
+                if (last is None or item.received_at <= last) and (done is None or item.received_at > done)
+            ]
+            is_lowest = (
+                not page.has_more or (done is not None and page.low <= done) or self._is_past_lower(page.items[0])
+            )
+            if is_lowest:
+                if self._emit(items):
+                    return done
+                done = last if done is None or last is None else max(done, last)
+                stack.pop()
+            elif edge is None or page.low < edge:
+                newest = page.high if newest is None else max(newest, page.high)
+                middle = self._middle(done, page, newest)
+                if middle is not None and (mark.end is None or middle < mark.end):
+                    mark.page = page
+                    stack.append(_Mark(MAX_MESSAGES, end=middle))
                 else:
-                    stack.append((low, self._page_size))
+                    mark.page = None
+                    stack.append(self._mark(page.at(page.low)))
+            elif mark.size < MAX_MESSAGES:
+                mark.size = min(MAX_MESSAGES, 2 * mark.size)
+            else:
+                group, page, failure = yield from self._group(mark.held)
+                below = [item for item in page.items if self._is_between(done, item, shift(edge, -TICK))]
+                if below:
+                    stack.append(self._mark(page.at(below[-1].received_at)))
+                elif failure is not None:
+                    raise failure
+                else:
+                    if self._emit(group):
+                        return done
+                    done = edge
+                    stack.pop()
+        return done
+
+    def _mark(self, held: list[Message]) -> _Mark:
+        return _Mark(min(MAX_MESSAGES, self._page_size + len(held)), held=held)
+
+    def _middle(self, done: datetime | None, page: _Slice, newest: datetime) -> datetime | None:
+        """Say where to look for the beginning next: half way to what has gone out, as a whole second.
+
+        Half way in the logarithm of the age, since most histories are short. None if a page may reach it anyway.
+        """
+        lower = BEFORE_ALL_MESSAGES if self._after is None else self._after.instant
+        start = lower if done is None else max(lower, done)
+        if self._left is None or page.low - start <= page.high - page.low:
+            return None
+        age = math.sqrt((newest - page.low + SECOND) / SECOND * ((newest - start) / SECOND))
+        middle = shift(newest, -timedelta(seconds=age)).replace(microsecond=0)
+        return middle if start + TICK < middle < page.low else None
 
     # One instant
 
-    def _group(self, instant: datetime) -> CursorSteps[list[Message]]:
-        """Read every message printed as `instant`, when they fill more than the largest page.
+    def _group(self, held: list[Message]) -> CursorSteps[tuple[list[Message], _Slice, PaginationError | None]]:
+        """Read every message printed at the instant of those held, when they fill more than the largest page.
 
         It reads pages that end at ever earlier instants inside the printed unit. Each must share a message with the one
-        above it, so that nothing lies between, and bring a new one.
+        above it, so that nothing lies between. Give also the page that goes on below, and what went wrong, if more than
+        a page lies where there is no cursor.
         """
+        instant = held[0].received_at
+        failure: PaginationError | None = None
+        before = datetime.max.replace(tzinfo=UTC)
         found: dict[str, Message] = {}
         known: set[str] = set()
-        upper = self._end_of(instant)
+        idle = 0
         step = self._unit / 2
-        page = yield from self._ask(MAX_MESSAGES, end=upper)
         while True:
-            found.update((item.id, item) for item in page.items if item.received_at == instant)
-            if not page.has_more or page.low < instant:
-                return sorted(found.values(), key=key)
-            if self._end_of(instant) < upper:  # finer digits have shown: the group is narrower than it seemed
-                upper = self._end_of(instant)
-                page = yield from self._ask(MAX_MESSAGES, end=upper)
-                continue
-            above = {item.id for item in page.items}
-            known |= above
-            lower, guess = instant, upper - step
-            while upper - lower > TICK:
-                if not lower < guess < upper:
-                    guess = lower + (upper - lower) // 2
-                page = yield from self._ask(MAX_MESSAGES, end=guess)
-                ids = {item.id for item in page.items}
-                if not ids & above:
+            while self._cursor(instant, self._slack) < before:
+                # At the start, and where finer digits have shown: then the group is narrower than it seemed.
+                page = yield from self._below(held, MAX_MESSAGES)
+                before = page.before or instant
+            bottom = shift(instant, -TICK) if self._includes_before else instant  # has none of the group before it
+            found.update((item.id, item) for item in page.at(instant))
+            if not page.has_more or page.low < instant or before <= bottom:
+                if page.has_more and page.low >= instant:
+                    page = self._contradict(before)
+                return sorted(found.values(), key=key), page, failure
+            above = page
+            if not above.ids() <= known:
+                idle = 0
+            known |= above.ids()
+            lower, guess = bottom, before - step
+            while before - lower > TICK and idle < IN_VAIN:
+                if not lower < guess < before:
+                    guess = lower + (before - lower) // 2
+                page = yield from self._ask(MAX_MESSAGES, before=guess)
+                if page.is_broken:
+                    break
+                ids = page.ids()
+                idle += 1
+                if not ids & above.ids():
                     lower = guess
                 elif page.has_more and page.low >= instant and ids <= known:
-                    upper, step = guess, min(2 * step, self._unit)
+                    before, step, above = guess, min(2 * step, self._unit), page
                 else:
-                    step, upper = upper - guess, guess
+                    step, before = before - guess, guess
                     break
             else:
-                upper, tick = yield from self._tick(instant, lower)
-                found.update((item.id, item) for item in tick.items if item.received_at == instant)
-                page = yield from self._ask(MAX_MESSAGES, end=upper)
+                page = yield from self._ask(MAX_MESSAGES, before=lower)
+                is_out = above.low > instant or self._is_past_upper(above.items[0])
+                is_next = page.is_broken or page.ids() & above.ids()
+                if is_next or (idle < IN_VAIN and (yield from self._is_all(above, before, is_out=is_out))):
+                    before = lower
+                    continue
+                page = yield from self._ask(MAX_MESSAGES, before=before)
+                if page.ids() <= known or idle >= IN_VAIN:  # and not as much again has come in meanwhile
+                    failure = PaginationError(
+                        f"{len(above.items)} or more messages were received at {instant.isoformat()}, as many as a page"
+                        " can hold, and the API has no cursor between them. All that the order allows was given before;"
+                        " to go on beyond that instant, give it as before= or after=."
+                    )
+                    before = bottom
+                    page = yield from self._ask(MAX_MESSAGES, before=before)
 
-    def _tick(self, instant: datetime, tick: datetime) -> CursorSteps[tuple[datetime, _Slice]]:
-        """Read one instant of the server's own clock; give the end to go on from, and what it holds."""
-        page = yield from self._ask(MAX_MESSAGES, start=tick, end=tick + TICK)
-        known = self._includes_after, self._includes_before
-        if page.has_more and not all(known):
-            # Perhaps the API includes its boundaries, so that the neighbours count too, and what is full may be the
-            # next instant. Only such an API gives anything for a stretch that ends where it starts.
-            for exact in (tick + TICK, tick):
-                self._includes_after = self._includes_before = True
-                alone = yield from self._ask(MAX_MESSAGES, start=exact, end=exact + TICK)
-                if not alone.items:
-                    self._includes_after, self._includes_before = known
-                else:
-                    page, tick = alone, exact
+    def _is_all(self, above: _Slice, before: datetime, *, is_out: bool) -> CursorSteps[bool]:
+        """Look whether the messages before a cursor, but not before the one a tick earlier, are but a page's.
+
+        Where cursors are cut, a stretch that begins a tick earlier may leave some of them out, so find the exact one.
+        `is_out`: they are not wanted, so it does not matter how many they are, if all are printed as one instant.
+        """
+        finest = TICK if before.microsecond % 1000 else MILLISECOND if before.microsecond else SECOND
+        if is_out and not self._includes_before and self._unit >= finest:
+            return True
+
+        is_clear = True
+
+        def look(back: timedelta) -> CursorSteps[_Slice | None]:
+            nonlocal is_clear
+            page = yield from self._ask(MAX_MESSAGES, before=before, after=before - back)
+            shown = len(above.ids() & page.ids())
+            is_clear = is_clear and shown in (0, len(above.items))
+            return page if shown == len(above.items) else None
+
+        page = yield from look(TICK)
+        if page is None:
+            # The API includes neither end of a stretch.
+            for back in (2 * TICK, MILLISECOND + TICK, SECOND + TICK):
+                page = yield from look(back)
+                if page is not None:
                     break
-        if page.has_more:
-            raise PaginationError(
-                f"More than {MAX_MESSAGES} messages were received at {instant.isoformat()}, more than a page can hold,"
-                " and the API has no cursor inside an instant. All that the order allows was given before; to go on"
-                " behind that instant, give it as before= or after=."
-            )
-        return tick, page
+        elif (alone := (yield from look(timedelta(0)))) is not None:
+            # It includes both. If it cuts cursors too, the first look began early enough.
+            page = page if (yield from look(-TICK)) is not None else alone
+        elif before.microsecond % 1000 == 0:
+            return False  # It includes one, or cuts cursors.
+        return page is not None and is_clear and (is_out or not page.has_more)
 
     # What all of them use
 
-    def _ask(self, limit: int, *, start: datetime | None = None, end: datetime | None = None) -> CursorSteps[_Slice]:
-        """Ask for a page of a stretch of time, and learn from what it shows of the API."""
-        after = start if start is None or self._includes_after else shift(start, -TICK)
-        before = end if end is None or not self._includes_before else shift(end, -TICK)
+    def _below(self, held: list[Message], size: int) -> CursorSteps[_Slice]:
+        """Ask for a page that begins with the group held, the last one of a page, and goes on below it.
+
+        If it shows neither the group nor anything later, the API has cut the cursor: ask later.
+        """
+        edge, ids = held[0].received_at, {item.id for item in held}
+        for slack in (timedelta(0), MILLISECOND, SECOND):
+            if slack < self._slack:
+                continue
+            page = yield from self._ask(size, before=self._cursor(edge, slack))
+            if ids <= page.ids() or (page.items and page.high > edge):
+                self._slack = slack
+                return page
+            is_inside = page.has_more and page.low == edge
+            if is_inside and size < MAX_MESSAGES:
+                return page  # full of others of the group
+        if is_inside:
+            self._slack = SECOND
+            return page
+        if page.items:
+            self._contradict(edge)
+        return _Slice(held, has_more=False)  # if there is none at all, the conversation has gone
+
+    def _cursor(self, edge: datetime, slack: timedelta) -> datetime:
+        """Give the `before` that has a group, and what is below it, before it."""
+        return shift(self._end_of(edge), slack - TICK if self._includes_before else slack)
+
+    def _ask(self, limit: int, *, before: datetime | None = None, after: datetime | None = None) -> CursorSteps[_Slice]:
+        """Ask for a page, and learn from what it shows of the API."""
         request = CursorRequest(limit=limit, before=before, after=after)
-        for _ in range(PATIENCE):
+        for _ in range(PATIENCE if self._trouble is None else 1):
             (page,) = yield (request,)
             items = sorted({item.id: item for item in page.data}.values(), key=key)
             for item in items:
                 self._learn_unit(item.received_at)
-                # Each tells of itself alone: stretches may be half open, and clocks finer than what is printed.
                 self._includes_before |= before is not None and item.received_at >= before
-                self._includes_after |= self._unit == TICK and item.received_at == after
+            if before is not None and items and items[-1].received_at > shift(before, SECOND):
+                break  # it takes no heed of the cursor
             if items or not page.has_more:
-                return _Slice(items, page.has_more)
-        raise self._contradiction(end or start)
+                return _Slice(items, page.has_more, before)
+        return self._contradict(before or after)
 
-    def _contradiction(self, cursor: datetime | None) -> PaginationError:
+    def _contradict(self, cursor: datetime | None) -> _Slice:
+        """Note that the pages contradict each other. The walk goes on as if this was the last, and then says so."""
         where = "" if cursor is None else f" at {cursor.isoformat()}"
-        return PaginationError(
+        self._trouble = self._trouble or PaginationError(
             f"The messages{where} go in circles: the page holds nothing that was not read before, and still says"
-            " hasMore. The API or a proxy is at fault."
+            " hasMore, or does not hold what it must. The API or a proxy is at fault."
         )
+        return _Slice([], has_more=False, is_broken=True)
 
     def _learn_unit(self, printed: datetime) -> None:
         """Notice the finest digits that the API prints."""
@@ -678,13 +810,11 @@ class CursorWalk(Walk[CursorRequest, Message]):
         return shift(instant, self._unit)
 
     def _top(self) -> datetime | None:
-        """Give the end of what is wanted; None for now."""
+        """Give the end of what is wanted, rounded up to a second, so that it is the same cut or not; None for now."""
         if self._before is None:
             return None
-        if self._before.message_id is not None:
-            return self._end_of(self._before.instant)
-        beyond = (self._before.instant - BEFORE_ALL_MESSAGES) % self._unit
-        return shift(self._before.instant, self._unit - beyond if beyond else beyond)
+        bound = self._before.instant if self._before.message_id is None else self._end_of(self._before.instant)
+        return whole_second(bound)
 
     def _want(self, held: int = 0) -> int:
         """Say how many to ask for: what is wanted, and what is `held` back and will be read again."""
@@ -732,6 +862,11 @@ def shift(instant: datetime, by: timedelta) -> datetime:
         return instant + by
     except OverflowError:
         return (datetime.max if by > timedelta(0) else datetime.min).replace(tzinfo=UTC)
+
+
+def whole_second(instant: datetime) -> datetime:
+    """Round an instant up."""
+    return instant if instant.microsecond == 0 else shift(instant.replace(microsecond=0), SECOND)
 
 
 def key(item: Message) -> tuple[datetime, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from random import Random
 
 from attrs import define, field, frozen
 
@@ -24,6 +25,13 @@ class Reading:
     after_alone: str = "oldest"
     listed: str = "newest"
     digits: int = 6
+    """Of an instant that is printed; the rest is cut off."""
+    stored: int = 6
+    """Digits of an instant that is stored."""
+    read: int = 6
+    """Digits of a cursor that count; the rest is cut off."""
+    shuffled: bool = False
+    """Whether messages of one instant come in another order with each request."""
     has_total: bool = True
     most: int = 1000
     """The largest page it gives, whatever was asked for."""
@@ -34,8 +42,12 @@ class Reading:
 
 def printed(micros: int, digits: int) -> datetime:
     """Cut an instant, microseconds after START, to the digits that are printed."""
-    unit = 10 ** (6 - digits)
-    return START + timedelta(microseconds=micros // unit * unit)
+    return START + timedelta(microseconds=cut(micros, digits))
+
+
+def cut(micros: int, digits: int) -> int:
+    unit: int = 10 ** (6 - digits)
+    return micros // unit * unit
 
 
 def micros_of(instant: datetime) -> int:
@@ -53,26 +65,30 @@ class Thread:
     def page(self, limit: int, before: datetime | None, after: datetime | None) -> Page[Message]:
         self.requests += 1
         limit = min(limit, self.reading.most)
-        inclusive = self.reading.inclusive
-        found = sorted(self.messages)
+        inclusive, read = self.reading.inclusive, self.reading.read
+        found = sorted((cut(at, self.reading.stored), self._tie(identity), identity) for at, identity in self.messages)
         if before is not None:
-            bound = micros_of(before)
+            bound = cut(micros_of(before), read)
             found = [item for item in found if item[0] < bound or (inclusive in (True, "before") and item[0] == bound)]
         if after is not None:
-            bound = micros_of(after)
+            bound = cut(micros_of(after), read)
             found = [item for item in found if item[0] > bound or (inclusive in (True, "after") and item[0] == bound)]
         takes_oldest = after is not None and before is None and self.reading.after_alone == "oldest"
         page = found[:limit] if takes_oldest else found[-limit:]
         if self.reading.listed == "newest":
             page.reverse()
-        return Page(data=tuple(map(self.message, page)), has_more=len(found) > len(page))
+        data = tuple(self.message((at, identity)) for at, _, identity in page)
+        return Page(data=data, has_more=len(found) > len(page))
+
+    def _tie(self, identity: str) -> int:
+        return Random(f"{self.requests} {identity}").getrandbits(32) if self.reading.shuffled else 0
 
     def message(self, item: tuple[int, str]) -> Message:
         return Message(
             id=item[1],
             from_number="+15550100001",
             to_number="+15550100002",
-            received_at=printed(item[0], self.reading.digits),
+            received_at=printed(cut(item[0], self.reading.stored), self.reading.digits),
         )
 
     def all(self) -> list[Message]:

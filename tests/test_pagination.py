@@ -7,6 +7,7 @@ run with the real ones.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -30,17 +31,21 @@ from agentphone._pagination import (
     OffsetWalk,
     Walk,
 )
-from tests.model import START, Inbox, Reading, Thread, key, micros_of
+from tests.model import START, Inbox, Reading, Thread, cut, key, micros_of, printed
 
 MANY = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 UNSHRUNK = settings(MANY, phases=[Phase.generate])
-GAPS = st.sampled_from([0, 0, 0, 1, 1, 2, 999, 1000, 300_000, 1_000_000, 5_000_000])
+GAP_CHOICES = [0, 0, 0, 1, 1, 2, 999, 1000, 300_000, 1_000_000, 5_000_000]
+GAPS = st.sampled_from(GAP_CHOICES)
 """Microseconds between one message and the next: ties, neighbours, and what shows in each number of digits."""
 ENDLESS = 1000
 
 
 def walk_to_the_end(
-    walk: Walk[Any, Any], answer: Callable[[Any], Page[Any]], between: Callable[[], None] = lambda: None
+    walk: Walk[Any, Any],
+    answer: Callable[[Any], Page[Any]],
+    between: Callable[[], None] = lambda: None,
+    endless: int = ENDLESS,
 ) -> tuple[list[Any], PaginationError | None, int]:
     """Drive a walk; give what came out, how it failed, and how many requests it took."""
     out: list[Any] = []
@@ -51,7 +56,7 @@ def walk_to_the_end(
             for request in requests:
                 pages.append(answer(request))
                 asked += 1
-                assert asked < ENDLESS, "the walk does not end"
+                assert asked < endless, "the walk does not end"
                 between()
             out += walk.receive(pages)
     except PaginationError as error:
@@ -122,6 +127,10 @@ def histories(draw: st.DrawFn) -> History:
         after_alone=draw(st.sampled_from(["oldest", "newest"])),
         listed=draw(st.sampled_from(["newest", "oldest"])),
         digits=draw(st.sampled_from([0, 3, 6])),
+        stored=draw(st.sampled_from([0, 3, 6, 6])),
+        read=draw(st.sampled_from([0, 3, 6, 6])),
+        shuffled=draw(st.booleans()),
+        most=draw(st.sampled_from([1000, 1000, 2, 3])),
     )
     instant = draw(st.integers(0, 2_000_000))
     messages = []
@@ -153,16 +162,51 @@ def histories(draw: st.DrawFn) -> History:
     )
 
 
-def fullest(thread: Thread) -> int:
-    """Count the messages that the server cannot tell apart by a cursor."""
-    count = Counter(instant for instant, _ in thread.messages)
-    if thread.reading.inclusive:
-        # Until the boundaries have shown that they are included, the neighbours may stand in the same page.
-        return max((count[at - 1] + count[at] + count[at + 1] for at in list(count)), default=0)
-    return max(count.values(), default=0)
+def cell(reading: Reading, at: int) -> int:
+    """Tell apart what the server can tell apart by `before`: two messages of one cell have no cursor between them."""
+    unit: int = 10 ** (6 - reading.read)
+    at = cut(at, reading.stored)
+    return -(-at // unit) if reading.inclusive in (True, "before") else at // unit
 
 
-def check_history(history: History, make: Callable[[History], Walk[CursorRequest, Message]] = History.walk) -> None:
+def closed_cells(thread: Thread, largest: int) -> set[int]:
+    """Say which cells hold more than a page.
+
+    One that just fills a page is read too, but not for certain where the server cuts cursors, or includes only one end
+    of a stretch: then nothing shows whether the page holds all of it.
+    """
+    reading = thread.reading
+    largest = min(largest, reading.most)
+    if reading.read < 6 or reading.inclusive in ("before", "after"):
+        largest -= 1
+    count = Counter(cell(reading, at) for at, _ in thread.messages)
+    return {name for name, held in count.items() if held > largest}
+
+
+def open_part(history: History, closed: set[int]) -> int:
+    """Count the messages wanted that come before the first one printed at an instant that touches a closed cell.
+
+    A closed cell within the second after `before` counts too, where the server cuts cursors or includes one end only:
+    what it holds unseen may lie on the one side of the bound or the other.
+    """
+    server, reading = history.thread, history.thread.reading
+    full = {
+        printed(cut(at, reading.stored), reading.digits) for at, _ in server.messages if cell(reading, at) in closed
+    }
+    near = {bound.instant for bound in (history.before, history.after) if bound and bound.message_id}
+    if history.before and (reading.read < 6 or reading.inclusive in ("before", "after")):
+        near |= {at for at in full if timedelta(0) <= at - history.before.instant < timedelta(seconds=2)}
+    wanted = 0
+    for item in sorted(server.all(), key=key, reverse=not history.oldest_first):
+        if item.received_at in full and (history.is_wanted(item) or item.received_at in near):
+            break
+        wanted += history.is_wanted(item)
+    return wanted if history.limit is None else min(wanted, history.limit)
+
+
+def check_history(
+    history: History, make: Callable[[History], Walk[CursorRequest, Message]] = History.walk
+) -> tuple[PaginationError | None, int]:
     """Walk once, and hold what came out against the promise."""
     server, promised, bursts = history.thread, history.wanted(), list(history.bursts)
 
@@ -182,20 +226,27 @@ def check_history(history: History, make: Callable[[History], Walk[CursorRequest
             return server.page(request.limit, request.before, request.after)
 
         before_the_walk = len(server.messages)
-        out, failure, _ = walk_to_the_end(walk, answer, between)
+        # Where a tiny page shows others of a group each time, or more than a page comes in at one instant, the way is
+        # long, but not endless.
+        endless = 5 * ENDLESS if server.reading.shuffled or history.bursts else ENDLESS
+        out, failure, asked = walk_to_the_end(walk, answer, between, endless)
     keys = list(map(key, out))
     assert keys == sorted(keys, reverse=not history.oldest_first)
     assert len(set(keys)) == len(keys)
     assert all(map(history.is_wanted, out))
     if failure is not None:
-        assert fullest(server) > history.largest, failure
+        closed = closed_cells(server, history.largest)
+        assert closed, failure
+        if len(server.messages) == before_the_walk and not server.reading.shuffled:
+            assert len(out) >= open_part(history, closed)
     if history.limit is not None:
         assert len(out) <= history.limit
         if len(server.messages) > before_the_walk:
-            return
+            return failure, asked
         promised = promised[: history.limit]
     old = [message for message in out if message.id.startswith("msg")]
     assert old == (promised if failure is None else promised[: len(old)])
+    return failure, asked
 
 
 @MANY
@@ -230,6 +281,70 @@ def test_every_message_between_the_bounds_comes_once_and_in_order(history: Histo
     check_history(history)
 
 
+READS_BOUNDARIES: list[bool | str] = [False, False, True, True, "before", "after"]
+
+
+def random_history(random: Random) -> History:
+    """Make a case from all that a server may do, more often large and busy than `histories` does."""
+    reading = Reading(
+        inclusive=random.choice(READS_BOUNDARIES),
+        after_alone=random.choice(["oldest", "newest"]),
+        listed=random.choice(["newest", "oldest"]),
+        digits=random.choice([0, 3, 6]),
+        stored=random.choice([0, 3, 6, 6]),
+        read=random.choice([0, 3, 6, 6]),
+        shuffled=random.random() < 0.2,
+        most=random.choice([1000, 1000, 1000, 2, 3, 5]),
+    )
+    gaps = random.choice([GAP_CHOICES, [0, 1], [1000, 10**6], [10**6, 10**8, 10**10], [1, 999, 1000, 400_000]])
+    largest = random.randint(2, 8)
+    messages, instant = [], random.randrange(2_000_000)
+    order = list(range(random.randrange(40)))
+    random.shuffle(order)
+    for number in order:
+        instant += random.choice(gaps)
+        messages.append((instant, f"msg_{number:03}"))
+    server = Thread(reading, messages)
+
+    def bound() -> Bound | None:
+        if not messages or random.random() < 0.5:
+            return None
+        message = random.choice(server.all())
+        if random.random() < 0.5:
+            return Bound(message.received_at, message.id)
+        off = random.choice([0, -1, 1, 500, 400_000])
+        return Bound(message.received_at + timedelta(microseconds=off))
+
+    return History(
+        server,
+        largest,
+        before=bound(),
+        after=bound(),
+        oldest_first=random.random() < 0.5,
+        page_size=random.randint(1, largest),
+        limit=random.choice([None, None, random.randint(1, 15)]),
+        bursts=[
+            (random.randrange(4), random.choice(GAP_CHOICES)) for _ in range(random.choice([0, 0, random.randrange(8)]))
+        ],
+    )
+
+
+def test_no_message_is_lost_or_repeated_whatever_the_server_does() -> None:
+    """AGENTPHONE_CASES=100000 for a long run, which with -s says what it saw."""
+    cases = int(os.environ.get("AGENTPHONE_CASES", "2000"))
+    seen: Counter[str] = Counter()
+    for seed in range(cases):
+        try:
+            failure, asked = check_history(random_history(Random(seed)))
+        except AssertionError as error:
+            error.add_note(f"random_history(Random({seed}))")
+            raise
+        seen["ended in an error" if failure else "complete"] += 1
+        seen["requests"] += asked
+        seen["most requests"] = max(seen["most requests"], asked)
+    print(dict(seen))  # noqa: T201  # with -s
+
+
 class NaiveCursorWalk(CursorWalk):
     """What most SDKs do: the last instant of a page is the cursor of the next."""
 
@@ -243,7 +358,7 @@ class NaiveCursorWalk(CursorWalk):
             before = page.data[-1].received_at
 
 
-def fails(check: Callable[[Any], None]) -> Callable[[Any], bool]:
+def fails(check: Callable[[Any], object]) -> Callable[[Any], bool]:
     def condition(case: Any) -> bool:
         try:
             check(case)
@@ -332,6 +447,103 @@ def test_an_instant_that_just_fits_a_page_is_given_and_a_fuller_one_is_named(
     out, failure, _ = walk(full=201)
     assert len(out) == 3
     assert "2025-01-15T12:00:05" in str(failure)
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("after_alone", ["oldest", "newest"])
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize(("digits", "stored", "read"), [(3, 3, 3), (0, 0, 0), (6, 6, 3), (3, 6, 3), (3, 3, 0)])
+def test_more_messages_than_a_page_between_two_cursors_are_named_where_the_server_cuts_cursors(
+    digits: int, stored: int, read: int, inclusive: bool, after_alone: str, oldest_first: bool
+) -> None:
+    def walk(full: int) -> tuple[list[Message], PaginationError | None, int]:
+        server = thread(
+            (0, 3),
+            *((5_000_100 + number, 1) for number in range(full)),
+            (9_000_000, 3),
+            digits=digits,
+            stored=stored,
+            read=read,
+            inclusive=inclusive,
+            after_alone=after_alone,
+        )
+        walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
+        return walk_to_the_end(walk, lambda request: server.page(request.limit, request.before, request.after))
+
+    out, failure, _ = walk(full=199)
+    assert (failure, len(out)) == (None, 205)
+    out, failure, asked = walk(full=205)
+    assert asked < 100
+    if digits == 6 and oldest_first and after_alone == "oldest":
+        assert (failure, len(out)) == (None, 211)  # printed apart: what `after` gives and what `before` gives overlap
+        return
+    assert "2025-01-15T12:00:05" in str(failure)
+    assert "no cursor" in str(failure)
+    # Newest first, those printed apart go out as well, as far as the one page that can be had of them shows.
+    assert len(out) == (3 + 199 if digits == 6 and not oldest_first else 3)
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("after_alone", ["oldest", "newest"])
+@pytest.mark.parametrize("inclusive", [False, True, "before", "after"])
+@pytest.mark.parametrize("read", [0, 3])
+@pytest.mark.parametrize("digits", [0, 3, 6])
+def test_a_server_that_cuts_cursors_loses_nothing(
+    digits: int, read: int, inclusive: bool | str, after_alone: str, oldest_first: bool
+) -> None:
+    server = thread(
+        *((number * 400 + number // 50 * 300_000, 1) for number in range(600)),
+        digits=digits,
+        read=read,
+        inclusive=inclusive,
+        after_alone=after_alone,
+    )
+    walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=7)
+    out, failure, asked = walk_to_the_end(
+        walk, lambda request: server.page(request.limit, request.before, request.after)
+    )
+    assert failure is None
+    assert out == (server.all() if oldest_first else server.all()[::-1])
+    assert asked < 700
+
+
+def old_and_busy() -> list[int]:
+    """Give a history that began ten years ago with as much in a day as came in today."""
+    day = [number * 1_728_000 for number in range(50_000)]
+    return [at - 10 * 365 * 86_400 * 10**6 for at in day] + day
+
+
+@pytest.mark.parametrize("digits", [0, 6])
+@pytest.mark.parametrize(
+    ("instants", "most"),
+    [
+        ([number * 10**6 for number in range(100_000)], 20),
+        ([number * 86_400 * 10**6 for number in range(10_000)], 12),
+        (list(range(0, 10**9, 10**4)), 22),
+        ([number * 10**6 for number in range(500)], 9),
+        (old_and_busy(), 30),
+    ],
+    ids=["100,000 of a day", "10,000 days", "100 a second", "500", "ten years ago and today"],
+)
+@pytest.mark.parametrize("limit", [1, 5, 150])
+def test_the_oldest_messages_are_found_by_halving_the_time_where_after_gives_the_newest(
+    limit: int, instants: list[int], most: int, digits: int
+) -> None:
+    server = Thread(Reading(digits=digits))
+
+    def answer(request: CursorRequest) -> Page[Message]:
+        # The model sorts anew for each page; here nothing changes.
+        end = len(instants) if request.before is None else bisect_left(instants, micros_of(request.before))
+        start = 0 if request.after is None else bisect_right(instants, micros_of(request.after))
+        page = range(max(start, end - request.limit), end)
+        data = tuple(server.message((instants[index], f"msg_{index:06}")) for index in page)
+        return Page(data=data, has_more=len(page) < end - start)
+
+    walk = CursorWalk(limit=limit, before=None, after=None, oldest_first=True, page_size=200)
+    out, failure, asked = walk_to_the_end(walk, answer)
+    assert failure is None
+    assert [message.id for message in out] == [f"msg_{index:06}" for index in range(limit)]
+    assert asked <= most
 
 
 def test_ten_thousand_messages_in_one_printed_second_come_out_whole() -> None:
@@ -818,14 +1030,41 @@ def test_a_page_cut_short_in_spite_of_its_total_is_followed() -> None:
 
 @pytest.mark.parametrize("oldest_first", [False, True])
 @pytest.mark.parametrize("messages", [0, 1, 200])
-def test_messages_that_say_has_more_for_ever_end_in_an_error(messages: int, oldest_first: bool) -> None:
+def test_messages_that_say_has_more_for_ever_end_in_an_error_after_what_was_read(
+    messages: int, oldest_first: bool
+) -> None:
     """The API ignores every cursor."""
-    page = Page(
-        data=tuple(thread((0, 1)).message((second * 10**6, f"m{second:03}")) for second in range(messages)),
-        has_more=True,
-    )
+    whole = [thread((0, 1)).message((second * 10**6, f"m{second:03}")) for second in range(messages)]
+    page = Page(data=tuple(whole), has_more=True)
     walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
     out, failure, asked = walk_to_the_end(walk, lambda _: page)
-    assert failure is not None
+    assert "circles" in str(failure)
     assert asked < 60
-    assert len({item.id for item in out}) == len(out)
+    assert out == (whole if oldest_first else whole[::-1])
+
+
+@pytest.mark.parametrize("then", ["empty", "first", "last"])
+@pytest.mark.parametrize("limit", [None, 300])
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("digits", [0, 6])
+@pytest.mark.parametrize("after_alone", ["oldest", "newest"])
+@pytest.mark.parametrize("page_size", [7, 200])
+def test_messages_that_go_in_circles_at_their_end_all_come_before_the_error(
+    page_size: int, after_alone: str, digits: int, oldest_first: bool, limit: int | None, then: str
+) -> None:
+    """Where there is nothing more, the API gives an empty page, or the first or last one again, and says hasMore."""
+    server = thread(*((second * 1_000_000, 1) for second in range(250)), after_alone=after_alone, digits=digits)
+
+    def answer(request: CursorRequest) -> Page[Message]:
+        page = server.page(request.limit, request.before, request.after)
+        if not page.data and then == "first":
+            page = server.page(request.limit, None, None)
+        elif not page.data and then == "last":
+            page = Page(data=tuple(map(server.message, server.messages[: request.limit])), has_more=True)
+        return Page(data=page.data, has_more=True)
+
+    walk = CursorWalk(limit=limit, before=None, after=None, oldest_first=oldest_first, page_size=page_size)
+    out, failure, asked = walk_to_the_end(walk, answer)
+    assert "circles" in str(failure)
+    assert out == (server.all() if oldest_first else server.all()[::-1])
+    assert asked < 2 * 250 / page_size + 60
