@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
@@ -26,7 +27,7 @@ import httpx
 
 from agentphone import _wire
 from agentphone._config import USER_AGENT, Config, is_loopback
-from agentphone._retry import RetryBudget, RetryPolicy
+from agentphone._retry import RetryBudget, RetryPolicy, parse_date
 from agentphone.errors import (
     APIConnectionError,
     APIStatusError,
@@ -64,6 +65,8 @@ class Transport:
             self._timeout = config.timeout
         self._extensions = {"timeout": phases.as_dict()}
         self._secret = config.api_key
+        self._date: str | None = None
+        """When the latest answer was made, as its `Date` header says."""
         # httpx.Headers and not a dict: its repr hides the key, also where a traceback prints the locals.
         self._headers = httpx.Headers(
             {
@@ -129,6 +132,14 @@ class Transport:
         """Give the time in seconds, of one clock for all event loops: trio begins each of its own anywhere."""
         return anyio.current_time() + _clock_offset()
 
+    def server_time(self) -> datetime | None:
+        """Give what the server's own clock said in the latest answer; None where it did not say."""
+        seconds = parse_date(self._date or "")
+        try:
+            return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+        except (ValueError, OverflowError, OSError):
+            return None
+
     async def sleep_until(self, when: float) -> None:
         """Rest until an instant of `clock`.
 
@@ -193,6 +204,7 @@ class Transport:
             try:
                 with anyio.CancelScope(deadline=began + self._timeout):
                     status, headers, body = await self._exchange(call, line)
+                    self._date = headers.get("date")
                     _log(call, str(status), number, began)
                     answer = _wire.read(call, status, headers, body, now=time.time(), secret=self._secret)
                     pool.give_back(line)
