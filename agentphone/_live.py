@@ -258,7 +258,7 @@ def room_of(first_page: int) -> int:
     return min(REMEMBERED, max(0, first_page - 1))
 
 
-def breaks_off(before: Page[Message] | None, page: Page[Message]) -> bool:
+def breaks_off(before: Page[Any] | None, page: Page[Any]) -> bool:
     """Whether a page shows nothing, although the one before it said that there is more."""
     return before is not None and before.has_more and not page.data
 
@@ -306,6 +306,7 @@ class _Thread:
 
     trace: Trace
     """What it was like when it was listed."""
+    listed_at: float
     window: _Window | None = None
     """What was read of it, if its messages are new enough that some may still be shown late."""
     is_held: bool = False
@@ -349,6 +350,8 @@ class WatchWalk(Walk[Any, Any]):
         self._quiet = _Quiet(self._overlap, clock)
         self._asked_at: datetime | None = None
         """The server's time at the first answer of a poll: what it shows later may be missing there."""
+        self._now: datetime | None = None
+        """The newest instant when the watch began."""
         self._is_first = True
         """Whether what the list shows was there before the watch began."""
         self._threads: dict[str, _Thread] = {}
@@ -359,6 +362,8 @@ class WatchWalk(Walk[Any, Any]):
         dated in the future does not hide the others. None for all of a short list."""
         self._covered: datetime | None = None
         """What a conversation that is not among `_threads` has up to here is not new. None if all of it is."""
+        self._broken_off_since: float | None = None
+        """Since when the list has ended too early; None when it has not."""
         self._room = REMEMBERED
         """How many conversations one request of a poll can list again and see beyond."""
         self.has_news = False
@@ -372,6 +377,7 @@ class WatchWalk(Walk[Any, Any]):
             if pages[0].data or not pages[0].has_more:
                 break
         newest = max(_instants(pages[0].data), default=None)
+        self._now = newest
         self._asked_at = self._server_time()
         beginning = self._after.instant if self._after else None
         self._floor = floor_below(self._overlap, newest, beginning, self._asked_at)
@@ -382,21 +388,25 @@ class WatchWalk(Walk[Any, Any]):
             pages = ()
             fresh, is_moving = yield from self._read_moved(listed, horizon)
             self._ready.extend(sorted(fresh, key=lambda new: key(new.message)))
-            self.has_news = bool(fresh) or any(
-                thread.is_held or thread.behind_since is not None for thread in self._threads.values()
-            )
+            self.has_news = bool(fresh) or bool(self._waiting())
             if horizon is not None:
                 self._move_on(listed, horizon, is_quiet=self._quiet.note(has_news=is_moving))
-            self._is_first = self._is_first and self._after is not None and horizon is None
+            self._is_first = self._is_first and horizon is None
             yield ()
 
     def _list(self, pages: Sequence[Page[Conversation]]) -> WatchSteps:
-        """Read the head of the list; give the instant of its newest message, and the conversations."""
+        """Read the head of the list; give the instant of its newest message, and the conversations.
+
+        One that breaks off teaches nothing either, or what it did not show would be too old to be listed again.
+        """
+        began = self._clock()
         size = min(MAX_CONVERSATIONS, self._recent() + SPARE)
         walk = OffsetWalk(limit=None, offset=0, page_size=size, floor=self._head)
         horizon: datetime | None = None
         listed: list[Conversation] = []
         first: list[datetime] | None = None
+        last: Page[Conversation] | None = None
+        is_broken_off = False
         self._room = REMEMBERED
         while requests := walk.next_requests():
             if not pages:
@@ -408,8 +418,17 @@ class WatchWalk(Walk[Any, Any]):
                 horizon = max(first, default=None)
             else:
                 self._room = room_of(len(first))
+            if breaks_off(last, pages[0]) or (listed and requests[0].offset == 0 and not pages[0].data):
+                is_broken_off = True
+            last = pages[0]
             listed.extend(walk.receive(pages))
             pages = ()
+        if not is_broken_off:
+            self._broken_off_since = None
+        elif self._broken_off_since is None:
+            self._broken_off_since = self._clock()
+        if self._broken_off_since is not None and began - self._broken_off_since <= self._overlap.total_seconds():
+            return None, []
         return horizon, listed
 
     def _read_moved(self, listed: Sequence[Conversation], horizon: datetime | None) -> WatchSteps:
@@ -420,8 +439,8 @@ class WatchWalk(Walk[Any, Any]):
         released: set[str] = set()
         for conversation in listed:
             trace, known = trace_of(conversation), self._threads.get(conversation.id)
-            window = self._window_of(conversation, known, horizon)
-            threads[conversation.id] = thread = _Thread(trace, known.window if known else None)
+            window = self._window_of(conversation, known)
+            threads[conversation.id] = thread = _Thread(trace, began, known.window if known else None)
             if window is not None:
                 moved.append((conversation, window))
                 if known is not None and known.trace == trace:
@@ -465,12 +484,12 @@ class WatchWalk(Walk[Any, Any]):
         self._threads |= threads
         return fresh, bool(moved)
 
-    def _window_of(self, conversation: Conversation, known: _Thread | None, horizon: datetime | None) -> _Window | None:
+    def _window_of(self, conversation: Conversation, known: _Thread | None) -> _Window | None:
         """Say what is to be read of a conversation; None if nothing new can be in it."""
         last = conversation.last_message_at
         if known is None:
             is_new = self._covered is None or (last is not None and last > self._covered)
-            return _Window(self._covered, self._start_of(last, horizon)) if is_new else None
+            return _Window(self._covered, self._start_of(last)) if is_new else None
         if known.trace == trace_of(conversation) and not (known.is_held or known.behind_since is not None):
             return None
         if known.window is not None:
@@ -479,13 +498,22 @@ class WatchWalk(Walk[Any, Any]):
         is_dated_back = None not in (last, before, self._floor) and last <= self._floor  # type: ignore[operator]
         return _Window(before if is_dated_back else self._floor, lasting_of(self._after))
 
-    def _start_of(self, last: datetime | None, horizon: datetime | None) -> Bound | None:
+    def _start_of(self, last: datetime | None) -> Bound | None:
         """Say up to where a conversation that shows for the first time has nothing new."""
         if not self._is_first:
             return lasting_of(self._after)
-        if self._after is not None or last is None or horizon is None:
+        if self._after is not None or last is None or self._now is None:
             return self._after
-        return Bound(end_of(min(last, horizon)))  # the horizon may lie in the future
+        return Bound(end_of(min(last, self._now)))  # either may lie in the future
+
+    def _waiting(self) -> dict[str, _Thread]:
+        """Give those that have something to show, unless they have not been listed for too long."""
+        listed_since = self._clock() - self._overlap.total_seconds()
+        return {
+            identity: thread
+            for identity, thread in self._threads.items()
+            if (thread.is_held or thread.behind_since is not None) and thread.listed_at >= listed_since
+        }
 
     def _recent(self) -> int:
         """Count the conversations that the next poll reads whether they moved or not."""
@@ -493,7 +521,7 @@ class WatchWalk(Walk[Any, Any]):
 
     def _lasts(self) -> list[datetime]:
         """Give when each conversation had its last message, in order."""
-        return sorted(thread.trace[1] for thread in self._threads.values() if thread.trace[1] is not None)
+        return _lasts_of(self._threads.values())
 
     def _move_on(self, listed: Sequence[Conversation], horizon: datetime, *, is_quiet: bool) -> None:
         """Move on after a poll, and forget what is too old to matter."""
@@ -512,7 +540,7 @@ class WatchWalk(Walk[Any, Any]):
                 newest = max(thread.window.seen.values())
                 thread.window.raise_floor(min(self._floor, shift(newest, -self._overlap)))
         if self._covered is not None:
-            ids = {conversation.id for conversation in listed}
+            ids = {conversation.id for conversation in listed} | self._waiting().keys()
             known = min(self._covered, self._floor)
             self._threads = {
                 identity: thread
@@ -524,6 +552,9 @@ class WatchWalk(Walk[Any, Any]):
         if is_quiet and self._recent() > self._room:
             # Or each poll would list all of a burst again, for ever.
             head = not_beyond(shift(lasts[-self._room - 1], TICK), self._asked_at, self._overlap)
+        waiting = _lasts_of(self._waiting().values())
+        if head is not None and waiting:
+            head = min(head, waiting[0])
         if head is not None and (self._head is None or head > self._head):
             self._head = head
 
@@ -531,3 +562,7 @@ class WatchWalk(Walk[Any, Any]):
 def _instants(conversations: Iterable[Conversation]) -> list[datetime]:
     """Give when the conversations had their last messages, in order."""
     return sorted(item.last_message_at for item in conversations if item.last_message_at is not None)
+
+
+def _lasts_of(threads: Iterable[_Thread]) -> list[datetime]:
+    return sorted(thread.trace[1] for thread in threads if thread.trace[1] is not None)
