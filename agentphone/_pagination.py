@@ -30,6 +30,9 @@ one is there, and all of them wait for the slowest more seldom."""
 PATIENCE = 5
 """How many pages in a row may bring nothing, before the walk says that the API goes in circles."""
 
+READINGS = 3
+"""How many times a list that moves all the time is read as a whole, at most."""
+
 TICK = timedelta(microseconds=1)
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)
@@ -106,19 +109,22 @@ Trace = tuple[str, datetime | None, int | None]
 class _Sweep:
     """What one way through the list, from its front, has shown."""
 
-    floor: datetime | None
-    """Where it may end: at conversations whose last message is older. None for the end of the list."""
     size: int
     concurrency: int = 1
-    is_checked: bool = True
-    """Whether it holds against a list that moves. Pages in flight at once are read in any order, so that only pages
-    that overlap show it; without the check, a list that has not moved is read with no request too many."""
+    floor: datetime | None = None
+    """Where a second look at the front may end: at conversations whose last message is older."""
+    is_overlapping: bool = False
+    """Whether each page begins with the last item of the one before, also where a total would show deletions."""
     began_at: datetime | None = None
     """The server's time when it began: that of the newest message then."""
     front: list[Trace] = field(factory=list)
     """What stood at the front of the list, as many as a page can hold."""
     requests: int = 0
     has_moved: bool = False
+    total: int | None = None
+    """How many conversations the API counted last."""
+    gone: int = 0
+    """By how much that has fallen in all: some of those that were read may have disappeared."""
     traces: dict[str, Trace] = field(factory=dict)
     """What it has read, as it was then, by id."""
 
@@ -127,13 +133,23 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
     """Walk the conversations, most recent activity first, while the list moves.
 
     What moves: a message brings its conversation to the front, and those above its old place down by one; a new
-    conversation does that to all; one that disappears brings those below it up. So:
+    conversation does that to all; one that disappears brings those below it up. A message that is shown late brings
+    its conversation to a place in the middle. So:
 
     - What moves down is read twice, and goes out once: ids are remembered.
     - What moves up could be missed: `total` falls by as much, and the walk steps back by that. Where the API gives no
       total, each page begins with the last item of the one before.
-    - What jumps to the front unseen is found by reading the front again, down to conversations older than the newest
-      message was when the walk began. When that takes more than one request it is itself a walk, and is done again.
+    - What jumps to the front unseen is found by reading the front again, down to a conversation that is as it was: all
+      that jumped stand above it. It must also be older than the newest message was when the walk began: one that is
+      dated in the future stays above those that jump. When that takes more than one request it is itself a walk, and
+      is done again.
+    - What moves to the middle unseen leaves a trace: something was read twice, or `total` has changed. If fewer
+      conversations are known after that than `total` counts, or there is no total, the list is read again as a whole,
+      with pages that overlap: up to `READINGS` times, for a list that never stands still must come to an end.
+
+    What this assumes: a conversation that changes its place changes its date or its count of messages; fewer of them
+    do so between two requests than half a page holds; none passes the walk unseen in every reading; and none begins
+    between the same two answers in which another disappears, where the total alone would tell of both.
 
     With a `floor` it ends at conversations whose last message is older than that.
     """
@@ -153,34 +169,60 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
         self._concurrency = concurrency
         self._floor = floor
         self._given: set[str] = set()
+        self._held: dict[str, Conversation] = {}
+        """What was read on a page that is to be read again, and has not gone out yet."""
+        self._largest = 0
+        """How many the largest page held."""
+        self._most = MAX_CONVERSATIONS
+        """How many the API gives at once."""
         super().__init__()
 
     def _walk(self) -> OffsetSteps[None]:
         is_promised = self._left is None and self._start == 0
-        one_at_a_time = self._concurrency == 1
-        sweep = yield from self._sweep(
-            _Sweep(self._floor, self._page_size, self._concurrency, is_checked=one_at_a_time)
-        )
-        while is_promised and sweep.requests > 1:
-            head = yield from self._sweep(_Sweep(sweep.began_at, MAX_CONVERSATIONS), front=sweep.front)
-            if sweep.is_checked or not (sweep.has_moved or head.has_moved):
-                sweep = head
-            else:
-                sweep = yield from self._sweep(_Sweep(self._floor, self._page_size, self._concurrency))
+        for reading in range(READINGS):
+            is_again = reading > 0
+            sweep = yield from self._sweep(_Sweep(self._page_size, self._concurrency, is_overlapping=is_again))
+            if not is_promised or sweep.requests == 1:
+                return
+            # Pages in flight at once are read in any order: only when they overlap do they show all that moves.
+            if (yield from self._look_again(sweep, is_sure=is_again or self._concurrency == 1)):
+                return
 
-    def _sweep(self, sweep: _Sweep, front: list[Trace] | None = None) -> OffsetSteps[_Sweep]:
-        """Go through the list from its front; stop at once where the front is still `front`."""
+    def _look_again(self, sweep: _Sweep, *, is_sure: bool) -> OffsetSteps[bool]:
+        """Find at the front of the list what has jumped there; say whether nothing can be missing then."""
+        known = dict(sweep.traces)
+        before, head = None, sweep
+        while before is None or 1 < head.requests < before.requests:  # or it never catches up with a list this busy
+            before = head
+            head = _Sweep(MAX_CONVERSATIONS, floor=before.began_at, total=before.total, gone=before.gone)
+            yield from self._sweep(head, front=before.front, known=known)
+            if not is_sure:
+                return not (sweep.has_moved or head.has_moved)
+            known |= head.traces
+        if self._floor is not None or not sweep.has_moved:
+            return True
+        return head.total is not None and len(known) >= head.total + head.gone
+
+    def _sweep(
+        self, sweep: _Sweep, front: list[Trace] | None = None, known: dict[str, Trace] | None = None
+    ) -> OffsetSteps[_Sweep]:
+        """Go through the list from its front; stop at once where the front is still `front`.
+
+        With `known`, which is what was read before, it ends only at a conversation that has not changed since.
+        """
         offset = reached = self._start
-        total: int | None = None
         back = idle = 0
         while self._left != 0:
-            requests = self._plan(sweep, offset, back, total, idle)
-            for request, page in zip(requests, (yield requests), strict=True):
+            requests = self._plan(sweep, offset, back, idle)
+            pages = yield requests
+            self._held.update((item.id, item) for page in pages for item in page.data)
+            for request, page in zip(requests, pages, strict=True):
                 is_first = sweep.requests == 0
                 sweep.requests += 1
+                total, sweep.total = sweep.total, page.total
                 fallen = 0 if total is None or page.total is None else max(0, total - page.total)
+                sweep.gone += fallen
                 sweep.has_moved |= not is_first and page.total != total
-                total = page.total
                 fresh = [item for item in page.data if item.id not in sweep.traces]
                 if not fresh and not back and request.offset + request.limit > reached:
                     idle, sweep.size = idle + 1, MAX_CONVERSATIONS
@@ -191,7 +233,8 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                     offset, back = request.offset, max(fallen, 2 * back, 1)
                     break
                 back = 0
-                sweep.has_moved |= len(fresh) < len(page.data)
+                asked_again = max(0, offset - request.offset)
+                sweep.has_moved |= len(fresh) < len(page.data) - asked_again
                 self._take(sweep, page)
                 if is_first:
                     sweep.began_at = max(
@@ -206,16 +249,26 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
                 idle = 0 if fresh else idle
                 # A total that says more than hasMore is followed as long as that brings anything.
                 is_last = not page.has_more and (page.total is None or offset >= page.total or not fresh)
-                if is_last or any(_is_older(item, sweep.floor) for item in page.data):
+                if is_last or any(self._ends_at(item, sweep, known) for item in page.data):
                     return sweep
+                self._largest = max(self._largest, len(page.data))
                 if len(page.data) < request.limit:
+                    if page.has_more and page.data:
+                        self._most = self._largest
                     break  # shorter than asked for: the pages behind it, asked for at once, would leave a gap
         return sweep
 
-    def _plan(self, sweep: _Sweep, offset: int, back: int, total: int | None, idle: int) -> list[OffsetRequest]:
+    def _ends_at(self, item: Conversation, sweep: _Sweep, known: dict[str, Trace] | None) -> bool:
+        """Whether a sweep may end at the page that holds this conversation."""
+        if known is None or _is_older(item, self._floor):
+            return _is_older(item, self._floor)
+        is_old = item.last_message_at is not None if sweep.floor is None else _is_older(item, sweep.floor)
+        return is_old and known.get(item.id) == trace_of(item)
+
+    def _plan(self, sweep: _Sweep, offset: int, back: int, idle: int) -> list[OffsetRequest]:
         """Say what to ask from `offset` on, or from `back` before it."""
-        is_overlapping = sweep.requests > 0 and (total is None or (sweep.is_checked and sweep.concurrency > 1))
-        overlap = 1 if is_overlapping else 0
+        total = sweep.total
+        overlap = 1 if sweep.requests > 0 and (total is None or sweep.is_overlapping) else 0
         requests: list[OffsetRequest] = []
         end = offset
         most = sweep.concurrency * (1 if idle or sweep.concurrency == 1 else AHEAD)
@@ -226,7 +279,7 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
             if idle:
                 wanted = sweep.size  # the few that `limit` wants may move away as fast as the walk comes after them
             begin = max(self._start, end - max(overlap, 0 if requests else back))
-            limit = min(MAX_CONVERSATIONS, wanted + end - begin)
+            limit = min(self._most, wanted + end - begin)
             requests.append(OffsetRequest(limit=limit, offset=begin))
             end = begin + limit
         return requests
@@ -237,14 +290,20 @@ class OffsetWalk(Walk[OffsetRequest, Conversation]):
             if item.id not in sweep.traces and len(sweep.front) < MAX_CONVERSATIONS:
                 sweep.front.append(trace_of(item))
             sweep.traces[item.id] = trace_of(item)
-            if item.id not in self._given and self._left != 0:
-                self._given.add(item.id)
-                self._ready.append(item)
-                if self._left is not None:
-                    self._left -= 1
+            self._emit(item)
+
+    def _emit(self, item: Conversation) -> None:
+        self._held.pop(item.id, None)
+        if item.id not in self._given and self._left != 0:
+            self._given.add(item.id)
+            self._ready.append(item)
+            if self._left is not None:
+                self._left -= 1
 
     def _refuse_circles(self, request: OffsetRequest, page: Page[Conversation], idle: int) -> None:
         if idle > PATIENCE and page.has_more:
+            for item in list(self._held.values()):
+                self._emit(item)
             raise PaginationError(
                 f"GET /v1/conversations goes in circles: {idle} pages, the last at offset {request.offset}, held"
                 " nothing that was not read before, and still say hasMore. The API or a proxy is at fault."

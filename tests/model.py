@@ -28,6 +28,8 @@ class Reading:
     most: int = 1000
     """The largest page it gives, whatever was asked for."""
     counts: bool = True
+    nulls: str = "first"
+    """Where in the list stands what has no date."""
 
 
 def printed(micros: int, digits: int) -> datetime:
@@ -87,18 +89,26 @@ class Inbox:
     """The list of conversations: id to the microseconds of its last message, and to the count of its messages."""
 
     reading: Reading = field(factory=Reading)
-    last: dict[str, int] = field(factory=dict)
+    last: dict[str, int | None] = field(factory=dict)
+    """None for a conversation without any message."""
     count: dict[str, int] = field(factory=dict)
     now: int = 0
     requests: int = 0
     made: Iterator[int] = field(factory=lambda: iter(range(10**9)))
 
-    def receive(self, conversation_id: str | None = None, *, wait: int = 1) -> str:
-        """Let a message come in: the conversation moves to the front, or begins."""
+    def receive(self, conversation_id: str | None = None, *, wait: int = 1, late: int = 0) -> str:
+        """Let a message come in, dated `late` microseconds ago: its conversation moves up, or begins."""
         self.now += wait
-        conversation_id = conversation_id or f"conv_{next(self.made)}"
-        self.last[conversation_id] = self.now
-        self.count[conversation_id] = self.count.get(conversation_id, 0) + 1
+        conversation_id = conversation_id or self.begin()
+        last = self.last[conversation_id]
+        self.last[conversation_id] = self.now - late if last is None else max(last, self.now - late)
+        self.count[conversation_id] += 1
+        return conversation_id
+
+    def begin(self) -> str:
+        """Add a conversation without any message."""
+        conversation_id = f"conv_{next(self.made)}"
+        self.last[conversation_id], self.count[conversation_id] = None, 0
         return conversation_id
 
     def remove(self, conversation_id: str) -> None:
@@ -106,7 +116,10 @@ class Inbox:
 
     def page(self, limit: int, offset: int) -> Page[Conversation]:
         self.requests += 1
-        order = sorted(self.last, key=lambda item: (self.last[item], item), reverse=True)
+        limit = min(limit, self.reading.most)
+        undated = float("inf" if self.reading.nulls == "first" else "-inf")
+        dates = {name: undated if last is None else last for name, last in self.last.items()}
+        order = sorted(dates, key=lambda name: (dates[name], name), reverse=True)
         page = order[offset : offset + limit]
         return Page(
             data=tuple(map(self.conversation, page)),
@@ -115,11 +128,12 @@ class Inbox:
         )
 
     def conversation(self, conversation_id: str) -> Conversation:
+        last = self.last[conversation_id]
         return Conversation(
             id=conversation_id,
             phone_number="+15550100002",
             participant="+15550100001",
-            last_message_at=printed(self.last[conversation_id], self.reading.digits),
+            last_message_at=None if last is None else printed(last, self.reading.digits),
             message_count=self.count[conversation_id],
         )
 

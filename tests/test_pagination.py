@@ -6,6 +6,7 @@ run with the real ones.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from attrs import frozen
+from attrs import define, field, frozen
 from hypothesis import HealthCheck, Phase, example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
@@ -367,6 +368,12 @@ def test_bounds_at_the_ends_of_the_calendar_are_bounds_like_others(
 # Conversations
 
 
+Move = tuple[str, int, int]
+"""What happens, to which conversation, and above the place of which other one."""
+ORDINARY = ("jump", "new", "remove")
+WILD = (*ORDINARY, "late", "late", "late new", "ahead", "silent")
+
+
 @frozen
 class List:
     """One case: a list as the server has it, how it is read, and how it moves after each request."""
@@ -375,7 +382,7 @@ class List:
     largest: int
     page_size: int
     concurrency: int
-    moves: Sequence[Sequence[tuple[str, int]]]
+    moves: Sequence[Sequence[Move]]
     order: Random
 
     def walk(self) -> OffsetWalk:
@@ -383,13 +390,13 @@ class List:
 
 
 @st.composite
-def lists(draw: st.DrawFn, concurrency: int = 4, kinds: Sequence[str] = ("jump", "new", "remove")) -> List:
+def lists(draw: st.DrawFn, concurrency: int = 4, kinds: Sequence[str] = ORDINARY) -> List:
     inbox = Inbox(Reading(digits=draw(st.sampled_from([0, 3, 6])), has_total=draw(st.booleans())))
     for _ in range(draw(st.integers(0, 25))):
         inbox.receive(wait=draw(st.sampled_from([1, 1000, 400_000, 3_000_000])))
     # Where more moves between two requests than a page holds, nobody could come to an end.
     largest = draw(st.integers(5, 7))
-    moves = st.tuples(st.sampled_from(kinds), st.integers(0, 100))
+    moves = st.tuples(st.sampled_from(kinds), st.integers(0, 100), st.integers(0, 100))
     return List(
         inbox,
         largest,
@@ -400,24 +407,86 @@ def lists(draw: st.DrawFn, concurrency: int = 4, kinds: Sequence[str] = ("jump",
     )
 
 
+def wild_list(seed: int) -> List:
+    """Make a case of everything that a list does, from a number alone: so many of them take no time to find."""
+    random = Random(seed)
+    inbox = Inbox(
+        Reading(
+            digits=random.choice([0, 3, 6]),
+            has_total=random.random() < 0.7,
+            most=random.choice([1000, 1000, 1000, 3, 4, 5]),
+            nulls=random.choice(["first", "last"]),
+        )
+    )
+    largest = random.randint(5, 7)
+    for _ in range(random.choice([0, 3, 12, 25, 25, 40, 60])):
+        inbox.receive(wait=random.choice([1, 1000, 400_000, 3_000_000]))
+    for _ in range(random.choice([0, 0, 0, 1, 3, 12])):
+        inbox.begin()
+    for _ in range(random.choice([0, 0, 1, 1, 3, 9])):
+        inbox.receive(late=-random.randint(1, 10) * 10**9)
+    kinds = random.choices(WILD, k=random.randint(1, 5))
+    most = random.randint(1, 3 if inbox.reading.most > largest else 1)
+    moves = [
+        [(random.choice(kinds), random.randrange(100), random.randrange(100)) for _ in range(random.randint(0, most))]
+        for _ in range(random.choice([0, 5, 25, 100]))
+    ]
+    return List(inbox, largest, random.randint(1, largest), random.choice([1, 1, 2, 4, 8]), moves, random)
+
+
+@define
+class Mover:
+    """Moves a list, within what the walk's promise assumes.
+
+    - A message that is shown late moves a conversation into the middle in fewer readings than there are at most.
+    - Between the same two answers, or while the same pages are in flight, conversations begin or disappear, not both,
+      where others are shown late, dated in the future or not at all: then the total alone tells of them.
+    """
+
+    case: List
+    removed: set[str] = field(factory=set)
+    lates: Counter[str] = field(factory=Counter)
+    has_begun: bool = False
+    has_ended: bool = False
+
+    def step(self) -> None:
+        """Begin what counts as the same moment."""
+        self.has_begun = self.has_ended = False
+
+    def move(self, what: str, which: int, where: int) -> None:
+        inbox = self.case.inbox
+        ids = list(inbox.last)
+        chosen = ids[which % len(ids)] if ids else None
+        above = inbox.last[ids[where % len(ids)]] if ids else None
+        late = 0 if above is None else max(0, inbox.now - above)
+        is_strict = what in WILD[3:] or any(kind in WILD[3:] for few in self.case.moves for kind, _, _ in few)
+        if what in ("new", "late new", "silent") or chosen is None:
+            if is_strict and self.has_ended:
+                return
+            self.has_begun = True
+            if what == "silent":
+                inbox.begin()
+            else:
+                inbox.receive(wait=1 + which % 3, late=late if what == "late new" else 0)
+        elif what == "remove":
+            if is_strict and self.has_begun:
+                return
+            self.has_ended = True
+            self.removed.add(chosen)
+            inbox.remove(chosen)
+        elif what == "late":
+            if self.lates[chosen] < _pagination.READINGS - 1:
+                self.lates[chosen] += 1
+                inbox.receive(chosen, wait=1, late=late)
+        else:
+            inbox.receive(chosen, wait=1 + which % 3, late=-(10**9) * (1 + where) if what == "ahead" else 0)
+
+
 def check_list(case: List, make: Callable[[List], Walk[OffsetRequest, Conversation]] = List.walk) -> None:
     """Walk once while the list moves, with the pages in flight answered in any order."""
-    inbox, moves = case.inbox, list(case.moves)
+    inbox, moves, mover = case.inbox, list(case.moves), Mover(case)
     there = set(inbox.last)
-    removed: set[str] = set()
     out: list[Conversation] = []
-
-    def move() -> None:
-        for what, which in moves.pop() if moves else ():
-            ids = list(inbox.last)
-            if what == "new" or not ids:
-                inbox.receive(wait=1 + which % 3)
-            elif what == "jump":
-                inbox.receive(ids[which % len(ids)], wait=1 + which % 3)
-            else:
-                removed.add(ids[which % len(ids)])
-                inbox.remove(ids[which % len(ids)])
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_pagination, "MAX_CONVERSATIONS", case.largest)
         walk = make(case)
@@ -425,14 +494,27 @@ def check_list(case: List, make: Callable[[List], Walk[OffsetRequest, Conversati
             assert inbox.requests < ENDLESS, "the walk does not end"
             assert len(requests) <= (1 if case.concurrency == 1 else _pagination.AHEAD * case.concurrency)
             pages: dict[int, Page[Conversation]] = {}
+            mover.step()
             for index in case.order.sample(range(len(requests)), len(requests)):
                 assert 1 <= requests[index].limit <= case.largest
                 pages[index] = inbox.page(requests[index].limit, requests[index].offset)
-                move()
+                for move in moves.pop() if moves else ():
+                    mover.move(*move)
             out += walk.receive([pages[index] for index in range(len(requests))])
     ids = [conversation.id for conversation in out]
-    assert len(set(ids)) == len(ids)
-    assert there - removed <= set(ids)
+    assert len(set(ids)) == len(ids), "repeated"
+    assert there - mover.removed <= set(ids), "lost"
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_every_conversation_comes_once_whatever_a_list_does(part: int) -> None:
+    """`AGENTPHONE_CASES=100000` makes a long run of it."""
+    cases = int(os.environ.get("AGENTPHONE_CASES", "2000")) // 10
+    for seed in range(part * cases, (part + 1) * cases):
+        try:
+            check_list(wild_list(seed))
+        except (AssertionError, PaginationError) as error:
+            raise AssertionError(f"wild_list({seed}): {error}") from error
 
 
 @settings(MANY, max_examples=800)
@@ -449,8 +531,109 @@ def test_a_long_list_with_many_pages_in_flight_gives_everybody_once(seed: int, c
     inbox = Inbox()
     for _ in range(260):
         inbox.receive()
-    moves = [[("jump", random.randrange(260)), ("jump", random.randrange(260))] for _ in range(60)]
+    moves = [[("jump", random.randrange(260), 0), ("jump", random.randrange(260), 0)] for _ in range(60)]
     check_list(List(inbox, 20, 20, concurrency, moves, random))
+
+
+def numbered(count: int, **reading: Any) -> Inbox:
+    """Make a list of so many conversations, a second apart."""
+    inbox = Inbox(Reading(**reading))
+    for _ in range(count):
+        inbox.receive(wait=1_000_000)
+    return inbox
+
+
+def read_while_it_moves(
+    inbox: Inbox, moves: dict[int, Callable[[], Any]], *, page_size: int = 100, concurrency: int = 1
+) -> tuple[set[str], int]:
+    """Read a list of which something moves after the requests of those numbers; give who came, and the requests."""
+    walk = OffsetWalk(limit=None, offset=0, page_size=page_size, concurrency=concurrency)
+    answered = iter(range(1, ENDLESS + 1))
+    out, failure, asked = walk_to_the_end(
+        walk,
+        lambda request: inbox.page(request.limit, request.offset),
+        lambda: moves.get(next(answered), lambda: None)(),
+    )
+    assert failure is None
+    ids = [item.id for item in out]
+    assert len(set(ids)) == len(ids)
+    return set(ids), asked
+
+
+@pytest.mark.parametrize("has_total", [True, False])
+@pytest.mark.parametrize("ahead", [1, 2, 30])
+def test_conversations_dated_in_the_future_hide_none_that_jump_to_the_front(ahead: int, has_total: bool) -> None:
+    inbox = numbered(2000, has_total=has_total)
+    for number in range(ahead):
+        inbox.receive(f"conv_{1000 + number}", late=-(10**12))
+
+    def jump(count: int) -> None:
+        for _ in range(count):  # those that have been silent longest
+            inbox.receive(min(inbox.last, key=lambda name: inbox.last[name] or 0), wait=1_000_000)
+
+    ids, asked = read_while_it_moves(inbox, {number: lambda: jump(16) for number in range(1, 11)})
+    assert ids == set(inbox.last)
+    assert asked <= (20 + 5 if ahead == 1 and has_total else 3 * 22 + 5)
+
+
+@pytest.mark.parametrize("has_total", [True, False])
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("after", [1, 3, 7])
+def test_a_conversation_that_a_late_text_moves_to_the_middle_comes(
+    after: int, concurrency: int, has_total: bool
+) -> None:
+    inbox = numbered(1000, has_total=has_total)
+    place = inbox.last[f"conv_{1000 - 50 * after}"]
+    assert place is not None
+    late = inbox.now + 1 - place - 1  # right above the one at 50 places for each page read
+    ids, asked = read_while_it_moves(
+        inbox, {after: lambda: inbox.receive("conv_20", late=late)}, concurrency=concurrency
+    )
+    assert ids == set(inbox.last)
+    assert asked <= 2 * (11 + 1)
+
+
+def test_a_late_text_is_noticed_although_others_jump_to_the_front_meanwhile() -> None:
+    inbox = numbered(1000)
+    place = inbox.last["conv_850"]
+    assert place is not None
+
+    def move() -> None:
+        inbox.receive("conv_10", wait=1_000_000)
+        inbox.receive("conv_20", late=inbox.now + 1 - place - 1)
+
+    ids, _ = read_while_it_moves(inbox, {3: move, 5: lambda: inbox.receive("conv_30"), 6: lambda: inbox.receive()})
+    assert {f"conv_{number}" for number in range(1000)} <= ids
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_list_that_is_never_still_is_read_about_once(count: int, concurrency: int) -> None:
+    """What jumps to the front is accounted for by the total: no reason to read all of the list again."""
+    inbox, random = numbered(2000), Random(1)
+
+    def move() -> None:
+        for _ in range(count):
+            inbox.receive(f"conv_{random.randrange(2000)}", wait=1000)
+
+    moves = dict.fromkeys(range(1, ENDLESS), move)
+    ids, asked = read_while_it_moves(inbox, moves, concurrency=concurrency)
+    assert ids == set(inbox.last)
+    # With pages in flight at once it is read twice, and the second time they overlap.
+    assert asked <= (20 if concurrency == 1 else 20 + 22 + 2) * (1 if count == 1 else 1.7) + 6
+
+
+@pytest.mark.parametrize("has_total", [True, False])
+def test_a_list_in_which_late_texts_never_cease_comes_to_an_end(has_total: bool) -> None:
+    inbox, random = numbered(1000, has_total=has_total), Random(1)
+
+    def move() -> None:
+        inbox.receive(f"conv_{random.randrange(1000)}", wait=1000, late=random.randrange(1000) * 1_000_000)
+        inbox.receive(f"conv_{random.randrange(1000)}", wait=1000)
+
+    ids, asked = read_while_it_moves(inbox, dict.fromkeys(range(1, ENDLESS), move))
+    assert ids == set(inbox.last)
+    assert asked <= 3 * (12 + 2)
 
 
 class NaiveOffsetWalk(OffsetWalk):
@@ -480,7 +663,7 @@ def test_a_limit_just_over_a_page_is_reached_in_a_busy_list(
 
     def move() -> None:
         for _ in range(jumps):
-            inbox.receive(min(inbox.last, key=inbox.last.__getitem__))
+            inbox.receive(min(inbox.last, key=lambda name: inbox.last[name] or 0))
 
     out, failure, asked = walk_to_the_end(walk, lambda request: inbox.page(request.limit, request.offset), move)
     assert failure is None
@@ -525,6 +708,17 @@ def test_a_list_of_n_pages_that_stands_still_costs_at_most_n_and_one_requests(
     assert asked <= max(1, pages) + 1
 
 
+@pytest.mark.parametrize(("most", "has_total", "asked_at_most"), [(50, True, 40 + 2), (50, False, 41 + 2)])
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_pages_smaller_than_asked_for_cost_no_more_for_being_in_flight_at_once(
+    concurrency: int, most: int, has_total: bool, asked_at_most: int
+) -> None:
+    inbox = numbered(2000, most=most, has_total=has_total)
+    ids, asked = read_while_it_moves(inbox, {}, concurrency=concurrency)
+    assert ids == set(inbox.last)
+    assert asked <= asked_at_most
+
+
 def conversation(number: int) -> Conversation:
     return Conversation(id=f"conv_{number}", phone_number="+1", participant="+1", last_message_at=START)
 
@@ -554,12 +748,27 @@ def test_a_list_that_says_has_more_for_ever_ends_in_an_error(
     assert len({item.id for item in out}) == len(out)
 
 
+def test_what_was_read_goes_out_before_the_error_about_contradictory_pages() -> None:
+    """Pages in flight at once: the first six of them are empty, and those behind them are not."""
+    whole = [conversation(number) for number in range(1000)]
+    walk = OffsetWalk(limit=None, offset=0, page_size=50, concurrency=8)
+
+    def answer(request: OffsetRequest) -> Page[Conversation]:
+        is_gap = 50 <= request.offset < 400
+        data = () if is_gap else tuple(whole[request.offset : request.offset + request.limit])
+        return Page(data=data, has_more=True, total=1000)
+
+    out, failure, _ = walk_to_the_end(walk, answer)
+    assert "circles" in str(failure)
+    assert out == whole[:50] + whole[400:]
+
+
 def test_a_total_without_end_is_followed_only_while_it_brings_something() -> None:
     walk = OffsetWalk(limit=None, offset=0, page_size=50)
     page = Page(data=SAME_PAGE[:50], has_more=False, total=10**9)
     out, failure, asked = walk_to_the_end(walk, lambda _: page)
     assert (len(out), failure) == (50, None)
-    assert asked <= 3
+    assert asked <= 3 * 3  # what comes twice might be a list that moves
 
 
 def test_a_page_cut_short_in_spite_of_its_total_is_followed() -> None:
