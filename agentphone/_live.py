@@ -315,8 +315,9 @@ class _Thread:
     """Since when it has not shown what the list knows of; None when it has, or when that is not waited for any more."""
 
     def is_later_than(self, instant: datetime) -> bool:
-        """Whether it had a message later than that."""
-        return self.trace[1] is not None and self.trace[1] > instant
+        """Whether it had a message later than that, which the list may not have known of yet."""
+        seen = self.window.seen.values() if self.window is not None else ()
+        return any(at > instant for at in (self.trace[1], *seen) if at is not None)
 
 
 WatchSteps = Generator[Sequence[OffsetRequest | MessagesRequest], Sequence[Page[Any]], Any]

@@ -86,12 +86,13 @@ class Run:
     date: datetime | None = None
     """When the latest answer was made, by the server's clock."""
     is_listed: bool = False
-    """Whether anything has been shown yet."""
+    """Whether a poll has shown anything yet."""
 
     def go(self, walk: FollowWalk | WatchWalk) -> None:
         account, events = self.case.account, list(self.case.events)
         self.faults = list(self.case.faults)
         quiet = 0
+        has_shown = False
         began = account.requests
         batch: list[Message] = []
         hidden = iter(self.case.hidden)
@@ -105,6 +106,7 @@ class Run:
                 quiet = 0 if batch or events or self.faults else quiet + 1
                 account.now += self.case.rest  # of the same clock
                 batch = []
+                self.is_listed |= has_shown
                 self.hiding = next(hidden, None)
                 quiet = 0 if self.hiding else quiet
                 for name in self.read_now - self.empty_now:
@@ -114,6 +116,7 @@ class Run:
                 continue
             pages = []
             is_failed = False
+            asked_at = account.now
             for request in requests:
                 fault = self.faults.pop(0) if self.faults else ""
                 is_failed |= fault == "fail"
@@ -125,7 +128,10 @@ class Run:
                         self.early.add(new)
             if is_failed:
                 continue  # the driver asks for all of them again
-            self.is_listed |= any(page.data for page in pages)
+            is_list = isinstance(requests[0], OffsetRequest) and requests[0].offset == 0
+            if is_list and account.hidden is None and pages[0].data:
+                self.whole_at = asked_at
+            has_shown |= any(page.data for page in pages)
             given = [item.message if isinstance(item, NewMessage) else item for item in walk.receive(pages)]
             batch += given
             self.out += given
@@ -138,8 +144,6 @@ class Run:
             if request.offset == 0:
                 # What the list leaves out for longer than the overlap may be lost.
                 account.hidden = self.hiding if account.now - self.whole_at <= OVERLAP else None
-                if account.hidden is None and not is_empty:
-                    self.whole_at = account.now
             page = account.list(request.limit, request.offset)
             return nothing if is_empty else evolve(page, data=tuple(map(self.listed, page.data)))
         name = request.conversation_id if isinstance(request, MessagesRequest) else "conv_0"
