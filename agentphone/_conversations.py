@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 from agentphone import _state, _wire
 from agentphone._decoding import DecodeError
-from agentphone._live import FollowWalk, MessagesRequest, Pace, WatchWalk
+from agentphone._live import GONE, FollowWalk, MessagesRequest, Pace, WatchWalk
 from agentphone._pagination import (
     MAX_CONVERSATIONS,
     MAX_MESSAGES,
@@ -395,7 +395,10 @@ class AsyncConversations:
         """
         pace = _pace(poll_interval, max_poll_interval)
         walk = FollowWalk(
-            after=read_bound(after, "after"), overlap=_seconds("overlap", overlap), clock=self._transport.clock
+            after=read_bound(after, "after"),
+            overlap=_seconds("overlap", overlap),
+            clock=self._transport.clock,
+            server_time=self._transport.server_time,
         )
 
         def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
@@ -444,7 +447,10 @@ class AsyncConversations:
         """
         pace = _pace(poll_interval, max_poll_interval)
         walk = WatchWalk(
-            after=read_bound(after, "after"), overlap=_seconds("overlap", overlap), clock=self._transport.clock
+            after=read_bound(after, "after"),
+            overlap=_seconds("overlap", overlap),
+            clock=self._transport.clock,
+            server_time=self._transport.server_time,
         )
 
         def call(request: OffsetRequest | MessagesRequest) -> _wire.Call[Page[Any]]:
@@ -452,8 +458,7 @@ class AsyncConversations:
                 return _wire.list_conversations(limit=request.limit, offset=request.offset)
             return _messages_call(request.conversation_id, request.cursor)
 
-        # A conversation may have gone between the two requests: nothing is new in it.
-        return _Live(walk, call, self._transport, pace, missing=Page(data=(), has_more=False))
+        return _Live(walk, call, self._transport, pace)
 
 
 class _Pages(AsyncStream[Page[T]]):
@@ -498,14 +503,12 @@ class _Live(AsyncStream[T]):
         call: Callable[[Any], _wire.Call[Page[Any]]],
         transport: Transport,
         pace: Pace,
-        missing: Page[Any] | None = None,
     ) -> None:
         super().__init__()
         self._walk = walk
         self._call = call
         self._transport = transport
         self._pace = pace
-        self._missing = missing
         self._began_at: float | None = None
         """When the poll began that is under way."""
         self._resume_at = -math.inf
@@ -530,9 +533,12 @@ class _Live(AsyncStream[T]):
                     raise RuntimeError(_BROKEN_OFF)
 
     async def _ask(self, requests: Sequence[Any]) -> Sequence[Page[Any]]:
+        # A conversation may have gone since the list showed it. Only then: where the list itself is not found, the
+        # base URL is wrong, or the API is at fault.
+        missing = GONE if isinstance(requests[0], MessagesRequest) else None
         while True:
             try:
-                return await self._transport.send_all(list(map(self._call, requests)), missing=self._missing)
+                return await self._transport.send_all(list(map(self._call, requests)), missing=missing)
             except (APIConnectionError, APIStatusError) as error:
                 retry_after = getattr(error, "retry_after", None) or 0.0
                 is_passing = is_temporary(error) or isinstance(error, DeadlineExceededError)

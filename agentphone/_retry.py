@@ -110,14 +110,14 @@ def parse_retry_after(value: str | None, now: float, date: str | None = None) ->
     try:
         seconds = float(value)
     except ValueError:
-        when, there = _parse_date(value), _parse_date(date or "")
+        when, there = parse_date(value), parse_date(date or "")
         if when is None:
             return None
         return max(0.0, when - (now if there is None or math.isinf(there) else there))
     return seconds if seconds >= 0 else None  # nan is not >= 0 either
 
 
-def _parse_date(value: str) -> float | None:
+def parse_date(value: str) -> float | None:
     """Read an HTTP date as Unix seconds; `inf` beyond all calendars, None for what is no date."""
     date = parsedate_tz(value)
     if date is None:

@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
@@ -28,7 +29,7 @@ import httpx
 
 from agentphone import _wire
 from agentphone._config import USER_AGENT, Config, Secret, is_loopback
-from agentphone._retry import RETRIED_STATUSES, RetryBudget, RetryPolicy
+from agentphone._retry import RETRIED_STATUSES, RetryBudget, RetryPolicy, parse_date
 from agentphone.errors import (
     APIConnectionError,
     APIStatusError,
@@ -66,6 +67,8 @@ class Transport:
             self._timeout = config.timeout
         self._extensions = {"timeout": phases.as_dict()}
         self._secret = config.api_key
+        self._date: str | None = None
+        """When the latest answer was made, as its `Date` header says."""
         # httpx.Headers and not a dict: its repr hides the key, also where a traceback prints the locals.
         self._headers = httpx.Headers(
             {
@@ -134,6 +137,14 @@ class Transport:
         """Give the time in seconds, of one clock for all event loops: trio begins each of its own anywhere."""
         return anyio.current_time() + _clock_offset()
 
+    def server_time(self) -> datetime | None:
+        """Give what the server's own clock said in the latest answer; None where it did not say."""
+        seconds = parse_date(self._date or "")
+        try:
+            return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+        except (ValueError, OverflowError, OSError):
+            return None
+
     async def sleep_until(self, when: float) -> None:
         """Rest until an instant of `clock`.
 
@@ -198,6 +209,7 @@ class Transport:
             try:
                 with anyio.CancelScope(deadline=began + self._timeout):
                     answer = await self._exchange(call, line)
+                    self._date = answer.headers.get("date")
                     _log(call, str(answer.status), number, began)
                     model = _wire.read(call, answer, now=time.time(), secret=self._secret)
                     pool.give_back(line)

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import IO, Any, cast
 
 import anyio
@@ -300,7 +301,7 @@ async def test_a_rate_limit_is_respected_also_beyond_what_a_call_would_wait(retr
             box.faults.add(status=429, retry_after=retry_after)
             began = anyio.current_time()
             assert await bodies(stream, 1) == ["new"]
-            assert retry_after <= anyio.current_time() - began <= retry_after + 5
+            assert retry_after - 1e-6 <= anyio.current_time() - began <= retry_after + 5
             box.faults.add(status=429, retry_after=10**6)
             with pytest.raises(RateLimitError):
                 await anext(stream)
@@ -337,6 +338,230 @@ async def test_a_conversation_that_goes_while_it_is_watched_is_passed_over() -> 
         async with client_for(box) as client:
             stream = client.conversations.watch(after=start)
             assert (await anext(stream)).message.body == "there"
+
+
+Fault = Callable[[httpx.Request], httpx.Response | None]
+
+
+def faulty(box: Sandbox, fault: Fault, *, date: datetime | None = None) -> AsyncClient:
+    """Make a client of a sandbox that may be answered by `fault` instead, at its own `date`."""
+    inner = box.transport()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        answered = fault(request) or await inner.handle_async_request(request)
+        if date is not None:
+            answered.headers["Date"] = format_datetime(date, usegmt=True)
+        return answered
+
+    return client_of(answer)[0]
+
+
+def not_found(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(404, json={"error": {"message": "Not Found"}})
+
+
+def no_conversations(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json=page(total=0))
+
+
+def at(answer: Callable[[httpx.Request], httpx.Response], *numbers: int) -> Fault:
+    """Give this answer to those requests for the list, counted from 1."""
+    count = 0
+
+    def fault(request: httpx.Request) -> httpx.Response | None:
+        nonlocal count
+        if request.url.path != "/v1/conversations":
+            return None
+        count += 1
+        return answer(request) if count in numbers else None
+
+    return fault
+
+
+def full_box(box: Sandbox) -> Phone:
+    """Fill an account with old messages of 60 people."""
+    phone = Phone(box)
+    for number in range(120):
+        phone.text("old", f"+1555555{number % 60:04}", wait=100)
+    return phone
+
+
+async def test_watch_raises_when_the_list_is_not_found() -> None:
+    """A wrong base URL must not look like an account without conversations."""
+    client, script = client_of(not_found_always)
+    async with client:
+        stream = client.conversations.watch()
+        for _ in range(2):
+            with pytest.raises(NotFoundError) as raised:
+                await anext(stream)
+            assert str(raised.value).startswith("GET /v1/conversations?")
+    assert len(script.requests) == 2
+
+
+async def not_found_always(request: httpx.Request) -> httpx.Response:
+    return not_found(request)
+
+
+@pytest.mark.parametrize("begins", ["now", "message", "instant"])
+@pytest.mark.parametrize("number", [1, 2])
+async def test_watch_goes_on_after_the_list_was_not_found(begins: str, number: int) -> None:
+    with Sandbox() as box:
+        phone = full_box(box)
+        async with faulty(box, at(not_found, number)) as client:
+            after: Any = {"now": None, "instant": phone.now, "message": await newest_of(box)}[begins]
+            stream = client.conversations.watch(after=after)
+            with pytest.raises(NotFoundError):
+                await anext(stream)
+            with anyio.move_on_after(100):
+                await anext(stream)
+            phone.text("new", wait=100)
+            assert (await anext(stream)).message.body == "new"
+
+
+async def newest_of(box: Sandbox) -> Message:
+    """Read the newest message of an account."""
+    async with client_for(box) as client:
+        conversation = (await client.conversations.list(limit=1))[0]
+        return (await client.conversations.messages(conversation.id, limit=1))[0]
+
+
+@pytest.mark.parametrize("begins", ["now", "message", "instant"])
+@pytest.mark.parametrize("numbers", [(1,), (2,), (1, 2, 3), (2, 4, 5)])
+async def test_a_list_that_is_empty_for_a_moment_makes_no_old_message_new(begins: str, numbers: tuple[int]) -> None:
+    with Sandbox() as box:
+        phone = full_box(box)
+        after: Any = {"now": None, "instant": phone.now, "message": await newest_of(box)}[begins]
+        now = phone.now + timedelta(seconds=100)
+        async with faulty(box, at(no_conversations, *numbers), date=now) as client:
+            stream = client.conversations.watch(after=after)
+            with anyio.move_on_after(300):
+                assert (await anext(stream)) is None
+            phone.text("new", wait=100)
+            phone.text("newer", "+15555559999")
+            assert [(await anext(stream)).message.body for _ in range(2)] == ["new", "newer"]
+
+
+async def test_an_empty_first_page_that_says_more_makes_no_old_message_new() -> None:
+    def says_more(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=page(total=60, has_more=True))
+
+    with Sandbox() as box:
+        phone = full_box(box)
+        fault = at(says_more, 1, 2)
+        async with faulty(box, fault) as client, anyio.create_task_group() as group:
+            given: list[str | None] = []
+
+            async def read() -> None:
+                given.append((await anext(client.conversations.watch())).message.body)
+
+            group.start_soon(read)
+            await anyio.sleep(100)
+            assert len(box.requests) < 50
+            phone.text("new", wait=100)
+        assert given == ["new"]
+
+
+async def test_the_first_message_of_a_new_account_is_new_by_the_servers_clock() -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        async with (
+            faulty(box, lambda _: None, date=phone.now) as client,
+            anyio.create_task_group() as group,
+        ):
+            given: list[str | None] = []
+
+            async def read() -> None:
+                given.append((await anext(client.conversations.watch())).message.body)
+
+            group.start_soon(read)
+            await until_asked(box)
+            phone.text("the very first", late=20)
+        assert given == ["the very first"]
+
+
+@pytest.mark.parametrize("status", [404, 200])
+async def test_messages_that_are_missing_for_one_poll_come_once(status: int) -> None:
+    """All conversations at once, as where the API is deployed anew."""
+    with Sandbox() as box:
+        phone = full_box(box)
+        left = 0
+
+        def fault(request: httpx.Request) -> httpx.Response | None:
+            nonlocal left
+            if left == 0 or not request.url.path.endswith("/messages"):
+                return None
+            left -= 1
+            return not_found(request) if status == 404 else httpx.Response(200, json=page())
+
+        async with faulty(box, fault) as client:
+            stream = client.conversations.watch(after=phone.now)
+            with anyio.move_on_after(1000):  # so that it has been quiet for long
+                await anext(stream)
+            bodies = [str(number) for number in range(40)]
+            for body in bodies:
+                phone.text(body, f"+1555555{int(body) % 30:04}")
+            left = 30
+            given = [(await anext(stream)).message.body for _ in bodies]
+            assert sorted(str(body) for body in given) == sorted(bodies)
+            with anyio.move_on_after(300):
+                assert (await anext(stream)) is None
+
+
+async def test_a_page_that_is_not_found_in_the_middle_loses_no_message() -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        start = phone.now
+        for number in range(500):
+            phone.text(str(number))
+        seen: list[str] = []
+
+        def fault(request: httpx.Request) -> httpx.Response | None:
+            seen.append(request.url.path)
+            return not_found(request) if len(seen) == 3 else None  # the second page of its messages
+
+        async with faulty(box, fault) as client:
+            stream = client.conversations.watch(after=start)
+            given = {(await anext(stream)).message.body for _ in range(500)}
+        assert given == {str(number) for number in range(500)}
+
+
+@pytest.mark.parametrize("begins", ["now", "message", "instant"])
+async def test_follow_of_messages_that_are_empty_for_a_moment_makes_no_old_one_new(begins: str) -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        for _ in range(300):
+            conversation = phone.text("old", wait=100)
+        after: Any = {"now": None, "instant": phone.now, "message": await newest_of(box)}[begins]
+        count = 0
+
+        def fault(_: httpx.Request) -> httpx.Response | None:
+            nonlocal count
+            count += 1
+            return httpx.Response(200, json=page()) if count in (1, 3) else None
+
+        now = phone.now + timedelta(seconds=100)
+        async with faulty(box, fault, date=now) as client:
+            stream = client.conversations.follow(conversation, after=after)
+            with anyio.move_on_after(300):
+                assert (await anext(stream)) is None
+            phone.text("new", wait=100)
+            assert await bodies(stream, 1) == ["new"]
+
+
+async def test_watch_gives_what_comes_behind_messages_that_are_dated_in_the_future() -> None:
+    with Sandbox() as box:
+        phone = Phone(box)
+        for number in range(30):
+            phone.text("future", f"+1555556{number:04}", late=-7200)
+        async with faulty(box, lambda _: None, date=phone.now) as client:
+            stream = client.conversations.watch()
+            with anyio.move_on_after(300):
+                assert (await anext(stream)) is None
+            phone.text("one", "+15555559990")
+            assert (await anext(stream)).message.body == "one"
+            phone.text("late", "+15555559991", late=20)
+            phone.text("two", "+15555559990")
+            assert {(await anext(stream)).message.body for _ in range(2)} == {"late", "two"}
 
 
 @pytest.mark.parametrize("kind", ["not there yet", "not shown yet"])
