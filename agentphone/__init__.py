@@ -4,8 +4,10 @@ Start at `AsyncClient`, or at `Client`, which is the same for blocking code; eve
 """
 
 from agentphone._client import AsyncClient
-from agentphone._conversations import AsyncConversations, AsyncPager, AsyncState
-from agentphone._portal import AsyncStream, Stream
+from agentphone._conversations import AsyncConversations
+from agentphone._portal import Stream
+from agentphone._state_block import AsyncState
+from agentphone._streams import AsyncPager, AsyncStream
 from agentphone._sync import Client, Conversations, Pager, State
 from agentphone._version import __version__
 from agentphone.errors import (

@@ -10,9 +10,11 @@ from typing import Any
 import httpx
 from attrs import NOTHING, NothingType, evolve
 
-from agentphone._config import DEFAULT_BASE_URL, Config, Secret, find_api_key, find_base_url
+from agentphone._config import DEFAULT_BASE_URL, Config, find_api_key, find_base_url
 from agentphone._conversations import AsyncConversations
-from agentphone._transport import NO_COPY, Connections, Transport
+from agentphone._http.pool import Connections
+from agentphone._http.transport import NO_COPY, Transport
+from agentphone._secret import Secret
 from agentphone.errors import ConfigurationError
 
 SANDBOX_PREFIX = "sandbox:"

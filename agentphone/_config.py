@@ -6,22 +6,23 @@ An argument wins over the environment (`AGENTPHONE_API_KEY`, `AGENTPHONE_BASE_UR
 from __future__ import annotations
 
 import ipaddress
-import json
 import math
 import os
 import ssl
 from collections.abc import Callable
 from inspect import iscoroutinefunction
-from typing import Any, NoReturn
-from urllib.parse import quote
+from typing import Any
 
 import httpx
 from attrs import frozen
 
+from agentphone._secret import Secret
 from agentphone._version import __version__
 from agentphone.errors import ConfigurationError
 
 DEFAULT_BASE_URL = "https://api.agentphone.to"
+
+
 USER_AGENT = f"agentphone-conversations-python/{__version__}"
 
 
@@ -38,41 +39,6 @@ def _count(name: str, value: Any, *, least: int) -> None:
         raise TypeError(f"{name} is an integer, not {value!r}")
     if value < least:
         raise ConfigurationError(f"{name} is at least {least}, not {value}")
-
-
-@frozen(repr=False)
-class Secret:
-    """A value that no text of ours tells: tracebacks print the locals of each frame, the settings among them."""
-
-    value: str | None
-
-    def __repr__(self) -> str:
-        return "Secret(...)"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("A secret is not pickled. Read it from the settings where it is needed.")
-
-    def redact(self, text: str, *, is_cut: bool = False) -> str:
-        """Replace the value by stars in a text that an error or a log shows, also as JSON, a URL or a repr writes it.
-
-        Args:
-            text: What a server said. A short value stays in it: `any-key` in a test is a word as any other.
-            is_cut: Whether the text may end in the middle of the value; then its beginning at the end goes, too.
-        """
-        value = self.value or ""
-        if len(value) < SHORTEST_SECRET:
-            return text
-        in_json, in_repr = json.dumps(value)[1:-1], repr(value)[1:-1]
-        for form in dict.fromkeys((value, in_json, in_json.replace("/", "\\/"), quote(value, safe=""), in_repr)):
-            text = text.replace(form, "***")
-            if is_cut:
-                beginnings = (form[:length] for length in range(len(form) - 1, 3, -1))
-                if beginning := next(filter(text.endswith, beginnings), ""):
-                    text = text.removesuffix(beginning) + "***"
-        return text
-
-
-SHORTEST_SECRET = 12
 
 
 def _hook(name: str, value: Any) -> None:

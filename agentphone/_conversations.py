@@ -1,164 +1,31 @@
-"""The conversations: one async method for each endpoint, and the pager that walks the lists.
-
-Arguments are checked here, before anything is sent; what goes over the wire is `_wire`'s, what to ask next is
-`_pagination`'s.
-"""
+"""The conversation endpoints: check the arguments, describe the call, send it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
-from agentphone import _state, _wire
-from agentphone._decoding import DecodeError
-from agentphone._live import GONE, FollowWalk, MessagesRequest, Pace, WatchWalk
-from agentphone._pagination import (
-    MAX_CONVERSATIONS,
-    MAX_MESSAGES,
-    CursorRequest,
-    CursorWalk,
-    OffsetRequest,
-    OffsetWalk,
-    Walk,
-    read_bound,
-)
-from agentphone._portal import AsyncStream
-from agentphone._retry import is_temporary
-from agentphone._transport import NO_COPY, Transport
-from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError
+from agentphone import _state
+from agentphone._http.requests import Call, get_conversation, list_conversations, list_messages, update_conversation
+from agentphone._http.transport import Transport
+from agentphone._paging.bounds import read_bound
+from agentphone._paging.cursor import MAX_MESSAGES, CursorRequest, CursorWalk
+from agentphone._paging.follow import FollowWalk
+from agentphone._paging.offset import MAX_CONVERSATIONS, OffsetRequest, OffsetWalk
+from agentphone._paging.polling import Pace
+from agentphone._paging.watch import MessagesRequest, WatchWalk
+from agentphone._state_block import AsyncState
+from agentphone._streams import AsyncPager, AsyncStream, _Live, _Pages
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
 R = TypeVar("R")
+
+
 T = TypeVar("T")
 
+
 MAX_RECENT_MESSAGES = 100
-
-_BROKEN_OFF = (
-    "An exception (Ctrl-C, or one of a debugger's) broke this iteration off in the middle of a step. Begin a new one"
-    " with after= the message that was handled last."
-)
-
-LONGEST_RETRY_AFTER = 3600.0
-"""The longest `Retry-After`, in seconds, that a live iteration waits for; it has nothing better to do."""
-
-
-class AsyncPager(Generic[T]):
-    """A list that has not been read yet: iterate over its items or its pages, or await its first page.
-
-    Making one sends nothing. Each `async for` is a new walk from the start, and asks for a page when it needs it.
-    """
-
-    def __init__(self, first: Callable[[], Awaitable[Page[T]]], walk: Callable[[], AsyncStream[Page[T]]]) -> None:
-        self._first = first
-        self._walk = walk
-
-    def __reduce__(self) -> str:
-        raise TypeError(NO_COPY)
-
-    def __aiter__(self) -> AsyncIterator[T]:
-        """Iterate over the items, each once.
-
-        Raises:
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
-        """
-        return _Items(self._walk())
-
-    def pages(self) -> AsyncIterator[Page[T]]:
-        """Iterate over the items a page at a time.
-
-        Returns:
-            An iterator of pages as the walk hands them out, each item once. Such a page may hold other items than the
-            server's page did; `has_more` says whether the walk goes on.
-
-        Raises:
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
-        """
-        return self._walk()
-
-    async def page(self) -> Page[T]:
-        """Read the first page as the server gives it, with one request.
-
-        Returns:
-            The page, in the server's order.
-
-        Raises:
-            APIConnectionError: No whole answer came.
-            APIStatusError: The API said no.
-            ResponseDecodeError: The answer is not what the API promises.
-        """
-        return await self._first()
-
-    def __await__(self) -> Generator[Any, Any, Page[T]]:
-        return self.page().__await__()
-
-
-class AsyncState(Generic[T]):
-    """A conversation's state: read when the block begins, written when it ends well and something changed.
-
-    Made by `conversations.state`, which says what that means. It may be used again after its block, and reads afresh
-    then; for two blocks at once, make two.
-    """
-
-    def __init__(self, conversation_id: str, cls: type[T], transport: Transport) -> None:
-        self._conversation_id = conversation_id
-        self._class = cls
-        self._transport = transport
-        self._call = _wire.get_conversation(conversation_id, message_limit=1)
-        self._is_open = False
-        self._opened: _state.Opened[T]
-
-    async def __aenter__(self) -> T:
-        """Read the state.
-
-        Returns:
-            The state, to be changed in the block.
-
-        Raises:
-            StateDecodeError: What is stored does not fit the class.
-            AgentPhoneError: It could not be read.
-            RuntimeError: The block of this object is open already.
-        """
-        if self._is_open:
-            raise RuntimeError("This state is open already. Make another one with conversations.state().")
-        self._is_open = True
-        try:
-            conversation = await self._transport.send(self._call)
-            self._opened = _state.Opened(conversation.metadata, self._class, "metadata")
-        except BaseException as error:
-            self._is_open = False
-            if isinstance(error, DecodeError):
-                raise _state.misfit(error, self._class, str(self._call)) from None
-            raise
-        return self._opened.value
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Write the state if it changed; after an exception, nothing.
-
-        If the writing itself fails or is cut off, either the old object is stored or the new one, never a mixture.
-
-        Raises:
-            TypeError: A value is of a type that JSON does not have, or that the class could not read back.
-            ValueError: A value is one that JSON cannot carry, or an instant without an offset.
-            AgentPhoneError: It could not be written.
-        """
-        try:
-            changed = self._opened.changed() if exc_type is None else None
-            if changed is not None:
-                await self._transport.send(_wire.update_conversation(self._conversation_id, metadata=changed))
-        finally:
-            self._is_open = False
 
 
 class AsyncConversations:
@@ -199,8 +66,8 @@ class AsyncConversations:
         _check_count("page_size", page_size, most=MAX_CONVERSATIONS)
         _check_count("concurrency", concurrency)
 
-        def call(request: OffsetRequest) -> _wire.Call[Page[Conversation]]:
-            return _wire.list_conversations(limit=request.limit, offset=request.offset)
+        def call(request: OffsetRequest) -> Call[Page[Conversation]]:
+            return list_conversations(limit=request.limit, offset=request.offset)
 
         def walk() -> OffsetWalk:
             return OffsetWalk(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
@@ -231,7 +98,7 @@ class AsyncConversations:
             TypeError: An argument is of another type.
         """
         _check_count("message_limit", message_limit, most=MAX_RECENT_MESSAGES, optional=True)
-        return await self._transport.send(_wire.get_conversation(conversation_id, message_limit=message_limit))
+        return await self._transport.send(get_conversation(conversation_id, message_limit=message_limit))
 
     async def update(self, conversation_id: str, *, metadata: Mapping[str, Any] | None) -> ConversationDetail:
         """Replace a conversation's metadata: the state that comes back in every webhook as `conversationState`.
@@ -256,7 +123,7 @@ class AsyncConversations:
             ValueError: The id is empty, or the metadata holds what JSON cannot carry (NaN, itself).
             TypeError: The metadata holds a type that JSON does not have; the text names where.
         """
-        return await self._transport.send(_wire.update_conversation(conversation_id, metadata=metadata))
+        return await self._transport.send(update_conversation(conversation_id, metadata=metadata))
 
     def messages(
         self,
@@ -299,7 +166,7 @@ class AsyncConversations:
             raise ValueError(f'order is "asc" or "desc", not {order!r}')
         upper, lower = read_bound(before, "before"), read_bound(after, "after")
 
-        def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
+        def call(request: CursorRequest) -> Call[Page[Message]]:
             return _messages_call(conversation_id, request)
 
         def walk() -> CursorWalk:
@@ -401,7 +268,7 @@ class AsyncConversations:
             server_time=self._transport.server_time,
         )
 
-        def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
+        def call(request: CursorRequest) -> Call[Page[Message]]:
             return _messages_call(conversation_id, request)
 
         call(CursorRequest(limit=1))  # an id that cannot be is told here, not at the first step
@@ -453,105 +320,16 @@ class AsyncConversations:
             server_time=self._transport.server_time,
         )
 
-        def call(request: OffsetRequest | MessagesRequest) -> _wire.Call[Page[Any]]:
+        def call(request: OffsetRequest | MessagesRequest) -> Call[Page[Any]]:
             if isinstance(request, OffsetRequest):
-                return _wire.list_conversations(limit=request.limit, offset=request.offset)
+                return list_conversations(limit=request.limit, offset=request.offset)
             return _messages_call(request.conversation_id, request.cursor)
 
         return _Live(walk, call, self._transport, pace)
 
 
-class _Pages(AsyncStream[Page[T]]):
-    """Drive one walk: ask for what it wants, hand it the answers. Nothing runs between two steps."""
-
-    def __init__(
-        self, walk: Walk[R, T], call: Callable[[R], _wire.Call[Page[T]]], transport: Transport, *, at_once: int = 1
-    ) -> None:
-        super().__init__()
-        self._walk = walk
-        self._call = call
-        self._transport = transport
-        self._at_once = at_once
-
-    async def _next_batch(self) -> tuple[Page[T]]:
-        while requests := self._walk.next_requests():
-            calls = [self._call(request) for request in requests]
-            pages = await self._transport.send_all(calls, at_once=self._at_once)
-            items = tuple(self._walk.receive(pages))
-            if items or self._walk.is_over:
-                return (Page(data=items, has_more=not self._walk.is_over, total=pages[-1].total),)
-        raise StopAsyncIteration
-
-
-class _Items(AsyncStream[T]):
-    """Give the items of the pages one by one."""
-
-    def __init__(self, pages: AsyncStream[Page[T]]) -> None:
-        super().__init__()
-        self._pages = pages
-
-    async def _next_batch(self) -> list[T]:
-        return [item for page in await self._pages.next_batch() for item in page]
-
-
-class _Live(AsyncStream[T]):
-    """Drive a live walk: as `_Pages` does, with rests between its polls, and outlasting what passes."""
-
-    def __init__(
-        self,
-        walk: FollowWalk | WatchWalk,
-        call: Callable[[Any], _wire.Call[Page[Any]]],
-        transport: Transport,
-        pace: Pace,
-    ) -> None:
-        super().__init__()
-        self._walk = walk
-        self._call = call
-        self._transport = transport
-        self._pace = pace
-        self._began_at: float | None = None
-        """When the poll began that is under way."""
-        self._resume_at = -math.inf
-        """Before this nothing is sent."""
-
-    async def _next_batch(self) -> Sequence[T]:
-        while True:
-            requests: Sequence[Any] = self._walk.next_requests()
-            if requests:
-                await self._transport.sleep_until(self._resume_at)
-                if self._began_at is None:
-                    self._began_at = self._transport.clock()
-                items: Sequence[Any] = self._walk.receive(await self._ask(requests))
-                if items:
-                    return items
-            else:
-                rest = self._pace.rest(has_news=self._walk.has_news)
-                self._resume_at = (self._began_at or 0.0) + rest
-                self._began_at = None
-                self._walk.receive(())
-                if not self._walk.next_requests():
-                    raise RuntimeError(_BROKEN_OFF)
-
-    async def _ask(self, requests: Sequence[Any]) -> Sequence[Page[Any]]:
-        # A conversation may have gone since the list showed it. Only then: where the list itself is not found, the
-        # base URL is wrong, or the API is at fault.
-        missing = GONE if isinstance(requests[0], MessagesRequest) else None
-        while True:
-            try:
-                return await self._transport.send_all(list(map(self._call, requests)), missing=missing)
-            except (APIConnectionError, APIStatusError) as error:
-                retry_after = getattr(error, "retry_after", None) or 0.0
-                is_passing = is_temporary(error) or isinstance(error, DeadlineExceededError)
-                if not is_passing or retry_after > LONGEST_RETRY_AFTER:
-                    raise
-                pause = max(retry_after, self._pace.rest(has_news=False))
-                self._resume_at = self._transport.clock() + pause
-                self._transport.report(error, pause)
-                await self._transport.sleep_until(self._resume_at)
-
-
-def _messages_call(conversation_id: str, request: CursorRequest) -> _wire.Call[Page[Message]]:
-    return _wire.list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
+def _messages_call(conversation_id: str, request: CursorRequest) -> Call[Page[Message]]:
+    return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
 
 def _check_count(

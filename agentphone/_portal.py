@@ -16,14 +16,13 @@ import os
 import sys
 import threading
 import warnings
-from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 
 # Now and not with asyncio: it registers with fork, and one that is under way would end in a complaint.
 from concurrent.futures.thread import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import anyio
 
@@ -31,19 +30,28 @@ from agentphone.errors import ClientClosedError, ConfigurationError
 
 if TYPE_CHECKING:
     import asyncio  # at run time with the first call: it takes as long to import as half of this package
+from agentphone._streams import _NO_COPY, AsyncStream
 
 P = ParamSpec("P")
+
+
 T = TypeVar("T")
 
+
 _PACKAGE = str(Path(__file__).parent) + os.sep
+
+
 _CANCELLATION_SECONDS = 1.0
+
+
 _PAUSE_SECONDS = 1.0
+
+
 _INSTEAD = {"_advance": "iterate with `async for`", "__aenter__": "use `async with`", "__aexit__": "use `async with`"}
-_NO_COPY = (
-    "An iterator cannot be copied or pickled: the copy and the original would take each other's items. Make a new one,"
-    " which starts from the beginning, or with `after` from where this one was."
-)
+
+
 _TOO_LATE = "The interpreter is exiting, and it is too late for a call. Make it before the program ends."
+
 
 _USED_BY_THE_THREAD = (
     "agentphone._connection",
@@ -134,8 +142,14 @@ class Portal:
 
 
 _portal: Portal | None = None
+
+
 _lock = threading.RLock()
+
+
 _is_fork_watched = False
+
+
 _inherited: list[Portal | None] = []
 
 
@@ -313,63 +327,6 @@ def _is_loop_running() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-class AsyncStream(AsyncIterator[T]):
-    """An async iterator that can be closed, and need not be: between two steps nothing runs.
-
-    Its items come in batches, so that the blocking face changes threads once a batch. A class and not a generator: a
-    generator that is dropped half-way would need closing.
-    """
-
-    def __init__(self) -> None:
-        self._items: Iterator[T] = iter(())
-        self._at_work: anyio.CancelScope | None = None
-        self._is_closed = False
-
-    @abstractmethod
-    async def _next_batch(self) -> Iterable[T]:
-        """Give the next items, which may be none; raise StopAsyncIteration at the end."""
-
-    async def next_batch(self) -> Iterable[T]:
-        """Wait for the next items and give all that have come.
-
-        Raises:
-            StopAsyncIteration: The iteration has ended, or was closed.
-            RuntimeError: Another task or thread waits for them already.
-        """
-        if self._is_closed:
-            raise StopAsyncIteration
-        if self._at_work is not None:  # two answers to one request would pass for the answers to two
-            raise RuntimeError(
-                "This iterator is waiting for a page already, for another task or thread. Step it from one at a time,"
-                " or give each an iterator of its own."
-            )
-        try:
-            with anyio.CancelScope() as self._at_work:
-                return await self._next_batch()
-        finally:
-            self._at_work = None
-        raise StopAsyncIteration  # it was closed meanwhile
-
-    def __reduce__(self) -> str:
-        raise TypeError(_NO_COPY)
-
-    async def aclose(self) -> None:
-        """End the iteration, also for a task that waits for its next item. Closing again does nothing."""
-        self._is_closed = True
-        self._items = iter(())
-        if self._at_work is not None:
-            self._at_work.cancel()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T:
-        while True:
-            for item in self._items:
-                return item
-            self._items = iter(await self.next_batch())
 
 
 class Stream(Iterator[T]):

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, g
 
 import attrs
 
-from agentphone._decoding import STRICT, DecodeError, camel, encode
+from agentphone._decoding import STRICT
+from agentphone._json import DecodeError, camel, encode
 from agentphone.errors import StateDecodeError
 
 T = TypeVar("T")

@@ -16,8 +16,10 @@ from attrs import NOTHING, NothingType
 
 from agentphone import _portal
 from agentphone._client import AsyncClient
-from agentphone._conversations import AsyncConversations, AsyncPager, AsyncState
+from agentphone._conversations import AsyncConversations
 from agentphone._portal import Stream
+from agentphone._state_block import AsyncState
+from agentphone._streams import AsyncPager
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
 __all__ = [

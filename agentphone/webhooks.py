@@ -1,6 +1,6 @@
 """Webhooks: verify that a delivery is AgentPhone's, and read it. It knows no web framework and sends nothing.
 
-    from agentphone.webhooks import DeliveryLog, MessageEvent, Webhook
+    from agentphone._delivery_log import DeliveryLog
 
 `Webhook.parse` takes the raw body and the headers of any framework and gives an event. `DeliveryLog` remembers which
 deliveries were handled, because AgentPhone sends one again until it is answered with 2xx.
@@ -14,30 +14,28 @@ import builtins
 import hashlib
 import hmac
 import math
-import os
-import random
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 
 from attrs import field, frozen
 
-from agentphone._config import Secret
-from agentphone._decoding import DecodeError, parse_json, structure
+from agentphone._decoding import structure
+from agentphone._json import DecodeError, parse_json
+from agentphone._secret import Secret
 from agentphone._state import misfit, read_state
 from agentphone.errors import ConfigurationError, ResponseDecodeError, WebhookVerificationError
 from agentphone.models import _extra
 
 if TYPE_CHECKING:
-    import sqlite3
+    pass
+from agentphone._delivery_log import DeliveryLog, SQLiteDeliveryLog
 
 T = TypeVar("T")
+
 
 __all__ = [
     "CallEndedEvent",
@@ -51,9 +49,6 @@ __all__ = [
     "VoiceEvent",
     "Webhook",
 ]
-
-
-# ---- Events
 
 
 @frozen(kw_only=True)
@@ -186,9 +181,6 @@ class UnknownEvent(Event):
     """An event of a type that this version does not know. Its `data` is in `extra["data"]`, as received."""
 
 
-# ---- Payloads, as they are sent
-
-
 @frozen(kw_only=True)
 class _Payload:
     event: str
@@ -299,15 +291,19 @@ def _both(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, An
     return {**outer, "data": inner} if inner else outer
 
 
-# ---- Signatures
-
 SIGNATURE, TIMESTAMP, DELIVERY_ID = "X-Webhook-Signature", "X-Webhook-Timestamp", "X-Webhook-ID"
+
+
 _SPELLINGS = {
     spelling: name
     for name in (SIGNATURE, TIMESTAMP, DELIVERY_ID)
     for spelling in (name.lower(), "http_" + name.lower().replace("-", "_"))  # HTTP, and WSGI's environ
 }
+
+
 _SIGNATURE_FORM = re.compile(r"sha256=([0-9A-Fa-f]{64})")
+
+
 _TIMESTAMP_FORM = re.compile(r"[0-9]{1,12}")  # not \d, which takes the digits of other scripts
 
 
@@ -542,139 +538,3 @@ def _read_delivery_id(text: str | None) -> str | None:
     if not text.isascii() or not text.isprintable() or "," in text:
         raise WebhookVerificationError(f"The header {DELIVERY_ID} is not one id.")
     return text
-
-
-# ---- Once each
-
-
-class DeliveryLog(Protocol):
-    """Remembers which deliveries were handled. A class with these two methods is one; it need not inherit.
-
-    Ask `seen` first; if it is not, handle the event, and `mark` it only when that succeeded: then a handler that fails
-    gets the retry. What this cannot prevent: that a retry arrives while the handler is still at work on the first. Give
-    the handler less time than AgentPhone waits for it, or let what it does bear a repetition.
-    """
-
-    def seen(self, delivery_id: str, /) -> bool:
-        """Say whether the delivery was marked."""
-        ...
-
-    def mark(self, delivery_id: str, /) -> None:
-        """Remember the delivery as handled; again does nothing."""
-        ...
-
-
-class SQLiteDeliveryLog:
-    """A `DeliveryLog` in an SQLite file, for all threads and processes of one machine.
-
-    It opens the file for each call and holds nothing open, so that it may be made before a fork. A call takes
-    milliseconds and blocks: in `async` code make it in a thread (`await asyncio.to_thread(log.seen, id)`).
-
-    Args:
-        path: The file, for this log alone; it is made if it is not there. The folder must be.
-        keep: How long a delivery is remembered, in seconds: longer than AgentPhone goes on to retry. What is older is
-            deleted by later marks.
-        clock: Gives now, in unix seconds.
-
-    Raises:
-        ConfigurationError: The file cannot be opened, or is no such log, or `keep` is not a positive, finite number.
-        TypeError: An argument is of another type.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], *, keep: float = 7 * 24 * 3600, clock: Callable[[], float] = time.time
-    ) -> None:
-        import sqlite3
-
-        _check_positive("keep", keep)
-        if os.fspath(path) == ":memory:":  # of which each call would have one of its own
-            raise ConfigurationError("The delivery log is kept in a file, not in ':memory:'.")
-        self._path = Path(path).absolute()  # because a daemon changes its folder later
-        self._keep = keep
-        self._clock = clock
-        try:
-            self._transact(_create_tables)
-        except sqlite3.Error as error:
-            raise ConfigurationError(f"The delivery log {str(self._path)!r} cannot be used: {error}.") from error
-
-    def seen(self, delivery_id: str, /) -> bool:
-        """Say whether the delivery was marked.
-
-        Raises:
-            TypeError: The id is not a string; `event.delivery_id` is None for a delivery without one.
-            sqlite3.Error: The file cannot be read.
-        """
-        _check_id(delivery_id)
-        query = "SELECT 1 FROM deliveries WHERE id = ?"
-        return self._transact(lambda database: database.execute(query, (delivery_id,)).fetchone()) is not None
-
-    def mark(self, delivery_id: str, /) -> None:
-        """Remember the delivery as handled; again does nothing.
-
-        Raises:
-            TypeError: The id is not a string; `event.delivery_id` is None for a delivery without one.
-            sqlite3.Error: The file cannot be written.
-        """
-        _check_id(delivery_id)
-        now = self._clock()
-
-        def write(database: sqlite3.Connection) -> None:
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("INSERT OR IGNORE INTO deliveries VALUES (?, ?)", (delivery_id, now))
-            database.execute("DELETE FROM deliveries WHERE marked_at < ?", (now - self._keep,))
-
-        self._transact(write)
-
-    def __repr__(self) -> str:
-        return f"<SQLiteDeliveryLog {str(self._path)!r}>"
-
-    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Call `work` and commit; call it again, which must do no harm, while another process has the file locked."""
-        import sqlite3
-
-        give_up_at = time.monotonic() + _BUSY_SECONDS
-        while True:
-            try:
-                with (
-                    _no_fork,
-                    closing(sqlite3.connect(self._path, timeout=0, isolation_level=None)) as database,
-                    database,
-                ):
-                    return work(database)
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
-                    raise
-            # Not by SQLite's own timeout, during which `_no_fork` would be held.
-            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  # no secret: two processes must not wait in step
-
-
-def _create_tables(database: sqlite3.Connection) -> None:
-    import sqlite3
-
-    database.execute("BEGIN IMMEDIATE")
-    [found] = database.execute("PRAGMA application_id").fetchone()
-    [tables] = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if found == _APPLICATION_ID:
-        return
-    if found or tables:
-        raise sqlite3.DatabaseError("it is a database of something else; name a file of its own")
-    database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    database.execute("CREATE TABLE deliveries (id TEXT PRIMARY KEY, marked_at REAL NOT NULL) WITHOUT ROWID")
-    database.execute("CREATE INDEX deliveries_by_time ON deliveries (marked_at)")
-
-
-_APPLICATION_ID = 0x41506C67  # "APlg", in the header of the file: marks it as a delivery log.
-_BUSY_SECONDS = 30.0
-_no_fork = threading.RLock()
-"""Held while SQLite is at work, which takes milliseconds. It notes its locks of a file in memory: a child that is
-forked in that moment would wait for one that nobody releases."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
-
-
-def _check_id(delivery_id: Any) -> None:
-    if not isinstance(delivery_id, str):
-        raise TypeError(
-            f"A delivery's id is a string, not {type(delivery_id).__name__}; event.delivery_id is None where the"
-            f" delivery has no {DELIVERY_ID}."
-        )

@@ -11,12 +11,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import agentphone._transport
 import anyio
 import anyio.lowlevel
 import httpx
 import pytest
 
-import agentphone._transport
 from agentphone import AsyncClient, AuthenticationError, Client, ClientClosedError, ConfigurationError
 from agentphone.sandbox import Sandbox
 from tests.conftest import Server
@@ -169,7 +169,7 @@ def test_https_in_capitals_is_https_with_its_authorities(monkeypatch: pytest.Mon
     opened: list[Any] = []
     monkeypatch.setattr("agentphone._transport.httpx.AsyncHTTPTransport", lambda **settings: opened.append(settings))
     client = AsyncClient(KEY, base_url="HTTPS://API.example")
-    agentphone._transport._opener(client._config)()
+    agentphone._http.pool._opener(client._config)()
     assert opened[0]["verify"].cert_store_stats()["x509_ca"] > 0
 
 
@@ -177,7 +177,7 @@ async def test_an_ssl_context_of_the_callers_is_the_one_that_is_used(monkeypatch
     opened: list[Any] = []
     monkeypatch.setattr("agentphone._transport.httpx.AsyncHTTPTransport", lambda **settings: opened.append(settings))
     context = ssl.create_default_context()
-    agentphone._transport._opener(AsyncClient(KEY, ssl_context=context)._config)()
+    agentphone._http.pool._opener(AsyncClient(KEY, ssl_context=context)._config)()
     assert opened[0]["verify"] is context
 
 

@@ -18,7 +18,7 @@ from typing import Generic, Literal, TypeVar, overload
 
 import httpx
 
-from agentphone._portal import AsyncStream
+from agentphone._streams import AsyncStream
 
 T = TypeVar("T")
 

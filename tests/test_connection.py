@@ -11,15 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import agentphone._transport
 import anyio
 import httpx
 import pytest
 import respx
 import trustme
 
-import agentphone._transport
 from agentphone import APIConnectionError, APIStatusError, AsyncClient, ConfigurationError
-from agentphone._connection import READ_BYTES
+from agentphone._http.connection import READ_BYTES
 from tests.fault_server import CHUNKED, OK_HEAD, Connection, good, serving
 from tests.helpers import conversation
 from tests.processes import SECONDS
@@ -312,12 +312,12 @@ async def test_the_default_ssl_context_offers_http_1_1_and_is_told_so_once(
 
     found: list[str | None] = []
     monkeypatch.setattr(ssl.SSLContext, "set_alpn_protocols", watched)
-    agentphone._transport._default_ssl_context.cache_clear()
+    agentphone._http.pool._default_ssl_context.cache_clear()
     try:
         with serving(tls=both) as server:
             for _ in range(3):
                 async with AsyncClient(KEY, base_url=server.url, on_response=chosen) as client:
                     await client.conversations.get("conv_1")
     finally:
-        agentphone._transport._default_ssl_context.cache_clear()
+        agentphone._http.pool._default_ssl_context.cache_clear()
     assert (found, offers) == (["http/1.1"] * 3, [["http/1.1"]])

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentphone import Conversation, ConversationDetail, Message, Page, ResponseDecodeError
-from agentphone._decoding import DecodeError, _converter, decode, encode
+from agentphone._decoding import _converter, decode
+from agentphone._json import DecodeError, encode
 from tests.helpers import client_of, conversation, message, page, sample
 
 NOON = datetime(2025, 6, 30, 12, tzinfo=UTC)

@@ -37,7 +37,8 @@ from agentphone import (
     ServerError,
     models,
 )
-from agentphone._decoding import camel, decode
+from agentphone._decoding import decode
+from agentphone._json import camel
 from agentphone.export import Progress, Result, _files, export
 from agentphone.export._store import Store
 from agentphone.sandbox import Reading, Sandbox

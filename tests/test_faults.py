@@ -67,7 +67,7 @@ ALWAYS = float("inf")
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentphone._retry.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.001)
 
 
 # ---- Each fault, each call, each client

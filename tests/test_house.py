@@ -188,7 +188,7 @@ def test_a_wrong_import_is_found_whatever_its_form(name: str, text: str, breach:
     [
         ("_wire", "import json\nfrom agentphone import errors\nfrom agentphone._retry import x"),
         ("_client", "def f():\n    from agentphone.sandbox import Sandbox"),
-        ("sandbox._store", "from agentphone.sandbox._reading import Reading\nfrom . import _faults"),
+        ("sandbox._store", "from agentphone.sandbox._behavior import Reading\nfrom . import _faults"),
         ("cli.__init__", "from agentphone import AsyncClient\nfrom agentphone.cli._table import x"),
         ("__main__", "import click\nfrom agentphone.cli.commands import agentphone"),
         ("cli.commands", "from agentphone.sandbox.server import serve"),

@@ -13,8 +13,11 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from agentphone import Conversation, Message, NewMessage, Page, _live, _pagination
-from agentphone._live import FollowWalk, MessagesRequest, Pace, WatchWalk, is_beyond
-from agentphone._pagination import Bound, OffsetRequest
+from agentphone._paging.bounds import Bound
+from agentphone._paging.follow import FollowWalk
+from agentphone._paging.offset import OffsetRequest
+from agentphone._paging.polling import Pace, is_beyond
+from agentphone._paging.watch import MessagesRequest, WatchWalk
 from agentphone.errors import PaginationError
 from tests.model import Account, Reading, key, micros_of, printed
 

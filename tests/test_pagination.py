@@ -22,15 +22,10 @@ from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
 from agentphone import Conversation, Message, Page, PaginationError, _pagination
-from agentphone._pagination import (
-    TICK,
-    Bound,
-    CursorRequest,
-    CursorWalk,
-    OffsetRequest,
-    OffsetWalk,
-    Walk,
-)
+from agentphone._paging.base import Walk
+from agentphone._paging.bounds import TICK, Bound
+from agentphone._paging.cursor import CursorRequest, CursorWalk
+from agentphone._paging.offset import OffsetRequest, OffsetWalk
 from tests.model import START, Inbox, Reading, Thread, cut, key, micros_of, printed
 
 MANY = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))

@@ -33,7 +33,7 @@ from agentphone import (
     ResponseDecodeError,
     ServerError,
 )
-from agentphone._retry import RetryBudget, RetryPolicy, parse_retry_after
+from agentphone._http.retry import RetryBudget, RetryPolicy, parse_retry_after
 from tests.clocks import jumping
 from tests.helpers import KEY, client_of, conversation, ok
 
@@ -511,7 +511,7 @@ async def test_a_retry_is_logged_as_a_warning_without_the_query(caplog: pytest.L
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_refused_connection_is_a_connection_error_with_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentphone._retry.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.001)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     async with AsyncClient(KEY, base_url=f"http://127.0.0.1:{port}", max_retries=2) as client:

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentphone import AsyncClient, Client, NotFoundError, ResponseDecodeError, ServerError, StateDecodeError
-from agentphone._decoding import DecodeError
+from agentphone._json import DecodeError
 from agentphone._state import Opened, read_state
 from agentphone.sandbox import Sandbox
 from tests.helpers import KEY, conversation

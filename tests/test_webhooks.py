@@ -34,14 +34,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentphone import ConfigurationError, ResponseDecodeError, StateDecodeError, WebhookVerificationError, webhooks
+from agentphone._delivery_log import DeliveryLog, SQLiteDeliveryLog
 from agentphone.webhooks import (
     CallEndedEvent,
-    DeliveryLog,
     Event,
     HistoryItem,
     MessageEvent,
     ReactionEvent,
-    SQLiteDeliveryLog,
     UnknownEvent,
     VoiceEvent,
     Webhook,
@@ -829,7 +828,7 @@ def test_many_threads_may_share_a_log_and_no_mark_is_lost(tmp_path: Path) -> Non
 
 MARKING = """
 import sys
-from agentphone.webhooks import SQLiteDeliveryLog
+from agentphone._delivery_log import SQLiteDeliveryLog
 log = SQLiteDeliveryLog(sys.argv[1])
 for number in range(20):
     log.mark(f"{sys.argv[2]}-{number}")
@@ -990,7 +989,7 @@ LOADED = """
 import sys
 import agentphone.webhooks
 print("sqlite3" in sys.modules)
-agentphone.webhooks.SQLiteDeliveryLog(sys.argv[1])
+agentphone._delivery_log.SQLiteDeliveryLog(sys.argv[1])
 print("sqlite3" in sys.modules)
 """
 

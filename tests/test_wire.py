@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentphone import AsyncClient, AsyncConversations, Message, __version__
-from agentphone._wire import get_conversation, list_messages
+from agentphone._http.requests import get_conversation, list_messages
 from tests.helpers import BASE, KEY, conversation, page
 
 pytestmark = pytest.mark.anyio

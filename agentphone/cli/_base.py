@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from agentphone._pagination import read_bound
+from agentphone._paging.bounds import read_bound
 from agentphone.errors import (
     AgentPhoneError,
     APIConnectionError,

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from agentphone._decoding import camel
+from agentphone._json import camel
 from agentphone.export import Result
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from agentphone._decoding import DecodeError, parse_json
+from agentphone._json import DecodeError, parse_json
 from agentphone.cli._base import Group, describe, timestamp, usage_errors
 from agentphone.cli._settings import account_options, settings_of
 

@@ -15,11 +15,11 @@ from typing import Any, Literal, overload
 
 from agentphone import _portal
 from agentphone._client import AsyncClient
-from agentphone._pagination import read_bound
+from agentphone._paging.bounds import read_bound
 from agentphone._sync import Client
-from agentphone.export import _work
+from agentphone.export import _exporter
+from agentphone.export._exporter import Progress, Result
 from agentphone.export._files import check_format
-from agentphone.export._work import Progress, Result
 
 __all__ = ["Progress", "Result", "export"]
 
@@ -95,7 +95,7 @@ def export(
         ValueError: An argument is out of its range.
         TypeError: An argument is of another type.
     """
-    order = _work.Order(
+    order = _exporter.Order(
         directory=Path(directory),
         format=_checked_format(format),
         concurrency=_checked_concurrency(concurrency),
@@ -103,9 +103,9 @@ def export(
         on_progress=_checked_hook(on_progress),
     )
     if isinstance(client, AsyncClient):
-        return _work.export(client, order)
+        return _exporter.export(client, order)
     if isinstance(client, Client):
-        return _portal.run(_work.export, client._async, order)  # noqa: SLF001  # the other face of the same house
+        return _portal.run(_exporter.export, client._async, order)  # noqa: SLF001  # the other face of the same house
     raise TypeError(f"client is an AsyncClient or a Client, not {type(client).__name__}")
 
 
@@ -125,8 +125,8 @@ def _checked_concurrency(value: Any) -> int:
 def _checked_since(value: Any) -> datetime | Literal["last"] | None:
     if value is None:
         return None
-    if value == _work.LAST:
-        return _work.LAST
+    if value == _exporter.LAST:
+        return _exporter.LAST
     if not isinstance(value, str | datetime):
         raise TypeError(f'since is an aware datetime, an ISO 8601 string or "last", not {type(value).__name__}')
     bound = read_bound(value, "since")

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import attrs
 
-from agentphone._decoding import camel
+from agentphone._json import camel
 from agentphone.errors import ConfigurationError
 from agentphone.models import Conversation, Message
 

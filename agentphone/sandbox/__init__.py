@@ -12,14 +12,14 @@ from typing import Any, NoReturn, Self
 import httpx
 
 from agentphone.sandbox._app import CONTEXT_LIMIT, DELIVERIES, App, deliveries_limit, new_message, new_webhook
-from agentphone.sandbox._carrier import InProcessTransport
+from agentphone.sandbox._behavior import Reading
 from agentphone.sandbox._delivery import Deliverer
-from agentphone.sandbox._demonstration import demonstration
+from agentphone.sandbox._demo_data import demonstration
 from agentphone.sandbox._faults import Faults, ReceivedRequest, Requests
-from agentphone.sandbox._reading import Reading
 from agentphone.sandbox._store import Store
+from agentphone.sandbox._transport import InProcessTransport
 
-__all__ = ["Faults", "Reading", "ReceivedRequest", "Sandbox"]
+__all__ = ["Faults", "Behavior", "ReceivedRequest", "Sandbox"]
 
 
 class Sandbox:

@@ -23,8 +23,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from agentphone.sandbox._behavior import instant_of
 from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
-from agentphone.sandbox._reading import instant_of
 from agentphone.sandbox._store import NewMessage, Store, Webhook
 
 RESET = "agentphone.sandbox.reset"

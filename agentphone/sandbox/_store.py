@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import attrs
 
-from agentphone.sandbox._reading import Reading
+from agentphone.sandbox._behavior import Reading
 
 Direction = Literal["inbound", "outbound"]
 

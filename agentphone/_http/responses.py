@@ -1,22 +1,19 @@
-"""From a call to its request, and from an answer to a model or an error. Pure: no I/O, no clock, no httpx.
-
-Each endpoint is one function that gives a `Call`; `read` turns any answer to it into its model, or raises.
-"""
+"""Turn a response into a model or an error. Pure: no I/O, no clock, no httpx."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Generic, TypeVar
-from urllib.parse import quote
+from typing import Any, TypeVar
 
 from attrs import frozen
 
-from agentphone._config import Secret
-from agentphone._decoding import DecodeError, decode, encode, parse_json
-from agentphone._retry import parse_retry_after
+from agentphone._decoding import decode
+from agentphone._http.requests import LIST_PATH, Call
+from agentphone._http.retry import parse_retry_after
+from agentphone._json import DecodeError, parse_json
+from agentphone._secret import Secret
 from agentphone.errors import (
     APIConnectionError,
     APIStatusError,
@@ -30,84 +27,8 @@ from agentphone.errors import (
     ServerError,
     UnprocessableEntityError,
 )
-from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 T = TypeVar("T")
-
-LIST_PATH = "/v1/conversations"
-LONGEST_ID = 4096
-"""Far beyond any id of the API, and short enough for its URL: httpx refuses one of 64 KiB with an error of its own."""
-
-
-@frozen
-class Call(Generic[T]):
-    """One request to the API, and the shape of a good answer to it."""
-
-    method: str
-    target: str
-    """Path and query, percent-encoded, beginning with `/v1/`."""
-    shape: type[T]
-    body: bytes | None = None
-
-    @property
-    def path(self) -> str:
-        """The target without its query."""
-        return self.target.partition("?")[0]
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.target}"
-
-
-def list_conversations(*, limit: int, offset: int) -> Call[Page[Conversation]]:
-    """`GET /v1/conversations`."""
-    return Call("GET", _target(LIST_PATH, limit=limit, offset=offset), Page[Conversation])
-
-
-def get_conversation(conversation_id: str, *, message_limit: int | None) -> Call[ConversationDetail]:
-    """`GET /v1/conversations/{id}`."""
-    return Call("GET", _target(_path(conversation_id), message_limit=message_limit), ConversationDetail)
-
-
-def update_conversation(conversation_id: str, *, metadata: Mapping[str, Any] | None) -> Call[ConversationDetail]:
-    """`PATCH /v1/conversations/{id}`: the metadata is replaced whole; None clears it."""
-    body = b'{"metadata":' + encode(metadata, "metadata") + b"}"
-    return Call("PATCH", _path(conversation_id), ConversationDetail, body)
-
-
-def list_messages(
-    conversation_id: str, *, limit: int, before: datetime | None, after: datetime | None
-) -> Call[Page[Message]]:
-    """`GET /v1/conversations/{id}/messages`."""
-    path = _path(conversation_id) + "/messages"
-    return Call("GET", _target(path, limit=limit, before=_print(before), after=_print(after)), Page[Message])
-
-
-def _path(conversation_id: str) -> str:
-    """Give the path of a conversation; whatever the id holds, it stays one segment of it."""
-    if not isinstance(conversation_id, str):
-        raise TypeError(f"conversation_id is a string, not {type(conversation_id).__name__}")
-    if not conversation_id:
-        raise ValueError("conversation_id is empty")
-    if len(conversation_id) > LONGEST_ID:
-        raise ValueError(f"conversation_id is longer than {LONGEST_ID} characters")
-    try:
-        segment = quote(conversation_id, safe="")
-    except UnicodeEncodeError:
-        raise ValueError("conversation_id is not Unicode text: it holds half a surrogate pair") from None
-    if not segment.strip("."):  # "." and ".." would be taken for steps in the path
-        segment = segment.replace(".", "%2E")
-    return f"{LIST_PATH}/{segment}"
-
-
-def _target(path: str, **query: int | str | None) -> str:
-    given = "&".join([f"{name}={quote(str(value), safe='')}" for name, value in query.items() if value is not None])
-    return f"{path}?{given}" if given else path
-
-
-def _print(instant: datetime | None) -> str | None:
-    if instant is None:
-        return None
-    return instant.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
 class Body:
@@ -175,7 +96,11 @@ class Body:
 
 
 _GZIP = 16 + zlib.MAX_WBITS
+
+
 ACCEPTED_ENCODINGS = "gzip"
+
+
 SHOWN_BYTES = 500
 
 

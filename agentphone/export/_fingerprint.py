@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
-from agentphone._config import Secret
+from agentphone._secret import Secret
 
 VERSION = "1"
 """Of what an export leaves for a later one. It changes with the columns, too."""

@@ -1,261 +1,22 @@
-"""Live walks: read on as messages arrive. Pure state machines like those of `_pagination`, which never end.
-
-Between two polls a live walk asks for nothing: then its driver rests as long as `Pace` says, and goes on with
-`receive(())`. What a poll learns is kept at its end, so that whatever fails in the middle loses nothing.
-"""
+"""Watch every conversation: new messages as they arrive, each once."""
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
-from agentphone._pagination import (
-    MAX_CONVERSATIONS,
-    MAX_MESSAGES,
-    MILLISECOND,
-    PATIENCE,
-    SECOND,
-    TICK,
-    Bound,
-    CursorRequest,
-    CursorWalk,
-    OffsetRequest,
-    OffsetWalk,
-    Trace,
-    Walk,
-    key,
-    shift,
-    trace_of,
-)
+from agentphone._paging.base import PATIENCE, Walk
+from agentphone._paging.bounds import MILLISECOND, SECOND, TICK, Bound, key, shift
+from agentphone._paging.cursor import MAX_MESSAGES, CursorRequest
+from agentphone._paging.offset import MAX_CONVERSATIONS, OffsetRequest, OffsetWalk, Trace, trace_of
+from agentphone._paging.polling import AT_ONCE, PRINTED, REMEMBERED, SPARE, _Quiet, _Window, room_of
 from agentphone.models import Conversation, Message, NewMessage, Page
-
-REMEMBERED = 20
-"""How many of the newest messages are looked at again whatever their age: one whose date lies in the future must not
-hide those that come behind it."""
-SPARE = 20
-"""How many new items one request has room for beside those that it reads again."""
-AT_ONCE = 20
-"""How many conversations are read at once: as many as a client has connections by default."""
-
-PRINTED = timedelta(seconds=1)
-"""How much the printing of an instant may cut off it, and the list otherwise than the messages."""
 
 GONE: Page[Any] = Page(data=(), has_more=False)
 """What stands for the messages of a conversation that is not found: it may have been deleted since it was listed."""
-
-GROWTH = 1.5
-JITTER = 0.2
-
-
-@define
-class Pace:
-    """How long to rest between two polls: longer and longer while nothing happens."""
-
-    interval: float
-    """Seconds after a poll that brought something."""
-    longest: float
-    """Seconds that no rest exceeds."""
-    rand: Callable[[], float] = random.random
-    """Gives numbers from 0 to 1."""
-    _next: float = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._next = self.interval
-
-    def rest(self, *, has_news: bool) -> float:
-        """Say how many seconds may pass from the beginning of the last poll to that of the next."""
-        if has_news:
-            self._next = self.interval
-        seconds = self._next * (1 - JITTER * self.rand())  # never more than was said, and not all clients at once
-        self._next = min(self.longest, self._next * GROWTH)
-        return seconds
-
-
-@define
-class _Window:
-    """The end of one conversation, which is read again and again: every message later than `floor` that was seen."""
-
-    floor: datetime | None
-    """None for the beginning of time."""
-    start: Bound | None = None
-    """Nothing up to here is new, though it was not seen before."""
-    seen: dict[str, datetime] = field(factory=dict)
-    """When each was received, by id."""
-
-    def walk(self, room: int = SPARE) -> CursorWalk:
-        """Make the walk that reads it, from the newest message down, with room for so many new ones in a page."""
-        bound = None if self.floor is None else Bound(self.floor)
-        size = min(MAX_MESSAGES, len(self.seen) + room)
-        return CursorWalk(limit=None, before=None, after=bound, oldest_first=False, page_size=size)
-
-    def take(self, items: Iterable[Message]) -> list[Message]:
-        """Remember messages, and give those that are new, in their order."""
-        given = list(items)
-        fresh = [item for item in given if self.is_new(item)]
-        self.seen.update((item.id, item.received_at) for item in given)
-        return fresh
-
-    def is_new(self, item: Message) -> bool:
-        """Whether a message was neither seen before, nor there before the start."""
-        return item.id not in self.seen and (self.start is None or is_beyond(item, self.start))
-
-    def is_behind(self, last: datetime | None, items: Iterable[Message]) -> bool:
-        """Whether the messages do not show yet what the list says was received last."""
-        if last is None or (self.floor is not None and last <= self.floor):
-            return False
-        return not any(item.received_at + PRINTED > last for item in items)
-
-    def raise_floor(self, floor: datetime) -> None:
-        """Forget what was received up to an instant."""
-        if self.floor is None or floor > self.floor:
-            self.floor = floor
-            self.seen = {identity: at for identity, at in self.seen.items() if at > floor}
-
-
-class _Quiet:
-    """Knows how long nothing has come: what is longer ago than `overlap` cannot be shown late any more."""
-
-    def __init__(self, overlap: timedelta, clock: Callable[[], float]) -> None:
-        self._seconds = overlap.total_seconds()
-        self._clock = clock
-        self._since = self._noted = math.nan
-
-    def note(self, *, has_news: bool) -> bool:
-        """Take the outcome of a poll, and say whether it has been quiet for long enough."""
-        asked = self._noted  # the answer may have been long on its way: it tells of no later time than this for sure
-        self._noted = self._clock()
-        if has_news or math.isnan(self._since):
-            self._since = self._noted
-        return asked - self._since > self._seconds
-
-
-class FollowWalk(Walk[CursorRequest, Message]):
-    """Read one conversation's messages as they arrive, oldest first, each once.
-
-    A poll reads the newest messages down to a floor: the instant of one of the newest of the poll before, less the
-    `overlap`. A message that is shown late, but not later than that after its own instant, lies above the floor of the
-    next poll, however long that takes to come. What has been seen above the floor is remembered by id.
-
-    Not the newest one itself, and nothing later than the server's own time: what is dated in the future would hide
-    those that come behind it.
-    """
-
-    def __init__(
-        self,
-        *,
-        after: Bound | None,
-        overlap: timedelta,
-        clock: Callable[[], float],
-        server_time: Callable[[], datetime | None],
-    ) -> None:
-        self._after = after
-        self._overlap = overlap + PRINTED
-        self._clock = clock
-        self._server_time = server_time
-        self._quiet = _Quiet(self._overlap, clock)
-        self._asked_at: datetime | None = None
-        """The server's time at the first answer of a poll: what it shows later may be missing there."""
-        self._room = REMEMBERED
-        """How many messages one request of a poll can read again and see beyond."""
-        self.has_news = False
-        """Whether the last poll brought anything."""
-        super().__init__()
-
-    def _walk(self) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
-        for _ in range(PATIENCE):
-            pages = yield (CursorRequest(limit=REMEMBERED + SPARE),)
-            if pages[0].data or not pages[0].has_more:
-                break
-        self._asked_at = self._server_time()
-        newest = sorted(pages[0].data, key=key)
-        start, lasting = self._after, lasting_of(self._after)
-        broken_off_since: float | None = None
-        if newest:
-            window = _Window(self._floor([item.received_at for item in newest], has_more=pages[0].has_more))
-            window.start = start
-            if start is None:
-                window.take(newest)  # they were there before
-                window.start = Bound(newest[0].received_at)
-            if start is not None and window.floor is not None and start.instant <= window.floor:
-                yield from self._catch_up(start, window.floor)
-                pages = ()
-        else:
-            # Perhaps only for a moment: what is older than this is not new when it shows.
-            window = _Window(floor_below(self._overlap, start.instant if start else None, self._asked_at), start)
-        while True:
-            began = self._clock()
-            found, is_whole = yield from self._read(window.walk(), pages)
-            pages = ()
-            if is_whole:
-                broken_off_since = None
-            elif broken_off_since is None:
-                broken_off_since = self._clock()
-            fresh = window.take(found)
-            self._ready.extend(fresh)
-            self.has_news = bool(fresh)
-            # What shows nothing tells nothing.
-            if found and (broken_off_since is None or began - broken_off_since > self._overlap.total_seconds()):
-                window.start = lasting  # what else is shown behind it now, is shown late
-                is_quiet = self._quiet.note(has_news=self.has_news)
-                instants = sorted(window.seen.values())
-                floor = self._floor(instants, has_more=False)
-                if is_quiet and len(instants) > self._room:
-                    # Or each poll would read all of a burst again, for ever.
-                    floor = not_beyond(instants[-self._room - 1], self._asked_at, self._overlap)
-                if floor is not None:
-                    window.raise_floor(floor)
-            yield ()
-
-    def _catch_up(
-        self, start: Bound, end: datetime
-    ) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
-        """Give what was received between the start and the first poll's floor, in flat memory."""
-        walk = CursorWalk(
-            limit=None, before=Bound(shift(end, TICK)), after=start, oldest_first=True, page_size=MAX_MESSAGES
-        )
-        while requests := walk.next_requests():
-            items = walk.receive((yield requests))
-            self._ready.extend(items)  # not before the yield: each step has a list of its own
-
-    def _read(
-        self, walk: CursorWalk, pages: Sequence[Page[Message]]
-    ) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], tuple[list[Message], bool]]:
-        """Read to the end of a walk, whose first pages may be there already; oldest first, and whether it is all."""
-        found: list[Message] = []
-        first: Page[Message] | None = None
-        last: Page[Message] | None = None
-        is_whole = True
-        self._room = REMEMBERED
-        while requests := walk.next_requests():
-            if not pages:
-                pages = yield requests
-                if first is None:
-                    self._asked_at = self._server_time()
-            if first is None:
-                first = pages[0]
-            else:
-                self._room = room_of(len(first.data))
-            is_whole = is_whole and not breaks_off(last, pages[0])
-            last = pages[0]
-            found.extend(walk.receive(pages))
-            pages = ()
-        return found[::-1], is_whole
-
-    def _floor(self, instants: Sequence[datetime], *, has_more: bool) -> datetime | None:
-        """Say down to where the next poll is to read, from the instants of the newest messages, oldest first."""
-        if not instants or (len(instants) <= REMEMBERED and not has_more):
-            return None
-        return floor_below(self._overlap, instants[max(0, len(instants) - REMEMBERED - 1)], self._asked_at)
-
-
-def room_of(first_page: int) -> int:
-    """Say how much of a first page that did not suffice may be read again, so that the next one will."""
-    return min(REMEMBERED, max(0, first_page - 1))
 
 
 def breaks_off(before: Page[Any] | None, page: Page[Any]) -> bool:
@@ -277,13 +38,6 @@ def not_beyond(instant: datetime, server_time: datetime | None, overlap: timedel
 def lasting_of(after: Bound | None) -> Bound | None:
     """Give what holds of a start for good: an instant does, a message only tells what was there when it was handled."""
     return after if after is not None and after.message_id is None else None
-
-
-def is_beyond(item: Message, start: Bound) -> bool:
-    """Whether a message lies strictly behind a bound, in the order of `(received_at, id)`."""
-    if start.message_id is None:
-        return item.received_at > start.instant
-    return key(item) > (start.instant, start.message_id)
 
 
 def end_of(printed: datetime) -> datetime:

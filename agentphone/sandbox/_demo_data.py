@@ -8,7 +8,7 @@ import random
 from datetime import datetime, timedelta
 from typing import Any
 
-from agentphone.sandbox._reading import instant_of
+from agentphone.sandbox._behavior import instant_of
 from agentphone.sandbox._store import Direction, NewMessage
 
 AGENT_NUMBERS = ("+15555550100", "+15555550101")

@@ -20,7 +20,7 @@ from attrs import evolve, frozen
 from agentphone._client import AsyncClient
 from agentphone.errors import ConfigurationError, NotFoundError
 from agentphone.export import _files
-from agentphone.export._identity import Identity
+from agentphone.export._fingerprint import Identity
 from agentphone.export._store import LISTING, WRITTEN, Key, Listed, Store
 from agentphone.models import Conversation, Message, Page
 
