@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from attrs import NOTHING, NothingType, evolve
 
-from agentphone._config import DEFAULT_BASE_URL, Config, find_api_key, find_base_url
+from agentphone._config import DEFAULT_BASE_URL, Config, resolve_api_key, resolve_base_url
 from agentphone._conversations import AsyncConversations
 from agentphone._http.pool import Connections
 from agentphone._http.transport import NO_COPY, Transport
@@ -84,7 +84,7 @@ class AsyncClient:
             )
         if not isinstance(http_client, httpx.AsyncClient | None):
             raise TypeError(f"http_client is an httpx.AsyncClient, also for Client, not {type(http_client).__name__}")
-        url = find_base_url(base_url)
+        url = resolve_base_url(base_url)
         sandbox_path: str | None = None
         default_key: str | None = None
         if url.startswith(SANDBOX_PREFIX) and (transport is not None or http_client is not None):
@@ -95,7 +95,7 @@ class AsyncClient:
             sandbox_path = url.removeprefix(SANDBOX_PREFIX)
             url, default_key = SANDBOX_HOST, SANDBOX_KEY
         config = Config(
-            api_key=find_api_key(secret, default_key),
+            api_key=resolve_api_key(secret, default_key),
             base_url=url,
             timeout=timeout,
             deadline=deadline,
@@ -200,7 +200,7 @@ class _SandboxTransport(httpx.AsyncBaseTransport):
         except (sqlite3.Error, ValueError) as error:
             raise ConfigurationError(f"base_url={SANDBOX_PREFIX + path!r}: {error}") from error
         if not path:
-            self._sandbox.load_demonstration()
+            self._sandbox.load_demo_data()
         self._transport = self._sandbox.transport()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

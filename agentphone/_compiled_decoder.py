@@ -9,8 +9,8 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 
-from agentphone._json import camel
-from agentphone._timestamps import parse_instant
+from agentphone._json import to_camel_case
+from agentphone._timestamps import parse_timestamp
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def _is_plain(shape: Any) -> bool:
     )
 
 
-def _write_out(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hook]) -> Hook:
+def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hook]) -> Hook:
     """Write the function that makes models of a list, field after field in one piece, and compile it.
 
     cattrs' own calls a function for each item and each field, and then an `__init__` that goes through
@@ -59,9 +59,9 @@ def _write_out(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hook]) -> Hoo
     names: dict[str, Any] = {
         "UTC": UTC,
         "cls": cls,
-        "known": frozenset(camel(field.name) for field in fields),
+        "known": frozenset(to_camel_case(field.name) for field in fields),
         "new": object.__new__,
-        "parse_instant": parse_instant,
+        "parse_instant": parse_timestamp,
         "parse_iso": datetime.fromisoformat,
         "thawed": type(cls.__name__, (cls,), thaw),
         "type": type,
@@ -72,7 +72,7 @@ def _write_out(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hook]) -> Hoo
         f"made, unknown = new(thawed), len(raw) - {len(fields)}",
     ]
     for field in fields:
-        key, default = camel(field.name), field.default
+        key, default = to_camel_case(field.name), field.default
         read = _write_field(field, f"raw[{key!r}]", hook_of, names)
         if default is not attrs.NOTHING:
             make = "()" if isinstance(default, attrs.Factory) else ""  # type: ignore[arg-type]  # a class, which its stub calls a function

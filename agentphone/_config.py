@@ -41,7 +41,7 @@ def _count(name: str, value: Any, *, least: int) -> None:
         raise ConfigurationError(f"{name} is at least {least}, not {value}")
 
 
-def _hook(name: str, value: Any) -> None:
+def _check_callback(name: str, value: Any) -> None:
     """Refuse what cannot be called, and what httpx's own async client would await: here nobody does."""
     if value is None:
         return
@@ -82,10 +82,10 @@ class Config:
         _count("max_connections", self.max_connections, least=1)
         _count("max_response_bytes", self.max_response_bytes, least=1)
         for name in ("on_request", "on_response", "on_retry"):
-            _hook(name, getattr(self, name))
+            _check_callback(name, getattr(self, name))
 
 
-def find_api_key(given: Secret, default: str | None = None) -> Secret:
+def resolve_api_key(given: Secret, default: str | None = None) -> Secret:
     """Give the key of the argument, else of the environment, else `default`.
 
     Raises:
@@ -107,7 +107,7 @@ def find_api_key(given: Secret, default: str | None = None) -> Secret:
     return key
 
 
-def find_base_url(base_url: str | httpx.URL | None) -> str:
+def resolve_base_url(base_url: str | httpx.URL | None) -> str:
     """Give the base URL of the argument, else of the environment, else AgentPhone's.
 
     Without a slash at its end, and without `/v1`: AgentPhone's docs show paths with it, so it is often copied along.

@@ -7,16 +7,22 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, overload
 
 from agentphone import _state
-from agentphone._http.requests import Call, get_conversation, list_conversations, list_messages, update_conversation
+from agentphone._http.requests import (
+    RequestSpec,
+    get_conversation,
+    list_conversations,
+    list_messages,
+    update_conversation,
+)
 from agentphone._http.transport import Transport
-from agentphone._paging.bounds import read_bound
-from agentphone._paging.cursor import MAX_MESSAGES, CursorRequest, CursorWalk
-from agentphone._paging.follow import FollowWalk
-from agentphone._paging.offset import MAX_CONVERSATIONS, OffsetRequest, OffsetWalk
-from agentphone._paging.polling import Pace
-from agentphone._paging.watch import MessagesRequest, WatchWalk
+from agentphone._paging.bounds import parse_bound
+from agentphone._paging.cursor import MAX_MESSAGES, CursorPaginator, CursorRequest
+from agentphone._paging.follow import FollowPaginator
+from agentphone._paging.offset import MAX_CONVERSATIONS, OffsetPaginator, OffsetRequest
+from agentphone._paging.polling import PollBackoff
+from agentphone._paging.watch import MessagesRequest, WatchPaginator
 from agentphone._state_block import AsyncState
-from agentphone._streams import AsyncPager, AsyncStream, _Live, _Pages
+from agentphone._streams import AsyncPager, AsyncStream, _PageStream, _PollingStream
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
 R = TypeVar("R")
@@ -66,15 +72,16 @@ class AsyncConversations:
         _check_count("page_size", page_size, most=MAX_CONVERSATIONS)
         _check_count("concurrency", concurrency)
 
-        def call(request: OffsetRequest) -> Call[Page[Conversation]]:
+        def spec(request: OffsetRequest) -> RequestSpec[Page[Conversation]]:
             return list_conversations(limit=request.limit, offset=request.offset)
 
-        def walk() -> OffsetWalk:
-            return OffsetWalk(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
+        def paginator() -> OffsetPaginator:
+            return OffsetPaginator(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
 
-        first = call(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
+        first = spec(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
         return AsyncPager(
-            lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport, at_once=concurrency)
+            lambda: self._transport.send(first),
+            lambda: _PageStream(paginator(), spec, self._transport, max_concurrency=concurrency),
         )
 
     async def get(self, conversation_id: str, *, message_limit: int | None = None) -> ConversationDetail:
@@ -164,22 +171,24 @@ class AsyncConversations:
         _check_count("page_size", page_size, most=MAX_MESSAGES)
         if order not in ("asc", "desc"):
             raise ValueError(f'order is "asc" or "desc", not {order!r}')
-        upper, lower = read_bound(before, "before"), read_bound(after, "after")
+        upper, lower = parse_bound(before, "before"), parse_bound(after, "after")
 
-        def call(request: CursorRequest) -> Call[Page[Message]]:
+        def spec(request: CursorRequest) -> RequestSpec[Page[Message]]:
             return _messages_call(conversation_id, request)
 
-        def walk() -> CursorWalk:
-            return CursorWalk(limit=limit, before=upper, after=lower, oldest_first=order == "asc", page_size=page_size)
+        def paginator() -> CursorPaginator:
+            return CursorPaginator(
+                limit=limit, before=upper, after=lower, oldest_first=order == "asc", page_size=page_size
+            )
 
-        first = call(
+        first = spec(
             CursorRequest(
                 limit=min(limit or page_size, page_size),
                 before=upper.instant if upper else None,
                 after=lower.instant if lower else None,
             )
         )
-        return AsyncPager(lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport))
+        return AsyncPager(lambda: self._transport.send(first), lambda: _PageStream(paginator(), spec, self._transport))
 
     @overload
     def state(self, conversation_id: str) -> AsyncState[dict[str, Any]]: ...
@@ -260,19 +269,19 @@ class AsyncConversations:
             ValueError: An argument is out of its range, or an instant has no time or no offset.
             TypeError: An argument is of another type.
         """
-        pace = _pace(poll_interval, max_poll_interval)
-        walk = FollowWalk(
-            after=read_bound(after, "after"),
+        backoff = _poll_backoff(poll_interval, max_poll_interval)
+        paginator = FollowPaginator(
+            after=parse_bound(after, "after"),
             overlap=_seconds("overlap", overlap),
             clock=self._transport.clock,
             server_time=self._transport.server_time,
         )
 
-        def call(request: CursorRequest) -> Call[Page[Message]]:
+        def spec(request: CursorRequest) -> RequestSpec[Page[Message]]:
             return _messages_call(conversation_id, request)
 
-        call(CursorRequest(limit=1))  # an id that cannot be is told here, not at the first step
-        return _Live(walk, call, self._transport, pace)
+        spec(CursorRequest(limit=1))  # an id that cannot be is told here, not at the first step
+        return _PollingStream(paginator, spec, self._transport, backoff)
 
     def watch(
         self,
@@ -312,23 +321,23 @@ class AsyncConversations:
             ValueError: An argument is out of its range, or an instant has no time or no offset.
             TypeError: An argument is of another type.
         """
-        pace = _pace(poll_interval, max_poll_interval)
-        walk = WatchWalk(
-            after=read_bound(after, "after"),
+        backoff = _poll_backoff(poll_interval, max_poll_interval)
+        paginator = WatchPaginator(
+            after=parse_bound(after, "after"),
             overlap=_seconds("overlap", overlap),
             clock=self._transport.clock,
             server_time=self._transport.server_time,
         )
 
-        def call(request: OffsetRequest | MessagesRequest) -> Call[Page[Any]]:
+        def spec(request: OffsetRequest | MessagesRequest) -> RequestSpec[Page[Any]]:
             if isinstance(request, OffsetRequest):
                 return list_conversations(limit=request.limit, offset=request.offset)
             return _messages_call(request.conversation_id, request.cursor)
 
-        return _Live(walk, call, self._transport, pace)
+        return _PollingStream(paginator, spec, self._transport, backoff)
 
 
-def _messages_call(conversation_id: str, request: CursorRequest) -> Call[Page[Message]]:
+def _messages_call(conversation_id: str, request: CursorRequest) -> RequestSpec[Page[Message]]:
     return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
 
@@ -354,7 +363,7 @@ def _seconds(name: str, value: float, *, may_be_zero: bool = True) -> timedelta:
     return timedelta(seconds=value)
 
 
-def _pace(poll_interval: float, max_poll_interval: float) -> Pace:
+def _poll_backoff(poll_interval: float, max_poll_interval: float) -> PollBackoff:
     _seconds("poll_interval", poll_interval, may_be_zero=False)
     _seconds("max_poll_interval", max_poll_interval)
-    return Pace(poll_interval, max(poll_interval, max_poll_interval))
+    return PollBackoff(poll_interval, max(poll_interval, max_poll_interval))

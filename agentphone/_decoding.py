@@ -17,14 +17,14 @@ from cattrs import Converter
 from cattrs.errors import AttributeValidationNote, BaseValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
-from agentphone._compiled_decoder import Hook, _is_optional, _is_plain, _origin, _write_out
-from agentphone._json import DecodeError, camel, parse_json
-from agentphone._timestamps import parse_instant
+from agentphone._compiled_decoder import Hook, _is_optional, _is_plain, _origin, compile_list_decoder
+from agentphone._json import DecodeError, parse_json, to_camel_case
+from agentphone._timestamps import parse_timestamp
 
 T = TypeVar("T")
 
 
-NULL_IS_EMPTY = {"media_urls", "recent_history"}
+NULLABLE_LISTS = {"media_urls", "recent_history"}
 """Lists that no page promises to be there: null there says what their absence says."""
 
 
@@ -53,7 +53,7 @@ def structure(raw: Any, shape: type[T]) -> T:
     try:
         return _converter(detailed=False).structure(raw, shape)
     except Exception:  # noqa: BLE001  # whatever is wrong, the second and slower look below says where it is
-        return _explain(raw, shape)
+        return _decode_with_path(raw, shape)
 
 
 class _WrongTypeError(Exception):
@@ -89,7 +89,7 @@ def _structure_float(value: Any, _: Any) -> float:
 def _structure_instant(value: Any, _: Any) -> datetime:
     if type(value) is not str:
         raise _wrong_type(value, "an ISO 8601 instant")
-    return parse_instant(value)
+    return parse_timestamp(value)
 
 
 STRICT: Mapping[Any, Hook] = {
@@ -142,11 +142,11 @@ def _converter(*, detailed: bool) -> Converter:
             structure_list: Hook = converter.get_structure_hook(as_list_of)
             return lambda value, _: structure_list((value,), as_list_of)[0]
         names = [field.name for field in attrs.fields(cls) if field.name != "extra"]
-        known = frozenset(map(camel, names))
-        overrides = {name: override(rename=camel(name)) for name in names}
-        for name in NULL_IS_EMPTY & set(names):
+        known = frozenset(map(to_camel_case, names))
+        overrides = {name: override(rename=to_camel_case(name)) for name in names}
+        for name in NULLABLE_LISTS & set(names):
             shape_of_list = getattr(attrs.fields(cls), name).type
-            overrides[name] = override(rename=camel(name), struct_hook=null_is_empty(shape_of_list))
+            overrides[name] = override(rename=to_camel_case(name), struct_hook=null_is_empty(shape_of_list))
         has_extra = len(names) < len(attrs.fields(cls))
         if has_extra:
             overrides["extra"] = override(omit=True)
@@ -171,14 +171,14 @@ def _converter(*, detailed: bool) -> Converter:
         attrs.resolve_types(cls)
 
         def hook_of(field: attrs.Attribute[Any]) -> Hook:
-            return (null_is_empty if field.name in NULL_IS_EMPTY else converter.get_structure_hook)(field.type)
+            return (null_is_empty if field.name in NULLABLE_LISTS else converter.get_structure_hook)(field.type)
 
-        return _write_out(cls, hook_of)
+        return compile_list_decoder(cls, hook_of)
 
     return converter
 
 
-def _explain(raw: Any, shape: type[T]) -> T:
+def _decode_with_path(raw: Any, shape: type[T]) -> T:
     """Structure once more with the detailed converter, to say where it fails."""
     try:
         return _converter(detailed=True).structure(raw, shape)
@@ -189,7 +189,7 @@ def _explain(raw: Any, shape: type[T]) -> T:
             cause = cause.exceptions[0]
             for note in reversed(getattr(cause, "__notes__", ())):
                 if isinstance(note, AttributeValidationNote):
-                    path.append(f".{camel(note.name)}")
+                    path.append(f".{to_camel_case(note.name)}")
                 elif isinstance(note, IterableValidationNote):
                     path.append(f"[{note.index}]")
         what = "the field is missing" if isinstance(cause, KeyError) else str(cause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,11 +12,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from agentphone._checks import check_seconds
 from agentphone.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import sqlite3
-from agentphone.webhooks import DELIVERY_ID, _check_positive
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ class SQLiteDeliveryLog:
     ) -> None:
         import sqlite3
 
-        _check_positive("keep", keep)
+        check_seconds("keep", keep, maximum=sys.float_info.max, error=ConfigurationError)
         if os.fspath(path) == ":memory:":  # of which each call would have one of its own
             raise ConfigurationError("The delivery log is kept in a file, not in ':memory:'.")
         self._path = Path(path).absolute()  # because a daemon changes its folder later
@@ -105,7 +106,7 @@ class SQLiteDeliveryLog:
         """Call `work` and commit; call it again, which must do no harm, while another process has the file locked."""
         import sqlite3
 
-        give_up_at = time.monotonic() + _BUSY_SECONDS
+        deadline_at = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
                 with (
@@ -115,7 +116,7 @@ class SQLiteDeliveryLog:
                 ):
                     return work(database)
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_at:
                     raise
             # Not by SQLite's own timeout, during which `_no_fork` would be held.
             time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  # no secret: two processes must not wait in step
@@ -153,5 +154,5 @@ def _check_id(delivery_id: Any) -> None:
     if not isinstance(delivery_id, str):
         raise TypeError(
             f"A delivery's id is a string, not {type(delivery_id).__name__}; event.delivery_id is None where the"
-            f" delivery has no {DELIVERY_ID}."
+            " delivery has no X-Webhook-ID."
         )

@@ -1,26 +1,29 @@
-"""JSON in and out."""
+"""JSON in and out, strictly, and the API's names of fields. It knows no models."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class DecodeError(Exception):
-    """The bytes are not JSON, or not of the shape asked for; `path` says where, in the JSON's own names."""
+    """The bytes are not JSON, or not of the expected shape.
 
-    def __init__(self, what: str, path: str = "") -> None:
-        super().__init__(what, path)
-        self.what = what
+    Attributes:
+        reason: What is wrong.
+        path: Where, in the names of the JSON; empty for the whole.
+    """
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(reason, path)
+        self.reason = reason
         self.path = path
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse JSON as RFC 8259 has it: UTF-8, without NaN and infinities.
+    """Parse JSON as RFC 8259 defines it: UTF-8, without NaN and infinities.
 
     Raises:
         DecodeError: The body is not that.
@@ -28,15 +31,15 @@ def parse_json(body: bytes) -> Any:
     if not body.strip():
         raise DecodeError("the body is empty, not JSON")
     try:
-        return _JSON.decode(body.decode())
+        return _DECODER.decode(body.decode())
     except RecursionError:
         raise DecodeError("the JSON is nested too deeply") from None
     except ValueError as error:  # not UTF-8, not JSON, or a number with too many digits
         raise DecodeError(f"the body is not JSON ({error})") from None
 
 
-def encode(value: Mapping[str, Any] | None, name: str) -> bytes:
-    """Encode a value as JSON, refusing whatever would not come back as it went.
+def encode_json(value: Mapping[str, Any] | None, name: str) -> bytes:
+    """Encode a value as JSON, and reject whatever would not be read back as it was.
 
     Args:
         value: An object (string keys), or None.
@@ -46,25 +49,25 @@ def encode(value: Mapping[str, Any] | None, name: str) -> bytes:
         JSON in UTF-8.
 
     Raises:
-        TypeError: Something in it is of a type that JSON does not have; the text names where it sits.
+        TypeError: Something in it has a type that JSON does not have; the text names where.
         ValueError: Something in it is a number, a text or a depth that JSON cannot carry.
     """
     if value is not None and not isinstance(value, Mapping):
-        raise TypeError(f"{name} is an object (a dict with string keys) or None, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a dict with string keys or None, got {type(value).__name__}")
     try:
-        plain = _plain(value, name, frozenset())
-        return json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        checked = _check_json(value, name, frozenset())
+        return json.dumps(checked, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply for JSON") from None
 
 
-def _plain(value: Any, where: str, above: frozenset[int]) -> Any:
-    """Check `value` for JSON and give it with plain dicts and lists; `above` holds the ids of what contains it."""
+def _check_json(value: Any, where: str, containers: frozenset[int]) -> Any:
+    """Return `value` with plain dicts and lists; `containers` has the ids of the objects that contain it."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
         try:
-            int.__repr__(value)  # as json.dumps prints it; Python refuses thousands of digits, written or read
+            int.__repr__(value)  # as json.dumps writes it; Python refuses thousands of digits
         except ValueError as error:
             raise ValueError(f"{where} is too large a number ({error})") from None
         return value
@@ -80,34 +83,36 @@ def _plain(value: Any, where: str, above: frozenset[int]) -> Any:
         return value
     if not isinstance(value, Mapping | list | tuple):
         raise TypeError(f"{where} is a {type(value).__name__}, which JSON does not have")
-    if id(value) in above:
+    if id(value) in containers:
         raise ValueError(f"{where} contains itself")
-    above |= {id(value)}
+    containers |= {id(value)}
     if not isinstance(value, Mapping):
-        return [_plain(item, f"{where}[{index}]", above) for index, item in enumerate(value)]
-    plain: dict[str, Any] = {}
+        return [_check_json(item, f"{where}[{index}]", containers) for index, item in enumerate(value)]
+    checked: dict[str, Any] = {}
     for key, item in value.items():
         if not isinstance(key, str):
             raise TypeError(f"{where} has the key {key!r}, a {type(key).__name__}; JSON's keys are strings")
-        plain[_plain(key, f"{where}: the key {key!r}", above)] = _plain(item, f"{where}[{key!r}]", above)
-    return plain
+        checked[_check_json(key, f"{where}: the key {key!r}", containers)] = _check_json(
+            item, f"{where}[{key!r}]", containers
+        )
+    return checked
 
 
-def _refuse_constant(name: str) -> Any:
+def to_camel_case(name: str) -> str:
+    """Return the API's name of a field: `last_message_at` is `lastMessageAt`, `from_` is `from`."""
+    head, *rest = name.strip("_").split("_")
+    return head + "".join(map(str.capitalize, rest))
+
+
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     number = float(text)
-    if math.isinf(number):  # as an infinity it could neither be sent nor exported
+    if math.isinf(number):  # an infinity could neither be sent nor exported
         raise ValueError(f"{text[:50]} is too large a number")
     return number
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def camel(name: str) -> str:
-    """Give the API's name of a field: `last_message_at` is `lastMessageAt`, `from_` is `from`."""
-    head, *rest = name.strip("_").split("_")
-    return head + "".join(map(str.capitalize, rest))
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_parse_finite)

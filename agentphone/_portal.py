@@ -47,14 +47,18 @@ _CANCELLATION_SECONDS = 1.0
 _PAUSE_SECONDS = 1.0
 
 
-_INSTEAD = {"_advance": "iterate with `async for`", "__aenter__": "use `async with`", "__aexit__": "use `async with`"}
+ASYNC_EQUIVALENTS = {
+    "_advance": "iterate with `async for`",
+    "__aenter__": "use `async with`",
+    "__aexit__": "use `async with`",
+}
 
 
 _TOO_LATE = "The interpreter is exiting, and it is too late for a call. Make it before the program ends."
 
 
-_USED_BY_THE_THREAD = (
-    "agentphone._connection",
+PRELOADED_MODULES = (
+    "agentphone._http.connection",
     "anyio._backends._asyncio",
     "anyio.streams.tls",
     "encodings.idna",
@@ -65,7 +69,7 @@ _USED_BY_THE_THREAD = (
 nobody releases, so it is imported before the thread starts."""
 
 
-class _Lookups(ThreadPoolExecutor):
+class DaemonThreadExecutor(ThreadPoolExecutor):
     """Look up names, each on a daemon thread: Python waits for an executor's own threads before it exits.
 
     At exit an executor takes no more work and threads may no longer start; then the event loop itself waits for the
@@ -97,7 +101,7 @@ class Portal:
         self._started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=self._work, name="agentphone", daemon=True)
         self._is_paused = threading.Event()
-        self._may_go_on = threading.Event()
+        self._may_resume = threading.Event()
 
     def start(self) -> None:
         """Start the thread, and wait until its event loop runs."""
@@ -110,18 +114,18 @@ class Portal:
 
     def pause(self) -> None:
         """Hold the thread between two steps of its event loop, if it comes there in time."""
-        self._may_go_on.clear()
+        self._may_resume.clear()
         self._is_paused.clear()
-        self.loop.call_soon_threadsafe(self._stand_still)
+        self.loop.call_soon_threadsafe(self._block)
         self._is_paused.wait(_PAUSE_SECONDS)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Let the thread go on."""
-        self._may_go_on.set()
+        self._may_resume.set()
 
-    def _stand_still(self) -> None:
+    def _block(self) -> None:
         self._is_paused.set()
-        self._may_go_on.wait()
+        self._may_resume.wait()
 
     def _work(self) -> None:
         try:
@@ -136,7 +140,7 @@ class Portal:
         import asyncio
 
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(_Lookups())
+        loop.set_default_executor(DaemonThreadExecutor())
         self._started.set_result(loop)
         await anyio.sleep_forever()
 
@@ -166,7 +170,7 @@ def _before_fork() -> None:
 
 def _after_fork_in_parent() -> None:
     if _portal is not None:
-        _portal.go_on()
+        _portal.resume()
     with contextlib.suppress(RuntimeError):  # this was registered in the middle of the fork
         _lock.release()
 
@@ -193,7 +197,7 @@ def _start() -> Portal:
                     after_in_child=_after_fork_in_child,
                 )
                 _is_fork_watched = True
-            for module in _USED_BY_THE_THREAD:
+            for module in PRELOADED_MODULES:
                 importlib.import_module(module)
             portal = Portal()
             try:
@@ -224,7 +228,7 @@ class _Call(Generic[T]):
     def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
         self._make = make
         self._task: asyncio.Task[None] | None = None
-        self._is_abandoned = False
+        self._is_cancelled = False
         # The barest lock there is, taken now and released with the outcome: a Future's condition costs more than that.
         self.is_done = threading.Lock()
         self.is_done.acquire()
@@ -237,16 +241,16 @@ class _Call(Generic[T]):
 
     async def _run(self) -> None:
         try:
-            if not self._is_abandoned:
+            if not self._is_cancelled:
                 self.result = await self._make()
         except BaseException as error:  # noqa: BLE001  # all of it belongs to the caller, who raises it
             self.error = error
         finally:
             self.is_done.release()
 
-    def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
+    def cancel(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cancel the call, and wait until nothing of it runs any more. For the caller's thread."""
-        self._is_abandoned = True
+        self._is_cancelled = True
         is_cancelled = threading.Event()
         loop.call_soon_threadsafe(self._cancel, is_cancelled)
         is_cancelled.wait(_CANCELLATION_SECONDS)
@@ -279,7 +283,7 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
         portal.loop.call_soon_threadsafe(call.begin, portal.loop)
         call.is_done.acquire()
     except BaseException:
-        call.abandon(portal.loop)
+        call.cancel(portal.loop)
         raise
     error, call.error = call.error, None  # which the traceback leads back to
     if error is None:
@@ -298,7 +302,7 @@ def _check_loops(portal: Portal, function: Callable[..., Any]) -> None:
     if not _is_loop_running():
         return
     name = getattr(function, "__qualname__", repr(function))
-    instead = _INSTEAD.get(name.rpartition(".")[2], f"await {name}")
+    instead = ASYNC_EQUIVALENTS.get(name.rpartition(".")[2], f"await {name}")
     if portal.is_current():
         raise RuntimeError(
             "A blocking call was made inside the SDK's own event loop (from a hook or a transport), where it would wait"

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, g
 import attrs
 
 from agentphone._decoding import STRICT
-from agentphone._json import DecodeError, camel, encode
+from agentphone._json import DecodeError, encode_json, to_camel_case
 from agentphone.errors import StateDecodeError
 
 T = TypeVar("T")
@@ -63,22 +63,22 @@ def read_state(raw: Mapping[str, Any] | None, cls: type[T], name: str, made: Mad
     return state
 
 
-def misfit(error: DecodeError, cls: type, request: str) -> StateDecodeError:
+def state_decode_error(error: DecodeError, cls: type, request: str) -> StateDecodeError:
     """Make the error that the caller gets for a state that was read by `request` and does not fit the class."""
-    what = f"it does not fit {cls.__name__}: {error.what}"
+    what = f"it does not fit {cls.__name__}: {error.reason}"
     return StateDecodeError(what, request=request, path=error.path, status_code=None)
 
 
-class Opened(Generic[T]):
+class LoadedState(Generic[T]):
     """A state that was read to be changed."""
 
     def __init__(self, raw: Mapping[str, Any] | None, cls: type[T], name: str) -> None:
         """Read it; see `read_state` for the arguments and the errors."""
-        self._raw = dict(raw or {})
+        self._to_bytes = dict(raw or {})
         self._class = cls
         self._name = name
         try:
-            encode(self._raw, name)
+            encode_json(self._to_bytes, name)
         except ValueError as error:  # half a surrogate pair: JSON can bring it, and UTF-8 cannot carry it back
             raise DecodeError(f"it could not be written back ({error})", name) from None
         made: Made = []
@@ -102,7 +102,7 @@ class Opened(Generic[T]):
             now, kinds = self._encoded({})
             if _is_same(now, self._before):
                 return None
-            laid: dict[str, Any] = self._lay(self.value, now, self._before, self._raw)
+            laid: dict[str, Any] = self._merge_changes(self.value, now, self._before, self._to_bytes)
             if self._class is not dict:
                 self._check(laid, kinds)
         except RecursionError:
@@ -113,9 +113,9 @@ class Opened(Generic[T]):
         """Give the value as JSON, and at which paths it is more than JSON says; see `_plain` for `objects`."""
         kinds: dict[str, type] = {}
         plain = self.value if isinstance(self.value, dict) else _plain(self.value, self._name, kinds, objects)
-        return json.loads(encode(plain, self._name)), kinds
+        return json.loads(encode_json(plain, self._name)), kinds
 
-    def _lay(self, value: Any, now: Any, before: Any, raw: Any) -> Any:
+    def _merge_changes(self, value: Any, now: Any, before: Any, raw: Any) -> Any:
         """Lay what changed over what was read.
 
         Args:
@@ -130,7 +130,7 @@ class Opened(Generic[T]):
         if _is_same(now, before):
             return raw
         if isinstance(now, list):  # its items have no places: one may have come in between
-            return [self._lay(item, its_now, None, None) for item, its_now in zip(value, now, strict=True)]
+            return [self._merge_changes(item, its_now, None, None) for item, its_now in zip(value, now, strict=True)]
         if not isinstance(now, dict):
             return now
         if not (isinstance(before, dict) and isinstance(raw, dict)):
@@ -139,7 +139,7 @@ class Opened(Generic[T]):
         items = _items(value) if is_object else value
         for key, item in now.items():
             if key not in before or not _is_same(item, before[key]):
-                laid[key] = self._lay(items[key], item, before.get(key), raw.get(key))
+                laid[key] = self._merge_changes(items[key], item, before.get(key), raw.get(key))
         return laid
 
     def _check(self, laid: dict[str, Any], kinds: dict[str, type]) -> None:
@@ -148,7 +148,7 @@ class Opened(Generic[T]):
             again = read_state(laid, self._class, self._name)
         except DecodeError as error:
             raise TypeError(
-                f"{error.path}: {error.what}; {self._class.__name__} could not read it back, and nothing was written"
+                f"{error.path}: {error.reason}; {self._class.__name__} could not read it back, and nothing was written"
             ) from None
         read_back: dict[str, type] = {}
         _plain(again, self._name, read_back, {})
@@ -167,7 +167,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def _items(value: Any) -> dict[str, Any]:
     """Give what an object of an attrs class holds, under the keys of JSON."""
-    return {camel(field.name): getattr(value, field.name) for field in attrs.fields(type(value)) if field.init}
+    return {to_camel_case(field.name): getattr(value, field.name) for field in attrs.fields(type(value)) if field.init}
 
 
 def _plain(value: Any, where: str, kinds: dict[str, type], objects: dict[int, Any]) -> Any:
@@ -340,9 +340,9 @@ def _object(cls: Any, known: dict[Any, Read]) -> Read:
                 inner = _read_of(field.type, known)
             except TypeError as error:
                 raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
-            fields.append((camel(field.name), field.alias, field.default is attrs.NOTHING, inner))
+            fields.append((to_camel_case(field.name), field.alias, field.default is attrs.NOTHING, inner))
             if field.converter is not None and not isinstance(field.converter, attrs.Converter):
-                converters[camel(field.name)] = field.converter
+                converters[to_camel_case(field.name)] = field.converter
     if len({key for key, *_ in fields}) < len(fields):
         raise TypeError(f"two fields of {cls.__name__} have the same key in JSON")
     return read

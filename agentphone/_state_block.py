@@ -29,7 +29,7 @@ class AsyncState(Generic[T]):
         self._transport = transport
         self._call = get_conversation(conversation_id, message_limit=1)
         self._is_open = False
-        self._opened: _state.Opened[T]
+        self._opened: _state.LoadedState[T]
 
     async def __aenter__(self) -> T:
         """Read the state.
@@ -47,11 +47,11 @@ class AsyncState(Generic[T]):
         self._is_open = True
         try:
             conversation = await self._transport.send(self._call)
-            self._opened = _state.Opened(conversation.metadata, self._class, "metadata")
+            self._opened = _state.LoadedState(conversation.metadata, self._class, "metadata")
         except BaseException as error:
             self._is_open = False
             if isinstance(error, DecodeError):
-                raise _state.misfit(error, self._class, str(self._call)) from None
+                raise _state.state_decode_error(error, self._class, str(self._call)) from None
             raise
         return self._opened.value
 

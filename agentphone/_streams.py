@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 import math
 from collections.abc import Generator, Sequence
 
-from agentphone._http.requests import Call
-from agentphone._http.retry import is_temporary
+from agentphone._http.requests import RequestSpec
+from agentphone._http.retry import is_retryable
 from agentphone._http.transport import NO_COPY, Transport
-from agentphone._paging.base import Walk
-from agentphone._paging.follow import FollowWalk
-from agentphone._paging.polling import Pace
-from agentphone._paging.watch import GONE, MessagesRequest, WatchWalk
+from agentphone._paging.base import Paginator
+from agentphone._paging.follow import FollowPaginator
+from agentphone._paging.polling import PollBackoff
+from agentphone._paging.watch import GONE, MessagesRequest, WatchPaginator
 from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError
 from agentphone.models import Page
 
@@ -97,13 +97,13 @@ class AsyncStream(AsyncIterator[T]):
 R = TypeVar("R")
 
 
-_BROKEN_OFF = (
+INTERRUPTED = (
     "An exception (Ctrl-C, or one of a debugger's) broke this iteration off in the middle of a step. Begin a new one"
     " with after= the message that was handled last."
 )
 
 
-LONGEST_RETRY_AFTER = 3600.0
+MAX_POLL_RETRY_AFTER = 3600.0
 """The longest `Retry-After`, in seconds, that a live iteration waits for; it has nothing better to do."""
 
 
@@ -113,9 +113,9 @@ class AsyncPager(Generic[T]):
     Making one sends nothing. Each `async for` is a new walk from the start, and asks for a page when it needs it.
     """
 
-    def __init__(self, first: Callable[[], Awaitable[Page[T]]], walk: Callable[[], AsyncStream[Page[T]]]) -> None:
+    def __init__(self, first: Callable[[], Awaitable[Page[T]]], paginator: Callable[[], AsyncStream[Page[T]]]) -> None:
         self._first = first
-        self._walk = walk
+        self._run = paginator
 
     def __reduce__(self) -> str:
         raise TypeError(NO_COPY)
@@ -128,7 +128,7 @@ class AsyncPager(Generic[T]):
             AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
             RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
         """
-        return _Items(self._walk())
+        return _ItemStream(self._run())
 
     def pages(self) -> AsyncIterator[Page[T]]:
         """Iterate over the items a page at a time.
@@ -142,7 +142,7 @@ class AsyncPager(Generic[T]):
             AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
             RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
         """
-        return self._walk()
+        return self._run()
 
     async def page(self) -> Page[T]:
         """Read the first page as the server gives it, with one request.
@@ -161,29 +161,34 @@ class AsyncPager(Generic[T]):
         return self.page().__await__()
 
 
-class _Pages(AsyncStream[Page[T]]):
+class _PageStream(AsyncStream[Page[T]]):
     """Drive one walk: ask for what it wants, hand it the answers. Nothing runs between two steps."""
 
     def __init__(
-        self, walk: Walk[R, T], call: Callable[[R], Call[Page[T]]], transport: Transport, *, at_once: int = 1
+        self,
+        paginator: Paginator[R, T],
+        spec: Callable[[R], RequestSpec[Page[T]]],
+        transport: Transport,
+        *,
+        max_concurrency: int = 1,
     ) -> None:
         super().__init__()
-        self._walk = walk
-        self._call = call
+        self._run = paginator
+        self._call = spec
         self._transport = transport
-        self._at_once = at_once
+        self._at_once = max_concurrency
 
     async def _next_batch(self) -> tuple[Page[T]]:
-        while requests := self._walk.next_requests():
-            calls = [self._call(request) for request in requests]
-            pages = await self._transport.send_all(calls, at_once=self._at_once)
-            items = tuple(self._walk.receive(pages))
-            if items or self._walk.is_over:
-                return (Page(data=items, has_more=not self._walk.is_over, total=pages[-1].total),)
+        while requests := self._run.next_requests():
+            specs = [self._call(request) for request in requests]
+            pages = await self._transport.send_all(specs, max_concurrency=self._at_once)
+            items = tuple(self._run.receive(pages))
+            if items or self._run.is_over:
+                return (Page(data=items, has_more=not self._run.is_over, total=pages[-1].total),)
         raise StopAsyncIteration
 
 
-class _Items(AsyncStream[T]):
+class _ItemStream(AsyncStream[T]):
     """Give the items of the pages one by one."""
 
     def __init__(self, pages: AsyncStream[Page[T]]) -> None:
@@ -194,21 +199,21 @@ class _Items(AsyncStream[T]):
         return [item for page in await self._pages.next_batch() for item in page]
 
 
-class _Live(AsyncStream[T]):
+class _PollingStream(AsyncStream[T]):
     """Drive a live walk: as `_Pages` does, with rests between its polls, and outlasting what passes."""
 
     def __init__(
         self,
-        walk: FollowWalk | WatchWalk,
-        call: Callable[[Any], Call[Page[Any]]],
+        paginator: FollowPaginator | WatchPaginator,
+        spec: Callable[[Any], RequestSpec[Page[Any]]],
         transport: Transport,
-        pace: Pace,
+        backoff: PollBackoff,
     ) -> None:
         super().__init__()
-        self._walk = walk
-        self._call = call
+        self._run = paginator
+        self._call = spec
         self._transport = transport
-        self._pace = pace
+        self._poll_backoff = backoff
         self._began_at: float | None = None
         """When the poll began that is under way."""
         self._resume_at = -math.inf
@@ -216,35 +221,37 @@ class _Live(AsyncStream[T]):
 
     async def _next_batch(self) -> Sequence[T]:
         while True:
-            requests: Sequence[Any] = self._walk.next_requests()
+            requests: Sequence[Any] = self._run.next_requests()
             if requests:
                 await self._transport.sleep_until(self._resume_at)
                 if self._began_at is None:
                     self._began_at = self._transport.clock()
-                items: Sequence[Any] = self._walk.receive(await self._ask(requests))
+                items: Sequence[Any] = self._run.receive(await self._ask(requests))
                 if items:
                     return items
             else:
-                rest = self._pace.rest(has_news=self._walk.has_news)
-                self._resume_at = (self._began_at or 0.0) + rest
+                next_delay = self._poll_backoff.next_delay(has_new=self._run.has_new)
+                self._resume_at = (self._began_at or 0.0) + next_delay
                 self._began_at = None
-                self._walk.receive(())
-                if not self._walk.next_requests():
-                    raise RuntimeError(_BROKEN_OFF)
+                self._run.receive(())
+                if not self._run.next_requests():
+                    raise RuntimeError(INTERRUPTED)
 
     async def _ask(self, requests: Sequence[Any]) -> Sequence[Page[Any]]:
         # A conversation may have gone since the list showed it. Only then: where the list itself is not found, the
         # base URL is wrong, or the API is at fault.
-        missing = GONE if isinstance(requests[0], MessagesRequest) else None
+        default_on_not_found = GONE if isinstance(requests[0], MessagesRequest) else None
         while True:
             try:
-                return await self._transport.send_all(list(map(self._call, requests)), missing=missing)
+                return await self._transport.send_all(
+                    list(map(self._call, requests)), default_on_not_found=default_on_not_found
+                )
             except (APIConnectionError, APIStatusError) as error:
                 retry_after = getattr(error, "retry_after", None) or 0.0
-                is_passing = is_temporary(error) or isinstance(error, DeadlineExceededError)
-                if not is_passing or retry_after > LONGEST_RETRY_AFTER:
+                is_passing = is_retryable(error) or isinstance(error, DeadlineExceededError)
+                if not is_passing or retry_after > MAX_POLL_RETRY_AFTER:
                     raise
-                pause = max(retry_after, self._pace.rest(has_news=False))
-                self._resume_at = self._transport.clock() + pause
-                self._transport.report(error, pause)
+                delay = max(retry_after, self._poll_backoff.next_delay(has_new=False))
+                self._resume_at = self._transport.clock() + delay
+                self._transport.notify_retry(error, delay)
                 await self._transport.sleep_until(self._resume_at)

@@ -37,7 +37,7 @@ class Attempt:
     """The status (`"503"`) or the name of the failure (`"ReadTimeout"`)."""
     elapsed: float
     """Seconds until the outcome, waiting for a free connection included."""
-    pause: float
+    delay: float
     """Seconds waited afterwards, before the next attempt; 0.0 after the last."""
 
 

@@ -26,7 +26,7 @@ from attrs import field, frozen
 from agentphone._decoding import structure
 from agentphone._json import DecodeError, parse_json
 from agentphone._secret import Secret
-from agentphone._state import misfit, read_state
+from agentphone._state import read_state, state_decode_error
 from agentphone.errors import ConfigurationError, ResponseDecodeError, WebhookVerificationError
 from agentphone.models import _extra
 
@@ -117,7 +117,7 @@ class Event:
         try:
             return read_state(self.conversation_state, cls, "conversationState")
         except DecodeError as error:
-            raise misfit(error, cls, _request(self.delivery_id)) from None
+            raise state_decode_error(error, cls, _request(self.delivery_id)) from None
 
 
 @frozen(kw_only=True)
@@ -212,7 +212,7 @@ class _TextPayload(_Payload):
 
 
 @frozen(kw_only=True)
-class _Turn:
+class _VoiceData:
     call_id: str
     number_id: str | None = None
     from_: str
@@ -225,8 +225,8 @@ class _Turn:
 
 
 @frozen(kw_only=True)
-class _TurnPayload(_Payload):
-    data: _Turn
+class _VoicePayload(_Payload):
+    data: _VoiceData
 
 
 _BARE_EVENTS: Mapping[str, type[Event]] = {"agent.reaction": ReactionEvent, "agent.call_ended": CallEndedEvent}
@@ -237,7 +237,7 @@ def _read(raw: Any, delivery_id: str | None) -> Event:
     shape: type[_Payload] = _Payload
     match raw:
         case {"event": "agent.message", "channel": "voice"}:
-            shape = _TurnPayload
+            shape = _VoicePayload
         case {"event": "agent.message"}:
             shape = _TextPayload
     payload = structure(raw, shape)
@@ -262,10 +262,10 @@ def _read(raw: Any, delivery_id: str | None) -> Event:
                 media_url=text.media_url,
                 direction=text.direction,
                 received_at=text.received_at,
-                extra=_both(payload.extra, text.extra),
+                extra=_merge_extra(payload.extra, text.extra),
                 **common,
             )
-        case _TurnPayload(data=turn):
+        case _VoicePayload(data=turn):
             return VoiceEvent(
                 call_id=turn.call_id,
                 number_id=turn.number_id,
@@ -275,7 +275,7 @@ def _read(raw: Any, delivery_id: str | None) -> Event:
                 transcript=turn.transcript,
                 confidence=turn.confidence,
                 direction=turn.direction,
-                extra=_both(payload.extra, turn.extra),
+                extra=_merge_extra(payload.extra, turn.extra),
                 **common,
             )
     return _BARE_EVENTS.get(payload.event, UnknownEvent)(extra=payload.extra, **common)
@@ -286,7 +286,7 @@ def _request(delivery_id: str | None) -> str:
     return f"POST (webhook {delivery_id})" if delivery_id else "POST (webhook)"
 
 
-def _both(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
+def _merge_extra(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
     """Put what `data` has more under its name: the two levels may use one name for different things."""
     return {**outer, "data": inner} if inner else outer
 
@@ -294,7 +294,7 @@ def _both(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, An
 SIGNATURE, TIMESTAMP, DELIVERY_ID = "X-Webhook-Signature", "X-Webhook-Timestamp", "X-Webhook-ID"
 
 
-_SPELLINGS = {
+HEADER_ALIASES = {
     spelling: name
     for name in (SIGNATURE, TIMESTAMP, DELIVERY_ID)
     for spelling in (name.lower(), "http_" + name.lower().replace("-", "_"))  # HTTP, and WSGI's environ
@@ -337,7 +337,7 @@ class Webhook:
         tolerance: float = 300,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._secrets = _hidden(secret_or_secrets)
+        self._secrets = _wrap_secrets(secret_or_secrets)
         del secret_or_secrets  # from here on no error of ours shows it among the locals of this frame
         self._tolerance = tolerance
         self._clock = clock
@@ -369,7 +369,7 @@ class Webhook:
             return _read(parse_json(raw), delivery_id)
         except DecodeError as error:
             raise ResponseDecodeError(
-                error.what,
+                error.reason,
                 request=_request(delivery_id),
                 path=error.path,
                 status_code=None,
@@ -405,7 +405,7 @@ class Webhook:
         """
         sent = str(int(self._clock() if timestamp is None else timestamp))
         return {
-            SIGNATURE: "sha256=" + _digest(self._secrets[0], sent, _raw(body)).hex(),
+            SIGNATURE: "sha256=" + _digest(self._secrets[0], sent, _to_bytes(body)).hex(),
             TIMESTAMP: sent,
             DELIVERY_ID: str(uuid.uuid4()),
         }
@@ -424,7 +424,7 @@ class Webhook:
 
     def _verify(self, body: bytes, headers: _HasItems | Iterable[tuple[Any, Any]]) -> tuple[bytes, str | None]:
         """Give the verified bytes and the delivery id."""
-        raw = _raw(body)
+        raw = _to_bytes(body)
         found = _read_headers(headers)
         for name in (SIGNATURE, TIMESTAMP):
             if name not in found:
@@ -464,7 +464,7 @@ def _check_positive(name: str, value: Any) -> None:
         raise ConfigurationError(f"{name} is a positive, finite number of seconds, not {value!r}")
 
 
-def _hidden(given: Any) -> tuple[Secret, ...]:
+def _wrap_secrets(given: Any) -> tuple[Secret, ...]:
     """Take what was given as the secrets, whatever it is."""
     is_one = isinstance(given, str | bytes | bytearray | memoryview) or not isinstance(given, Iterable)
     values: Iterable[Any] = (given,) if is_one else given
@@ -486,7 +486,7 @@ def _check_secrets(secrets: tuple[Secret, ...]) -> None:
             )
 
 
-def _raw(body: Any) -> bytes:
+def _to_bytes(body: Any) -> bytes:
     """Give the body as bytes. What was parsed cannot be verified: the signature is over the bytes as they came."""
     if isinstance(body, bytes):
         return body
@@ -509,7 +509,7 @@ def _read_headers(headers: _HasItems | Iterable[tuple[Any, Any]]) -> dict[str, s
     found: dict[str, str] = {}
     for name, value in _pairs(headers):
         text = name.decode("latin-1") if isinstance(name, bytes) else name
-        known = _SPELLINGS.get(text.lower()) if isinstance(text, str) else None
+        known = HEADER_ALIASES.get(text.lower()) if isinstance(text, str) else None
         if known is None:
             continue
         if known in found:

@@ -17,14 +17,14 @@ START = datetime(2025, 1, 15, 12, tzinfo=UTC)
 
 
 @frozen
-class Reading:
+class Behavior:
     """What the server does where its documentation is silent."""
 
     inclusive: bool | str = False
     """Whether the instants at the boundaries count: both, neither, or only that of "before" or of "after"."""
     after_alone: str = "oldest"
-    listed: str = "newest"
-    digits: int = 6
+    message_order: str = "newest"
+    timestamp_digits: int = 6
     """Of an instant that is printed; the rest is cut off."""
     stored: int = 6
     """Digits of an instant that is stored."""
@@ -40,13 +40,13 @@ class Reading:
     """Where in the list stands what has no date."""
 
 
-def printed(micros: int, digits: int) -> datetime:
+def printed(micros: int, timestamp_digits: int) -> datetime:
     """Cut an instant, microseconds after START, to the digits that are printed."""
-    return START + timedelta(microseconds=cut(micros, digits))
+    return START + timedelta(microseconds=cut(micros, timestamp_digits))
 
 
-def cut(micros: int, digits: int) -> int:
-    unit: int = 10 ** (6 - digits)
+def cut(micros: int, timestamp_digits: int) -> int:
+    unit: int = 10 ** (6 - timestamp_digits)
     return micros // unit * unit
 
 
@@ -58,37 +58,37 @@ def micros_of(instant: datetime) -> int:
 class Thread:
     """One conversation's messages: pairs of microseconds after START and an id."""
 
-    reading: Reading = field(factory=Reading)
+    behavior: Behavior = field(factory=Behavior)
     messages: list[tuple[int, str]] = field(factory=list)
     requests: int = 0
 
     def page(self, limit: int, before: datetime | None, after: datetime | None) -> Page[Message]:
         self.requests += 1
-        limit = min(limit, self.reading.most)
-        inclusive, read = self.reading.inclusive, self.reading.read
-        found = sorted((cut(at, self.reading.stored), self._tie(identity), identity) for at, identity in self.messages)
+        limit = min(limit, self.behavior.most)
+        inclusive, read = self.behavior.inclusive, self.behavior.read
+        found = sorted((cut(at, self.behavior.stored), self._tie(identity), identity) for at, identity in self.messages)
         if before is not None:
             bound = cut(micros_of(before), read)
             found = [item for item in found if item[0] < bound or (inclusive in (True, "before") and item[0] == bound)]
         if after is not None:
             bound = cut(micros_of(after), read)
             found = [item for item in found if item[0] > bound or (inclusive in (True, "after") and item[0] == bound)]
-        takes_oldest = after is not None and before is None and self.reading.after_alone == "oldest"
+        takes_oldest = after is not None and before is None and self.behavior.after_alone == "oldest"
         page = found[:limit] if takes_oldest else found[-limit:]
-        if self.reading.listed == "newest":
+        if self.behavior.message_order == "newest":
             page.reverse()
         data = tuple(self.message((at, identity)) for at, _, identity in page)
         return Page(data=data, has_more=len(found) > len(page))
 
     def _tie(self, identity: str) -> int:
-        return Random(f"{self.requests} {identity}").getrandbits(32) if self.reading.shuffled else 0
+        return Random(f"{self.requests} {identity}").getrandbits(32) if self.behavior.shuffled else 0
 
     def message(self, item: tuple[int, str]) -> Message:
         return Message(
             id=item[1],
             from_number="+15550100001",
             to_number="+15550100002",
-            received_at=printed(cut(item[0], self.reading.stored), self.reading.digits),
+            received_at=printed(cut(item[0], self.behavior.stored), self.behavior.timestamp_digits),
         )
 
     def all(self) -> list[Message]:
@@ -104,7 +104,7 @@ def key(message: Message) -> tuple[datetime, str]:
 class Inbox:
     """The list of conversations: id to the microseconds of its last message, and to the count of its messages."""
 
-    reading: Reading = field(factory=Reading)
+    behavior: Behavior = field(factory=Behavior)
     last: dict[str, int | None] = field(factory=dict)
     """None for a conversation without any message."""
     count: dict[str, int] = field(factory=dict)
@@ -132,15 +132,15 @@ class Inbox:
 
     def page(self, limit: int, offset: int) -> Page[Conversation]:
         self.requests += 1
-        limit = min(limit, self.reading.most)
-        undated = float("inf" if self.reading.nulls == "first" else "-inf")
+        limit = min(limit, self.behavior.most)
+        undated = float("inf" if self.behavior.nulls == "first" else "-inf")
         dates = {name: undated if last is None else last for name, last in self.last.items()}
         order = sorted(dates, key=lambda name: (dates[name], name), reverse=True)
         page = order[offset : offset + limit]
         return Page(
             data=tuple(map(self.conversation, page)),
             has_more=offset + len(page) < len(order),
-            total=len(order) if self.reading.has_total else None,
+            total=len(order) if self.behavior.has_total else None,
         )
 
     def conversation(self, conversation_id: str) -> Conversation:
@@ -149,7 +149,7 @@ class Inbox:
             id=conversation_id,
             phone_number="+15550100002",
             participant="+15550100001",
-            last_message_at=None if last is None else printed(last, self.reading.digits),
+            last_message_at=None if last is None else printed(last, self.behavior.timestamp_digits),
             message_count=self.count[conversation_id],
         )
 
@@ -158,8 +158,8 @@ class Inbox:
 class Account:
     """All conversations with all their messages: what comes in may be shown late, dated when it was sent."""
 
-    reading: Reading = field(factory=Reading)
-    threads: dict[str, Thread] = field(factory=dict)
+    behavior: Behavior = field(factory=Behavior)
+    states: dict[str, Thread] = field(factory=dict)
     now: int = 0
     requests: int = 0
     made: Iterator[int] = field(factory=lambda: iter(range(10**9)))
@@ -171,33 +171,33 @@ class Account:
     def receive(self, conversation_id: str, *, wait: int = 1, late: int = 0, prefix: str = "msg") -> str:
         """Let a message come in, dated `late` microseconds ago."""
         self.now += wait
-        thread = self.threads.setdefault(conversation_id, Thread(self.reading))
+        state = self.states.setdefault(conversation_id, Thread(self.behavior))
         message_id = f"{prefix}_{next(self.made) * 7919 % 10007:05}"  # ids do not follow time
-        thread.messages.append((self.now - late, message_id))
+        state.messages.append((self.now - late, message_id))
         return message_id
 
     def list(self, limit: int, offset: int) -> Page[Conversation]:
         """Give a page of conversations."""
         self.requests += 1
-        limit = min(limit, self.reading.most)
-        shown = [name for name, thread in self.threads.items() if thread.messages and name != self.hidden]
-        order = sorted(shown, key=lambda name: (max(self.threads[name].messages)[0], name), reverse=True)
+        limit = min(limit, self.behavior.most)
+        shown = [name for name, state in self.states.items() if state.messages and name != self.hidden]
+        order = sorted(shown, key=lambda name: (max(self.states[name].messages)[0], name), reverse=True)
         order = self.silent + order
         page = order[offset : offset + limit]
         return Page(
             data=tuple(map(self.conversation, page)),
             has_more=offset + len(page) < len(order),
-            total=len(order) if self.reading.has_total else None,
+            total=len(order) if self.behavior.has_total else None,
         )
 
     def conversation(self, conversation_id: str) -> Conversation:
-        messages = self.threads[conversation_id].messages if conversation_id in self.threads else []
+        messages = self.states[conversation_id].messages if conversation_id in self.states else []
         return Conversation(
             id=conversation_id,
             phone_number="+15550100002",
             participant="+15550100001",
-            last_message_at=printed(max(messages)[0], self.reading.digits) if messages else None,
-            message_count=len(messages) if self.reading.counts else None,
+            last_message_at=printed(max(messages)[0], self.behavior.timestamp_digits) if messages else None,
+            message_count=len(messages) if self.behavior.counts else None,
         )
 
     def messages(
@@ -205,4 +205,4 @@ class Account:
     ) -> Page[Message]:
         """Give a page of messages."""
         self.requests += 1
-        return self.threads.setdefault(conversation_id, Thread(self.reading)).page(limit, before, after)
+        return self.states.setdefault(conversation_id, Thread(self.behavior)).page(limit, before, after)

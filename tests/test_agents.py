@@ -33,10 +33,10 @@ def at_work(recipe: str, folder: Path, box: Sandbox, url: str) -> Iterator[IO[st
         cwd=folder,
     ) as process:
         try:
-            give_up_at = time.monotonic() + SECONDS
+            deadline_at = time.monotonic() + SECONDS
             while not box.requests:
                 assert process.poll() is None
-                assert time.monotonic() < give_up_at
+                assert time.monotonic() < deadline_at
                 time.sleep(0.02)
             yield cast("IO[str]", process.stdout)
         finally:
@@ -60,17 +60,17 @@ def test_the_small_agent_answers_keeps_state_and_goes_on_after_a_restart(tmp_pat
             assert said.readline().endswith("'Which order is it about? Its number begins with ORD-.'\n")
             text(box, "It is ORD-5")
             assert said.readline().endswith("'Thank you, I have noted it for ORD-5.'\n")
-            give_up_at = time.monotonic() + SECONDS
+            deadline_at = time.monotonic() + SECONDS
             while metadata(url, conversation) != {
                 "texts": 2,
                 "orderId": "ORD-5",
                 "reply": "Thank you, I have noted it for ORD-5.",
             }:
-                assert time.monotonic() < give_up_at
+                assert time.monotonic() < deadline_at
             written_at = (tmp_path / "agent.bookmark").stat().st_mtime_ns
             box.send_sms(from_number=AGENT, to_number=PERSON, body="Thank you, I have noted it for ORD-5.")
             while (tmp_path / "agent.bookmark").stat().st_mtime_ns == written_at:  # it has seen its own text, too
-                assert time.monotonic() < give_up_at
+                assert time.monotonic() < deadline_at
                 time.sleep(0.02)
         text(box, "So where is it?")  # while nobody watches
         with at_work("agent", tmp_path, box, url) as said:

@@ -112,7 +112,7 @@ UNCLOSED = {
         asked.wait()""",
     "waiting to try again": """
         failing = Client("key", base_url="http://127.0.0.1:9", max_retry_after=600)
-        import agentphone._retry
+        import agentphone._http.retry
         agentphone._http.retry.RetryPolicy.pause = lambda *_: asked.set() or 600.0
         asked = threading.Event()
         threading.Thread(target=failing.conversations.get, args=('a',), daemon=True).start()

@@ -11,12 +11,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import agentphone._transport
 import anyio
 import anyio.lowlevel
 import httpx
 import pytest
 
+import agentphone._http.pool
 from agentphone import AsyncClient, AuthenticationError, Client, ClientClosedError, ConfigurationError
 from agentphone.sandbox import Sandbox
 from tests.conftest import Server
@@ -167,17 +167,17 @@ def test_a_base_url_of_another_type_is_a_type_error(base_url: Any) -> None:
 
 def test_https_in_capitals_is_https_with_its_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr("agentphone._transport.httpx.AsyncHTTPTransport", lambda **settings: opened.append(settings))
+    monkeypatch.setattr("agentphone._http.pool.httpx.AsyncHTTPTransport", lambda **settings: opened.append(settings))
     client = AsyncClient(KEY, base_url="HTTPS://API.example")
-    agentphone._http.pool._opener(client._config)()
+    agentphone._http.pool._connection_factory(client._config)()
     assert opened[0]["verify"].cert_store_stats()["x509_ca"] > 0
 
 
 async def test_an_ssl_context_of_the_callers_is_the_one_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr("agentphone._transport.httpx.AsyncHTTPTransport", lambda **settings: opened.append(settings))
+    monkeypatch.setattr("agentphone._http.pool.httpx.AsyncHTTPTransport", lambda **settings: opened.append(settings))
     context = ssl.create_default_context()
-    agentphone._http.pool._opener(AsyncClient(KEY, ssl_context=context)._config)()
+    agentphone._http.pool._connection_factory(AsyncClient(KEY, ssl_context=context)._config)()
     assert opened[0]["verify"] is context
 
 

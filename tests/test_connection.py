@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import agentphone._transport
 import anyio
 import httpx
 import pytest
 import respx
 import trustme
 
+import agentphone._http.pool
 from agentphone import APIConnectionError, APIStatusError, AsyncClient, ConfigurationError
 from agentphone._http.connection import READ_BYTES
 from tests.fault_server import CHUNKED, OK_HEAD, Connection, good, serving

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from agentphone import Conversation, ConversationDetail, Message, Page, ResponseDecodeError
 from agentphone._decoding import _converter, decode
-from agentphone._json import DecodeError, encode
+from agentphone._json import DecodeError, encode_json
 from tests.helpers import client_of, conversation, message, page, sample
 
 NOON = datetime(2025, 6, 30, 12, tzinfo=UTC)
@@ -161,7 +161,7 @@ def test_only_required_fields_must_be_there_and_not_null(
     if required:
         assert refusal(good | {name: None}, shape).path == name
         missing = refusal(without, shape)
-        assert (missing.path, missing.what) == (name, "the field is missing")
+        assert (missing.path, missing.reason) == (name, "the field is missing")
     else:
         for answer in (without, good | {name: None}):
             model = decode(json.dumps(answer).encode(), shape)
@@ -215,7 +215,7 @@ def test_a_refusal_says_where_in_the_answers_own_names(shape: Any, answer: Any, 
     ],
 )
 def test_a_refusal_says_what_was_wanted_and_what_came(changes: dict[str, Any], what: str) -> None:
-    assert refusal(conversation(**changes), Conversation).what == what
+    assert refusal(conversation(**changes), Conversation).reason == what
 
 
 @pytest.mark.parametrize(
@@ -572,13 +572,13 @@ CYCLE["a"].append(CYCLE)
 )
 def test_metadata_that_is_not_json_is_refused_by_its_place(value: Any, error: type[Exception], place: str) -> None:
     with pytest.raises(error, match=re.escape(place)):
-        encode(value, "metadata")
+        encode_json(value, "metadata")
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.none() | json_objects)
 def test_metadata_that_is_accepted_comes_back_equal(value: Any) -> None:
-    body = encode(value, "metadata")
+    body = encode_json(value, "metadata")
     assert json.dumps(json.loads(body)) == json.dumps(value)
     answer = b'{"id":"c","phoneNumber":"+1","participant":"+2","metadata":' + body + b"}"
     assert decode(answer, Conversation).metadata == value
@@ -587,4 +587,4 @@ def test_metadata_that_is_accepted_comes_back_equal(value: Any) -> None:
 def test_metadata_may_be_any_mapping_and_hold_tuples_and_the_same_value_twice() -> None:
     shared = [1]
     value = MappingProxyType({"a": shared, "b": shared, "c": (MappingProxyType({"d": None}),)})
-    assert encode(value, "metadata") == b'{"a":[1],"b":[1],"c":[{"d":null}]}'
+    assert encode_json(value, "metadata") == b'{"a":[1],"b":[1],"c":[{"d":null}]}'

@@ -323,7 +323,7 @@ def test_every_attribute_named_in_the_design_is_there(error: Exception) -> None:
         assert error.body == b"x" * 500
     if isinstance(error, APIStatusError | APIConnectionError):
         assert [attempt.outcome for attempt in error.attempts] == ["503", "ReadTimeout"]
-        assert [attempt.pause for attempt in error.attempts] == [0.5, 0.0]
+        assert [attempt.delay for attempt in error.attempts] == [0.5, 0.0]
     if isinstance(error, ResponseDecodeError):
         assert (error.path, error.status_code, error.request_id, error.body) == (
             *("data[3].lastMessageAt", 200, "req_7"),
@@ -393,7 +393,7 @@ def secret_places(error: BaseException) -> list[str]:
 async def test_the_key_is_in_no_text_of_an_error_nor_in_the_log(
     step: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("agentphone._http.retry.INITIAL_BACKOFF", 0.0)
     caplog.set_level(logging.DEBUG)
     client, _ = client_of(step, max_retries=1)
     with pytest.raises(AgentPhoneError) as caught:
@@ -450,7 +450,7 @@ FAILING: dict[str, list[Any]] = {
 async def test_a_call_leaves_the_exception_that_its_caller_is_handling_alone(
     kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("agentphone._http.retry.INITIAL_BACKOFF", 0.0)
     steps = FAILING[name]
     client, script = client_of(*steps, max_retries=len(steps) - 1)
 

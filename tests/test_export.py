@@ -38,10 +38,10 @@ from agentphone import (
     models,
 )
 from agentphone._decoding import decode
-from agentphone._json import camel
+from agentphone._json import to_camel_case
 from agentphone.export import Progress, Result, _files, export
 from agentphone.export._store import Store
-from agentphone.sandbox import Reading, Sandbox
+from agentphone.sandbox import Behavior, Sandbox
 from tests.canned import CannedTransport
 from tests.helpers import client_of, conversation, message, ok, page
 from tests.processes import PYTHON, run
@@ -143,7 +143,7 @@ async def test_each_conversation_and_message_is_a_line_under_the_names_of_the_ap
     assert result == Result(
         conversations=5,
         messages=2250,
-        left_out=0,
+        skipped=0,
         conversations_path=directory / "conversations.jsonl",
         messages_path=directory / "messages.jsonl",
     )
@@ -160,17 +160,17 @@ def test_the_blocking_client_exports_the_same(box: Sandbox, directory: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "reading",
+    "behavior",
     [
-        Reading(boundary="inclusive", after_alone="newest", listed="oldest", digits=3),
-        Reading(after_alone="newest", digits=0),
+        Behavior(boundary="inclusive", after_alone="newest", message_order="oldest", timestamp_digits=3),
+        Behavior(after_alone="newest", timestamp_digits=0),
     ],
     ids=str,
 )
 async def test_whichever_way_the_api_reads_its_cursors_the_rows_are_the_same(
-    box: Sandbox, directory: Path, reading: Reading
+    box: Sandbox, directory: Path, behavior: Behavior
 ) -> None:
-    box.reading = reading
+    box.behavior = behavior
     fill(box, 2, 700)
     async with async_client(box.transport()) as client:
         await export(client, directory)
@@ -233,23 +233,23 @@ async def test_parquet_has_the_same_rows_with_lists_and_numbers_of_its_own(box: 
 
 @pytest.mark.parametrize("form", FORMATS)
 async def test_an_account_without_a_conversation_makes_files_without_a_row(
-    box: Sandbox, directory: Path, form: Any
+    box: Sandbox, directory: Path, format_: Any
 ) -> None:
     async with async_client(box.transport()) as client:
-        result = await export(client, directory, format=form)
+        result = await export(client, directory, format=format_)
     assert (result.conversations, result.messages) == (0, 0)
     read: Callable[[Path], list[Any]] = {
         "jsonl": lines,
         "csv": read_csv,
         "parquet": lambda path: importlib.import_module("pyarrow.parquet").read_table(path).to_pylist(),
-    }[form]
+    }[format_]
     assert (read(result.conversations_path), read(result.messages_path)) == ([], [])
 
 
 def test_the_columns_say_of_each_field_what_it_holds() -> None:
     for model, name in ((Conversation, "conversations"), (Message, "messages")):
         fields = {field: kind for field, kind in model.__annotations__.items() if field != "extra"}
-        kinds = {camel(field): kind for field, kind in fields.items()}
+        kinds = {to_camel_case(field): kind for field, kind in fields.items()}
         assert [column for column in _files.COLUMNS[name] if column != "conversationId"] == list(kinds)
         assert {column for column, kind in kinds.items() if "int" in kind} == _files.NUMBERS & kinds.keys()
         assert {column for column, kind in kinds.items() if "tuple" in kind} == _files.LISTS & kinds.keys()
@@ -259,14 +259,14 @@ def test_the_columns_say_of_each_field_what_it_holds() -> None:
 UNKNOWN = {"reactions": [{"by": "+15555550110", "what": "\u2764"}], "extra": {"a": 1}, "replyTo": None, "seq": 7}
 
 
-async def account_of(directory: Path, form: Any, **changes: Any) -> Result:
+async def account_of(directory: Path, format_: Any, **changes: Any) -> Result:
     """Export an account of one conversation with one message, both changed."""
     client, _ = client_of(
         ok(page(conversation(**changes), total=1)),
         ok(page(message(**changes))),
     )
     async with client:
-        return await export(client, directory, format=form)
+        return await export(client, directory, format=format_)
 
 
 async def test_fields_that_nobody_knows_are_kept_in_each_format(directory: Path) -> None:
@@ -294,12 +294,12 @@ async def test_instants_are_printed_in_utc_with_all_their_digits(directory: Path
 
 
 @pytest.mark.parametrize("form", FORMATS)
-async def test_half_a_surrogate_pair_stops_no_export(directory: Path, form: Any) -> None:
+async def test_half_a_surrogate_pair_stops_no_export(directory: Path, format_: Any) -> None:
     """A preview that was cut in the middle of an emoji ends in one, and UTF-8 does not have it."""
-    result = await account_of(directory, form, id="conv_1", body="cut \ud83d", lastMessagePreview="\ud83d")
-    if form == "jsonl":
+    result = await account_of(directory, format_, id="conv_1", body="cut \ud83d", lastMessagePreview="\ud83d")
+    if format_ == "jsonl":
         assert lines(result.messages_path)[0]["body"] == "cut \ud83d"
-    elif form == "csv":
+    elif format_ == "csv":
         assert read_csv(result.messages_path)[0]["body"] == "cut ?"
     else:
         [row] = importlib.import_module("pyarrow.parquet").read_table(result.messages_path).to_pylist()
@@ -490,7 +490,7 @@ from agentphone import Client
 from agentphone.export import export
 
 def interrupt(progress):
-    if progress.phase == "reading" and progress.messages_done > 300:
+    if progress.phase == "behavior" and progress.messages_done > 300:
         os.kill(os.getpid(), signal.SIGINT)
 
 with Client("key", base_url="sandbox:") as client:
@@ -706,7 +706,7 @@ def test_a_key_is_in_no_file(box: Sandbox, directory: Path) -> None:
     fill(box, 1, 1)
     with Client("sk_canary_4711", transport=box.transport()) as client:
         with pytest.raises(ZeroDivisionError):
-            export(client, directory, on_progress=failing_in("reading"))
+            export(client, directory, on_progress=failing_in("behavior"))
         for path in directory.rglob("*"):
             assert path.is_dir() or b"sk_canary_4711" not in path.read_bytes()
         export(client, directory)
@@ -731,9 +731,9 @@ async def test_a_conversation_that_is_gone_before_it_is_read_is_left_out(box: Sa
         seen: list[Progress] = []
         result = await export(client, directory, concurrency=1, on_progress=seen.append)
     assert gone
-    assert (result.conversations, result.left_out, result.messages) == (3, 1, 3 * 410)
+    assert (result.conversations, result.skipped, result.messages) == (3, 1, 3 * 410)
     assert both(directory) == rows_of(box)
-    read = [progress for progress in seen if progress.phase == "reading"][-1]
+    read = [progress for progress in seen if progress.phase == "behavior"][-1]
     assert (read.conversations_done, read.conversations_total, read.messages_done) == (3, 3, 1230)
 
 
@@ -794,30 +794,30 @@ async def test_since_an_instant_takes_what_was_received_later(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-async def test_since_last_adds_what_is_new_and_each_message_once(box: Sandbox, directory: Path, form: Any) -> None:
+async def test_since_last_adds_what_is_new_and_each_message_once(box: Sandbox, directory: Path, format_: Any) -> None:
     fill(box, 3, 30)
     async with async_client(box.transport()) as client:
-        await export(client, directory, format=form)
+        await export(client, directory, format=format_)
         for day in range(1, 4):
             fill(box, 5, 2 * day, at=START + day * DAY)
             transport = Watched(box)
             async with async_client(transport) as watched:
-                result = await export(watched, directory, format=form, since="last")
+                result = await export(watched, directory, format=format_, since="last")
             assert result.messages == 5 * 2 * day
             assert len(transport.asked) == 1 + 5
-        assert (await export(client, directory, format=form, since="last")).messages == 0
-        await export(client, directory.parent / "whole", format=form)
-    assert rows_in(directory, form) == rows_in(directory.parent / "whole", form)
+        assert (await export(client, directory, format=format_, since="last")).messages == 0
+        await export(client, directory.parent / "whole", format=format_)
+    assert rows_in(directory, format_) == rows_in(directory.parent / "whole", format_)
 
 
-def rows_in(directory: Path, form: str) -> tuple[list[str], list[str]]:
+def rows_in(directory: Path, format_: str) -> tuple[list[str], list[str]]:
     """Give the rows of both files, in any format, sorted."""
-    if form == "parquet":
+    if format_ == "parquet":
         read = importlib.import_module("pyarrow.parquet").read_table
         found = [read(directory / f"{name}.parquet").to_pylist() for name in _files.COLUMNS]
     else:
-        reader: Any = lines if form == "jsonl" else read_csv
-        found = [reader(directory / f"{name}.{form}") for name in _files.COLUMNS]
+        reader: Any = lines if format_ == "jsonl" else read_csv
+        found = [reader(directory / f"{name}.{format_}") for name in _files.COLUMNS]
     first, second = (sorted(map(repr, rows)) for rows in found)
     return first, second
 
@@ -826,7 +826,7 @@ async def test_since_last_finds_what_shares_its_instant_with_the_last_message_an
     box: Sandbox, directory: Path
 ) -> None:
     fill(box, 2, 9)
-    box.reading = Reading(digits=0)
+    box.behavior = Behavior(timestamp_digits=0)
     async with async_client(box.transport()) as client:
         await export(client, directory)
         for late in (timedelta(0), timedelta(seconds=2), timedelta(minutes=-50)):
@@ -991,14 +991,14 @@ async def test_progress_tells_how_much_is_done_of_how_much(box: Sandbox, directo
         first, seen = seen, []
         await export(client, directory, concurrency=1, on_progress=seen.append)
     assert first[0] == Progress(phase="listing", conversations_total=3)
-    assert first[1] == Progress(phase="reading", conversations_total=3, messages_total=750)
+    assert first[1] == Progress(phase="behavior", conversations_total=3, messages_total=750)
     assert seen[0] == first[-1]  # goes on where the first came to
     assert seen[0].messages_done > 0
-    assert [progress.phase for progress in seen if progress.phase != "reading"] == ["writing", "writing"]
-    reading = [progress.messages_done for progress in seen if progress.phase == "reading"]
-    assert reading == sorted(reading)
+    assert [progress.phase for progress in seen if progress.phase != "behavior"] == ["writing", "writing"]
+    behavior = [progress.messages_done for progress in seen if progress.phase == "behavior"]
+    assert behavior == sorted(behavior)
     whole = {"conversations_done": 3, "conversations_total": 3, "messages_done": 750, "messages_total": 750}
-    assert seen[-3] == Progress(phase="reading", **whole)
+    assert seen[-3] == Progress(phase="behavior", **whole)
     assert seen[-1] == Progress(phase="writing", **whole)
 
 
@@ -1008,20 +1008,20 @@ def failing_in(phase: str) -> Callable[[Progress], object]:
 
 @pytest.mark.parametrize("form", FORMATS)
 async def test_what_the_hook_raises_ends_the_export_and_it_goes_on_later(
-    box: Sandbox, directory: Path, form: Any, monkeypatch: pytest.MonkeyPatch
+    box: Sandbox, directory: Path, format_: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_files, "CHUNK", 4)
     fill(box, 3, 5)
     raised = []  # with their tracebacks, which hold what the failed runs were at
     async with async_client(box.transport()) as client:
-        for phase in ("listing", "reading", "writing"):
+        for phase in ("listing", "behavior", "writing"):
             with pytest.raises(ZeroDivisionError) as caught:
-                await export(client, directory, format=form, on_progress=failing_in(phase))
+                await export(client, directory, format=format_, on_progress=failing_in(phase))
             raised.append(caught)
-        await export(client, directory, format=form)
+        await export(client, directory, format=format_)
         raised.clear()
         gc.collect()
-        await export(client, directory.parent / "whole", format=form)
+        await export(client, directory.parent / "whole", format=format_)
     assert contents(directory) == contents(directory.parent / "whole")
 
 

@@ -38,8 +38,8 @@ from agentphone import (
     DeadlineExceededError,
     ResponseDecodeError,
     ServerError,
-    _connection,
 )
+from agentphone._http import connection as connection_module
 from tests.fault_server import (
     LOST,
     OK_HEAD,
@@ -67,7 +67,7 @@ ALWAYS = float("inf")
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("agentphone._http.retry.INITIAL_BACKOFF", 0.001)
 
 
 # ---- Each fault, each call, each client
@@ -344,7 +344,7 @@ PHASES: dict[str, tuple[Fault, bool, Any]] = {
     "connecting": (never_answer, True, None),
     "sending": (never_answer, False, {"text": "x" * 20_000_000}),
     "waiting for the answer": (never_answer, False, None),
-    "reading": (SLOW["silence inside the answer"], False, None),
+    "behavior": (SLOW["silence inside the answer"], False, None),
     "pausing": (answering(503, retry_after="50"), False, None),
 }
 
@@ -483,8 +483,8 @@ def at_rest(client: AsyncClient) -> None:
     (pool,) = client._connections._pools.values()
     assert not pool._calls
     assert pool.limiter.value == client._config.max_connections
-    assert {line for _, line in pool._idle} == pool._lines
-    assert len(pool._lines) <= client._config.max_connections
+    assert {line for _, line in pool._idle} == pool._connections
+    assert len(pool._connections) <= client._config.max_connections
 
 
 async def test_a_thousand_calls_at_once_all_get_their_answers(fast_server: str) -> None:
@@ -603,14 +603,14 @@ class ClosingStream(httpcore.AsyncNetworkStream):
 async def test_closing_while_part_of_an_answer_has_arrived_is_a_client_closed_error(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = _connection._NETWORK
+    network = connection_module._NETWORK
     client = AsyncClient(KEY, base_url="http://localhost")
 
     class Network(httpcore.AnyIOBackend):
         async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
             return ClosingStream(await network.connect_tcp(*args, **options), client.aclose)
 
-    monkeypatch.setattr(_connection, "_NETWORK", Network())
+    monkeypatch.setattr(connection_module, "_NETWORK", Network())
     with serving(SLOW[fault]) as server, anyio.fail_after(SECONDS):
         client = AsyncClient(KEY, base_url=server.url)
         with pytest.raises(ClientClosedError):

@@ -33,9 +33,9 @@ from agentphone import (
     RateLimitError,
     ResponseDecodeError,
     Stream,
-    _live,
 )
-from agentphone.sandbox import Reading, Sandbox
+from agentphone._paging import polling
+from agentphone.sandbox import Behavior, Sandbox
 from agentphone.sandbox.server import running
 from tests.clocks import jumping
 from tests.helpers import KEY, client_of, conversation, message, ok, page
@@ -54,7 +54,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 @pytest.fixture(params=[0, 3, 6])
 def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     with Sandbox() as made:
-        made.reading = Reading(digits=request.param)
+        made.behavior = Behavior(timestamp_digits=request.param)
         yield made
 
 
@@ -117,7 +117,7 @@ async def test_follow_of_a_conversation_goes_on_behind_a_message_or_an_instant(b
         phone.text("new")
         assert await bodies(behind, 1) == ["new"]
         later = client.conversations.follow(conversation, after=history[497].received_at)
-        assert await bodies(later, 2) == ["498", "499"] if box.reading.digits else ["499", "new"]
+        assert await bodies(later, 2) == ["498", "499"] if box.behavior.timestamp_digits else ["499", "new"]
 
 
 async def test_what_is_shown_late_still_comes_once_up_to_the_overlap(box: Sandbox) -> None:
@@ -634,7 +634,7 @@ async def test_a_stream_that_was_broken_off_says_so_and_does_not_spin(monkeypatc
             def interrupt(*_: Any) -> None:
                 raise KeyboardInterrupt
 
-            monkeypatch.setattr(_live._Window, "take", interrupt)
+            monkeypatch.setattr(polling.SeenMessages, "take", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 await anext(stream)
             for _ in range(2):
@@ -831,13 +831,13 @@ def test_closing_it_ends_another_threads_loop() -> None:
                 pass
             ended.set()
 
-        thread = threading.Thread(target=read)
-        thread.start()
+        state = threading.Thread(target=read)
+        state.start()
         while not box.requests:
             ended.wait(0.01)
         stream.close()
         assert ended.wait(30)
-        thread.join()
+        state.join()
         assert list(stream) == []
 
 

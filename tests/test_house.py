@@ -150,7 +150,7 @@ def test_each_room_imports_only_from_floors_below() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "breach"),
     [
-        ("_wire", "import agentphone._transport", "_wire imports _transport"),
+        ("_wire", "import agentphone._http.pool", "_wire imports _transport"),
         ("_wire", "from agentphone._transport import Transport", "_wire imports _transport"),
         ("_wire", "from agentphone import _transport", "_wire imports _transport"),
         ("_wire", "from . import _transport", "_wire imports _transport"),

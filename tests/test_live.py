@@ -12,14 +12,15 @@ from attrs import define, evolve, field, frozen
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from agentphone import Conversation, Message, NewMessage, Page, _live, _pagination
-from agentphone._paging.bounds import Bound
-from agentphone._paging.follow import FollowWalk
+from agentphone import Conversation, Message, NewMessage, Page
+from agentphone._paging import cursor, follow, offset, polling, watch
+from agentphone._paging.bounds import TimeBound
+from agentphone._paging.follow import FollowPaginator
 from agentphone._paging.offset import OffsetRequest
-from agentphone._paging.polling import Pace, is_beyond
-from agentphone._paging.watch import MessagesRequest, WatchWalk
+from agentphone._paging.polling import PollBackoff, is_after
+from agentphone._paging.watch import MessagesRequest, WatchPaginator
 from agentphone.errors import PaginationError
-from tests.model import Account, Reading, key, micros_of, printed
+from tests.model import Account, Behavior, key, micros_of, printed
 
 MANY = settings(
     max_examples=int(os.environ.get("LIVE_EXAMPLES", "400")), deadline=None, suppress_health_check=list(HealthCheck)
@@ -29,7 +30,7 @@ WAITS = st.sampled_from([1, 1, 2, 999, 1000, 300_000, 1_000_000, 5_000_000])
 OVERLAP = 3_000_000
 MARGIN = 3_000_000
 """For what printing cuts off, twice, and the time that the first poll takes."""
-AHEAD = 3_600_000_000
+PREFETCH_FACTOR = 3_600_000_000
 ENDLESS = 3000
 
 Event = tuple[int, int, int]
@@ -41,9 +42,9 @@ class Case:
     """An account as it is at first, how it is read, and what comes in behind each request."""
 
     account: Account
-    after: Bound | None
+    after: TimeBound | None
     events: Sequence[Sequence[Event]]
-    rest: int = 1000
+    next_delay: int = 1000
     """Microseconds between two polls."""
     hidden: Sequence[str] = ()
     """Which conversation the list leaves out, poll by poll."""
@@ -56,8 +57,8 @@ class Case:
     reads: int = 6
     """How many digits of a cursor count."""
 
-    def walk(self, *, of_all: bool, clock: Any, server_time: Any) -> FollowWalk | WatchWalk:
-        kind = WatchWalk if of_all else FollowWalk
+    def paginator(self, *, of_all: bool, clock: Any, server_time: Any) -> FollowPaginator | WatchPaginator:
+        kind = WatchPaginator if of_all else FollowPaginator
         return kind(
             after=self.after,
             overlap=timedelta(microseconds=OVERLAP),
@@ -91,7 +92,7 @@ class Run:
     is_listed: bool = False
     """Whether a poll has shown anything yet."""
 
-    def go(self, walk: FollowWalk | WatchWalk) -> None:
+    def go(self, paginator: FollowPaginator | WatchPaginator) -> None:
         account, events = self.case.account, list(self.case.events)
         self.faults = list(self.case.faults)
         quiet = 0
@@ -101,13 +102,13 @@ class Run:
         hidden = iter(self.case.hidden)
         while quiet < 6:
             assert account.requests < ENDLESS, "a poll does not end"
-            requests = walk.next_requests()
+            requests = paginator.next_requests()
             if not requests:
                 self.polls.append(account.requests - began)
                 began = account.requests
                 self.batches.append(batch)
                 quiet = 0 if batch or events or self.faults else quiet + 1
-                account.now += self.case.rest  # of the same clock
+                account.now += self.case.next_delay  # of the same clock
                 batch = []
                 self.is_listed |= has_shown
                 self.hiding = next(hidden, None)
@@ -115,7 +116,7 @@ class Run:
                 for name in self.read_now - self.empty_now:
                     self.missing.pop(name, None)
                 self.read_now, self.empty_now = set(), set()
-                walk.receive(())
+                paginator.receive(())
                 continue
             pages = []
             is_failed = False
@@ -135,14 +136,14 @@ class Run:
             if is_list and account.hidden is None and pages[0].data:
                 self.whole_at = asked_at
             has_shown |= any(page.data for page in pages)
-            given = [item.message if isinstance(item, NewMessage) else item for item in walk.receive(pages)]
+            given = [item.message if isinstance(item, NewMessage) else item for item in paginator.receive(pages)]
             batch += given
             self.out += given
 
     def answer(self, request: Any, *, is_empty: bool) -> Any:
         account = self.case.account
         self.date = printed(account.now, 0) if self.case.tells_time else None
-        nothing: Any = Page(data=(), has_more=False, total=0 if account.reading.has_total else None)
+        nothing: Any = Page(data=(), has_more=False, total=0 if account.behavior.has_total else None)
         if isinstance(request, OffsetRequest):
             if request.offset == 0:
                 # What the list leaves out for longer than the overlap may be lost.
@@ -172,17 +173,19 @@ class Run:
 def check(case: Case, *, of_all: bool) -> None:
     """Drive a walk, and hold what came out against the promise."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_pagination, _live):
+        for module in (cursor, follow, offset, polling, watch):
             patch.setattr(module, "MAX_MESSAGES", 12)
             patch.setattr(module, "MAX_CONVERSATIONS", 8)
-        patch.setattr(_live, "REMEMBERED", 3)
-        patch.setattr(_live, "SPARE", 3)
-        patch.setattr(_live, "AT_ONCE", 2)
-        there = {name for thread in case.account.threads.values() for _, name in thread.messages}
+        for module in (follow, polling, watch):
+            patch.setattr(module, "LOOKBACK", 3)
+        for module in (follow, polling, watch):
+            patch.setattr(module, "PAGE_HEADROOM", 3)
+        patch.setattr(watch, "MAX_CONCURRENT_READS", 2)
+        there = {name for state in case.account.states.values() for _, name in state.messages}
         began = case.account.now
         run = Run(case, of_all)
         try:
-            run.go(case.walk(of_all=of_all, clock=lambda: case.account.now / 1e6, server_time=lambda: run.date))
+            run.go(case.paginator(of_all=of_all, clock=lambda: case.account.now / 1e6, server_time=lambda: run.date))
         except PaginationError:
             # More in one instant than a page can hold, as finely as the server reads cursors.
             assume(case.reads == 6)
@@ -191,19 +194,19 @@ def check(case: Case, *, of_all: bool) -> None:
     assert len(set(names)) == len(names), "repeated"
     everything = {
         message.id: message
-        for name, thread in case.account.threads.items()
+        for name, state in case.account.states.items()
         if of_all or name == "conv_0"
-        for message in thread.all()
+        for message in state.all()
     }
     if case.after is None:
         promised = set(everything) - there
     else:
-        promised = {name for name, message in everything.items() if is_beyond(message, case.after)}
+        promised = {name for name, message in everything.items() if is_after(message, case.after)}
         if case.after.message_id is not None:
             promised |= set(everything) - there - run.early
     unsure = run.early if case.after is not None and case.after.message_id is not None else set()
     if case.after is None and any(
-        at > began for thread in case.account.threads.values() for at, _ in thread.messages if _ in there
+        at > began for state in case.account.states.values() for at, _ in state.messages if _ in there
     ):
         promised -= run.early  # they lie before the newest message of the first step, which is dated in the future
         unsure = unsure | run.early
@@ -219,47 +222,47 @@ def check(case: Case, *, of_all: bool) -> None:
         assert set(names) - promised <= unsure, "not asked for"
     for batch in run.batches:
         assert batch == sorted(batch, key=key)
-    ahead = [at for thread in case.account.threads.values() for at, _ in thread.messages if at > case.account.now]
-    if case.rest > OVERLAP + 1_000_000 and len(ahead) < 2:
+    ahead = [at for state in case.account.states.values() for at, _ in state.messages if at > case.account.now]
+    if case.next_delay > OVERLAP + 1_000_000 and len(ahead) < 2:
         assert run.polls[-1] == 1, "an idle poll is one request"
 
 
 @st.composite
 def cases(draw: st.DrawFn, conversations: int) -> Case:
     digits = draw(st.sampled_from([0, 3, 6]))
-    reading = Reading(
+    behavior = Behavior(
         inclusive=draw(st.sampled_from([False, False, True])),
         after_alone=draw(st.sampled_from(["oldest", "newest"])),
-        listed=draw(st.sampled_from(["newest", "oldest"])),
-        digits=digits,
+        message_order=draw(st.sampled_from(["newest", "oldest"])),
+        timestamp_digits=digits,
         has_total=draw(st.booleans()),
         most=draw(st.sampled_from([1000, 1000, 4])),
         counts=digits < 6 or draw(st.booleans()),  # or two messages that are printed alike look like one
     )
-    account = Account(reading, silent=["conv_silent_1", "conv_silent_2"][: draw(st.sampled_from([0, 0, 1, 2]))])
+    account = Account(behavior, silent=["conv_silent_1", "conv_silent_2"][: draw(st.sampled_from([0, 0, 1, 2]))])
     which = st.integers(0, conversations - 1)
     for _ in range(draw(st.integers(0, 15))):
         wait = draw(WAITS)
         # Or an instant looks as one that was cut to milliseconds.
         account.receive(f"conv_{draw(which)}", wait=wait + (digits == 6 and (account.now + wait) % 1000 == 0))
-    messages = sorted((m for thread in account.threads.values() for m in thread.all()), key=key)
-    after: Bound | None = None
+    messages = sorted((m for state in account.states.values() for m in state.all()), key=key)
+    after: TimeBound | None = None
     kind = draw(st.sampled_from(["now", "message", "instant"]))
     if kind != "now" and messages:
         message = draw(st.sampled_from(messages))
-        after = Bound(message.received_at, message.id if kind == "message" else None)
+        after = TimeBound(message.received_at, message.id if kind == "message" else None)
     tells_time = draw(st.booleans())
-    is_ahead = (conversations == 1 or (tells_time and reading.counts)) and draw(st.booleans())
+    is_ahead = (conversations == 1 or (tells_time and behavior.counts)) and draw(st.booleans())
     # Where the list does not count, what a watch is shown late is not promised.
-    lates = [0, 0, 0, 1, 1000, 2_000_000, OVERLAP] if conversations == 1 or reading.counts else [0]
+    lates = [0, 0, 0, 1, 1000, 2_000_000, OVERLAP] if conversations == 1 or behavior.counts else [0]
     if is_ahead and tells_time:
-        lates += [-AHEAD]
+        lates += [-PREFETCH_FACTOR]
     event = st.tuples(which, WAITS, st.sampled_from(lates))
     if is_ahead:
-        account.receive("conv_0", late=-AHEAD)
+        account.receive("conv_0", late=-PREFETCH_FACTOR)
     events = draw(st.lists(st.lists(event, max_size=4), max_size=12))
     list_digits = draw(st.sampled_from([6, 6, 3, 0]))
-    if after is None and min(reading.digits, list_digits) < 6:
+    if after is None and min(behavior.timestamp_digits, list_digits) < 6:
         # A list that prints whole seconds does not tell which message of one second was there first.
         events = [[], [], [], [(0, 2_000_000, 0)], *events]
     hidden = [f"conv_{draw(which)}"] * (draw(st.sampled_from([0, 0, 0, 1, 4])) if conversations > 1 else 0)
@@ -276,7 +279,7 @@ def cases(draw: st.DrawFn, conversations: int) -> Case:
         faults,
         tells_time,
         list_digits,
-        6 if reading.inclusive else draw(st.sampled_from([6, 6, reading.digits])),
+        6 if behavior.inclusive else draw(st.sampled_from([6, 6, behavior.timestamp_digits])),
     )
 
 
@@ -284,10 +287,10 @@ def cases(draw: st.DrawFn, conversations: int) -> Case:
 class Careless(Case):
     """The same with walks that look back at nothing."""
 
-    def walk(self, *, of_all: bool, clock: Any, server_time: Any) -> FollowWalk | WatchWalk:
-        walk = super().walk(of_all=of_all, clock=clock, server_time=server_time)
-        walk._overlap = timedelta(0)
-        return walk
+    def paginator(self, *, of_all: bool, clock: Any, server_time: Any) -> FollowPaginator | WatchPaginator:
+        paginator = super().paginator(of_all=of_all, clock=clock, server_time=server_time)
+        paginator._overlap = timedelta(0)
+        return paginator
 
 
 @MANY
@@ -307,7 +310,7 @@ def test_walks_that_look_back_at_nothing_are_refuted(of_all: bool) -> None:
     @settings(MANY, max_examples=5000, phases=[Phase.generate], database=None)  # it ends at the first, within 200
     @given(cases(12 if of_all else 1))
     def careless(case: Case) -> None:
-        check(Careless(case.account, case.after, case.events, case.rest), of_all=of_all)
+        check(Careless(case.account, case.after, case.events, case.next_delay), of_all=of_all)
 
     with pytest.raises(AssertionError, match=r"lost|repeated|not asked for"):
         careless()
@@ -319,22 +322,25 @@ def test_a_watch_that_begins_again_behind_any_message_goes_on_there(case: Case, 
     account = case.account
     for conversation in range(4):
         account.receive(f"conv_{conversation}")
-    start = max((m for thread in account.threads.values() for m in thread.all()), key=key)
+    start = max((m for state in account.states.values() for m in state.all()), key=key)
     account.now += 2_000_000
     events = [[(conversation, wait, 0) for conversation, wait, _ in few] for few in case.events]
-    there = {name for thread in account.threads.values() for _, name in thread.messages}
+    there = {name for state in account.states.values() for _, name in state.messages}
     out: list[Message] = []
     last = start
     for end in [*ends, None]:
-        walk = WatchWalk(
-            after=Bound(last.received_at, last.id), overlap=timedelta(0), clock=lambda: 0.0, server_time=lambda: None
+        paginator = WatchPaginator(
+            after=TimeBound(last.received_at, last.id),
+            overlap=timedelta(0),
+            clock=lambda: 0.0,
+            server_time=lambda: None,
         )
         quiet = 0
         while quiet < 3 and (end is None or end > 0):
-            requests = walk.next_requests()
+            requests = paginator.next_requests()
             if not requests:
                 quiet += 0 if events else 1
-                walk.receive(())
+                paginator.receive(())
                 continue
             pages = []
             for request in requests:
@@ -342,23 +348,23 @@ def test_a_watch_that_begins_again_behind_any_message_goes_on_there(case: Case, 
                 for conversation, wait, _ in events.pop(0) if events else ():
                     # Whole seconds apart, so that no two of them are printed alike.
                     account.receive(f"conv_{conversation}", wait=wait + 1_000_000)
-            for new in walk.receive(pages):
+            for new in paginator.receive(pages):
                 if end != 0:
                     out.append(new.message)
                     last, end = new.message, None if end is None else end - 1
-    everything = {name for thread in account.threads.values() for _, name in thread.messages}
+    everything = {name for state in account.states.values() for _, name in state.messages}
     assert sorted(message.id for message in out) == sorted(everything - there)
     assert out == sorted(out, key=key)
 
 
 def test_rests_grow_to_their_longest_and_begin_anew_with_each_message() -> None:
-    pace = Pace(2.0, 30.0, rand=lambda: 0.0)
-    assert [pace.rest(has_news=False) for _ in range(9)] == [2, 3, 4.5, 6.75, 10.125, 15.1875, 22.78125, 30, 30]
-    assert [pace.rest(has_news=news) for news in (True, True, False)] == [2, 2, 3]
+    backoff = PollBackoff(2.0, 30.0, rand=lambda: 0.0)
+    assert [backoff.next_delay(has_new=False) for _ in range(9)] == [2, 3, 4.5, 6.75, 10.125, 15.1875, 22.78125, 30, 30]
+    assert [backoff.next_delay(has_new=news) for news in (True, True, False)] == [2, 2, 3]
 
 
 def test_rests_are_drawn_apart_and_never_longer_than_said() -> None:
-    pace = Pace(10.0, 10.0)
-    rests = {pace.rest(has_news=False) for _ in range(100)}
+    backoff = PollBackoff(10.0, 10.0)
+    rests = {backoff.next_delay(has_new=False) for _ in range(100)}
     assert len(rests) > 50
-    assert all(8 <= rest <= 10 for rest in rests)
+    assert all(8 <= next_delay <= 10 for next_delay in rests)

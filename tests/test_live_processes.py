@@ -67,12 +67,12 @@ def watch_with_breaks(url: str) -> Given:
     source = random.Random(9)
     given: Given = []
     after: Any = START
-    give_up_at = time.monotonic() + SECONDS
+    deadline_at = time.monotonic() + SECONDS
     while len(given) < MESSAGES:
         left = source.randrange(1, 2000)
         with Client("key", base_url=url) as client:
             for conversation, message in client.conversations.watch(after=after, **POLL):
-                assert time.monotonic() < give_up_at
+                assert time.monotonic() < deadline_at
                 given.append((conversation.id, message))
                 after, left = message, left - 1
                 if left == 0 or len(given) >= MESSAGES:
@@ -96,9 +96,9 @@ def in_thread(function: Callable[[], Given], results: dict[str, Given], name: st
     def work() -> None:
         results[name] = function()
 
-    thread = threading.Thread(target=work, name=name)
-    thread.start()
-    return thread
+    state = threading.Thread(target=work, name=name)
+    state.start()
+    return state
 
 
 @pytest.mark.timeout(300)
@@ -109,7 +109,7 @@ def test_nothing_is_lost_repeated_or_out_of_order_while_the_server_is_killed(tmp
     with Sandbox(path) as box:
         server = serve(path, port)
         results: dict[str, Given] = {}
-        threads = [
+        states = [
             in_thread(lambda: anyio.run(watch, url), results, "asyncio"),
             in_thread(lambda: anyio.run(watch, url, backend="trio"), results, "trio"),
             in_thread(lambda: watch_with_breaks(url), results, "blocking"),
@@ -123,8 +123,8 @@ def test_nothing_is_lost_repeated_or_out_of_order_while_the_server_is_killed(tmp
                 server.wait()
                 server = serve(path, port)
             writer.join()
-            for thread in threads:
-                thread.join()
+            for state in states:
+                state.join()
         finally:
             server.kill()
             server.wait()
@@ -156,7 +156,7 @@ def test_a_followed_conversation_survives_a_kill_too(tmp_path: Path, backend: st
         server = serve(path, port)
         results: dict[str, Given] = {}
         identity = first["conversationId"]
-        thread = in_thread(
+        state = in_thread(
             lambda: anyio.run(follow, f"http://127.0.0.1:{port}", 600, identity, backend=backend), results, "follow"
         )
         try:
@@ -166,7 +166,7 @@ def test_a_followed_conversation_survives_a_kill_too(tmp_path: Path, backend: st
                     os.kill(server.pid, signal.SIGKILL)
                     server.wait()
                     server = serve(path, port)
-            thread.join()
+            state.join()
         finally:
             server.kill()
             server.wait()

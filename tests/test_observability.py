@@ -38,7 +38,7 @@ Around = Callable[[int], AbstractContextManager[None]]
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("agentphone._http.retry.INITIAL_BACKOFF", 0.001)
 
 
 def get(kind: str, url: str, *, times: int = 1, around: Around = lambda _: nullcontext(), **settings: Any) -> list[Any]:

@@ -21,12 +21,13 @@ from hypothesis import HealthCheck, Phase, example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
-from agentphone import Conversation, Message, Page, PaginationError, _pagination
-from agentphone._paging.base import Walk
-from agentphone._paging.bounds import TICK, Bound
-from agentphone._paging.cursor import CursorRequest, CursorWalk
-from agentphone._paging.offset import OffsetRequest, OffsetWalk
-from tests.model import START, Inbox, Reading, Thread, cut, key, micros_of, printed
+from agentphone import Conversation, Message, Page, PaginationError
+from agentphone._paging import cursor, offset
+from agentphone._paging.base import Paginator
+from agentphone._paging.bounds import MICROSECOND, TimeBound
+from agentphone._paging.cursor import CursorPaginator, CursorRequest
+from agentphone._paging.offset import OffsetPaginator, OffsetRequest
+from tests.model import START, Behavior, Inbox, Thread, cut, key, micros_of, printed
 
 MANY = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 UNSHRUNK = settings(MANY, phases=[Phase.generate])
@@ -37,7 +38,7 @@ ENDLESS = 1000
 
 
 def walk_to_the_end(
-    walk: Walk[Any, Any],
+    paginator: Paginator[Any, Any],
     answer: Callable[[Any], Page[Any]],
     between: Callable[[], None] = lambda: None,
     endless: int = ENDLESS,
@@ -46,17 +47,17 @@ def walk_to_the_end(
     out: list[Any] = []
     asked = 0
     try:
-        while requests := walk.next_requests():
+        while requests := paginator.next_requests():
             pages = []
             for request in requests:
                 pages.append(answer(request))
                 asked += 1
                 assert asked < endless, "the walk does not end"
                 between()
-            out += walk.receive(pages)
+            out += paginator.receive(pages)
     except PaginationError as error:
         return out, error, asked
-    assert walk.is_over
+    assert paginator.is_over
     return out, None, asked
 
 
@@ -67,17 +68,17 @@ def walk_to_the_end(
 class History:
     """One case: a conversation as the server has it, what is asked of it, and what comes in meanwhile."""
 
-    thread: Thread
+    state: Thread
     largest: int
-    before: Bound | None = None
-    after: Bound | None = None
+    before: TimeBound | None = None
+    after: TimeBound | None = None
     oldest_first: bool = False
     page_size: int = 1
     limit: int | None = None
     bursts: Sequence[tuple[int, int]] = ()
 
-    def walk(self) -> CursorWalk:
-        return CursorWalk(
+    def paginator(self) -> CursorPaginator:
+        return CursorPaginator(
             limit=self.limit,
             before=self.before,
             after=self.after,
@@ -87,13 +88,13 @@ class History:
 
     def wanted(self) -> list[Message]:
         """Give what the walk promises, by the definition of the bounds and nothing cleverer."""
-        return sorted(filter(self.is_wanted, self.thread.all()), key=key, reverse=not self.oldest_first)
+        return sorted(filter(self.is_wanted, self.state.all()), key=key, reverse=not self.oldest_first)
 
     def is_wanted(self, message: Message) -> bool:
-        return is_behind(message, self.after) and is_before(message, self.before)
+        return is_lagging(message, self.after) and is_before(message, self.before)
 
 
-def is_before(message: Message, bound: Bound | None) -> bool:
+def is_before(message: Message, bound: TimeBound | None) -> bool:
     if bound is None:
         return True
     if bound.message_id is None:
@@ -101,7 +102,7 @@ def is_before(message: Message, bound: Bound | None) -> bool:
     return key(message) < (bound.instant, bound.message_id)
 
 
-def is_behind(message: Message, bound: Bound | None) -> bool:
+def is_lagging(message: Message, bound: TimeBound | None) -> bool:
     if bound is None:
         return True
     if bound.message_id is None:
@@ -109,19 +110,19 @@ def is_behind(message: Message, bound: Bound | None) -> bool:
     return key(message) > (bound.instant, bound.message_id)
 
 
-def thread(*messages: tuple[int, int], **reading: Any) -> Thread:
+def state(*messages: tuple[int, int], **behavior: Any) -> Thread:
     """Make a thread of so many messages at so many microseconds; ids go up in that order."""
     made = [instant for instant, count in messages for _ in range(count)]
-    return Thread(Reading(**reading), [(instant, f"msg_{index:03}") for index, instant in enumerate(made)])
+    return Thread(Behavior(**behavior), [(instant, f"msg_{index:03}") for index, instant in enumerate(made)])
 
 
 @st.composite
 def histories(draw: st.DrawFn) -> History:
-    reading = Reading(
+    behavior = Behavior(
         inclusive=draw(st.booleans() | st.sampled_from(["before", "after"])),
         after_alone=draw(st.sampled_from(["oldest", "newest"])),
-        listed=draw(st.sampled_from(["newest", "oldest"])),
-        digits=draw(st.sampled_from([0, 3, 6])),
+        message_order=draw(st.sampled_from(["newest", "oldest"])),
+        timestamp_digits=draw(st.sampled_from([0, 3, 6])),
         stored=draw(st.sampled_from([0, 3, 6, 6])),
         read=draw(st.sampled_from([0, 3, 6, 6])),
         shuffled=draw(st.booleans()),
@@ -132,17 +133,17 @@ def histories(draw: st.DrawFn) -> History:
     for number in draw(st.permutations(range(draw(st.integers(0, 25))))):
         instant += draw(GAPS)
         messages.append((instant, f"msg_{number:03}"))
-    made = Thread(reading, messages)
+    made = Thread(behavior, messages)
 
-    def bound() -> Bound | None:
+    def bound() -> TimeBound | None:
         kind = draw(st.sampled_from(["none", "none", "message", "instant", "between"]))
         if kind == "none" or not messages:
             return None
         message = draw(st.sampled_from(made.all()))
         if kind == "message":
-            return Bound(message.received_at, message.id)
+            return TimeBound(message.received_at, message.id)
         off = 0 if kind == "instant" else draw(st.sampled_from([-1, 1, 500, 400_000]))
-        return Bound(message.received_at + timedelta(microseconds=off))
+        return TimeBound(message.received_at + timedelta(microseconds=off))
 
     largest = draw(st.integers(2, 6))
     return History(
@@ -157,24 +158,24 @@ def histories(draw: st.DrawFn) -> History:
     )
 
 
-def cell(reading: Reading, at: int) -> int:
+def cell(behavior: Behavior, at: int) -> int:
     """Tell apart what the server can tell apart by `before`: two messages of one cell have no cursor between them."""
-    unit: int = 10 ** (6 - reading.read)
-    at = cut(at, reading.stored)
-    return -(-at // unit) if reading.inclusive in (True, "before") else at // unit
+    unit: int = 10 ** (6 - behavior.read)
+    at = cut(at, behavior.stored)
+    return -(-at // unit) if behavior.inclusive in (True, "before") else at // unit
 
 
-def closed_cells(thread: Thread, largest: int) -> set[int]:
+def closed_cells(state: Thread, largest: int) -> set[int]:
     """Say which cells hold more than a page.
 
     One that just fills a page is read too, but not for certain where the server cuts cursors, or includes only one end
     of a stretch: then nothing shows whether the page holds all of it.
     """
-    reading = thread.reading
-    largest = min(largest, reading.most)
-    if reading.read < 6 or reading.inclusive in ("before", "after"):
+    behavior = state.behavior
+    largest = min(largest, behavior.most)
+    if behavior.read < 6 or behavior.inclusive in ("before", "after"):
         largest -= 1
-    count = Counter(cell(reading, at) for at, _ in thread.messages)
+    count = Counter(cell(behavior, at) for at, _ in state.messages)
     return {name for name, held in count.items() if held > largest}
 
 
@@ -184,12 +185,14 @@ def open_part(history: History, closed: set[int]) -> int:
     A closed cell within the second after `before` counts too, where the server cuts cursors or includes one end only:
     what it holds unseen may lie on the one side of the bound or the other.
     """
-    server, reading = history.thread, history.thread.reading
+    server, behavior = history.state, history.state.behavior
     full = {
-        printed(cut(at, reading.stored), reading.digits) for at, _ in server.messages if cell(reading, at) in closed
+        printed(cut(at, behavior.stored), behavior.timestamp_digits)
+        for at, _ in server.messages
+        if cell(behavior, at) in closed
     }
     near = {bound.instant for bound in (history.before, history.after) if bound and bound.message_id}
-    if history.before and (reading.read < 6 or reading.inclusive in ("before", "after")):
+    if history.before and (behavior.read < 6 or behavior.inclusive in ("before", "after")):
         near |= {at for at in full if timedelta(0) <= at - history.before.instant < timedelta(seconds=2)}
     wanted = 0
     for item in sorted(server.all(), key=key, reverse=not history.oldest_first):
@@ -200,10 +203,10 @@ def open_part(history: History, closed: set[int]) -> int:
 
 
 def check_history(
-    history: History, make: Callable[[History], Walk[CursorRequest, Message]] = History.walk
+    history: History, make: Callable[[History], Paginator[CursorRequest, Message]] = History.paginator
 ) -> tuple[PaginationError | None, int]:
     """Walk once, and hold what came out against the promise."""
-    server, promised, bursts = history.thread, history.wanted(), list(history.bursts)
+    server, promised, bursts = history.state, history.wanted(), list(history.bursts)
 
     def between() -> None:
         if bursts:
@@ -213,8 +216,8 @@ def check_history(
                 server.messages.append((latest + gap, f"new_{len(server.messages):03}"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_pagination, "MAX_MESSAGES", history.largest)
-        walk = make(history)
+        patch.setattr(cursor, "MAX_MESSAGES", history.largest)
+        paginator = make(history)
 
         def answer(request: CursorRequest) -> Page[Message]:
             assert 1 <= request.limit <= history.largest
@@ -223,8 +226,8 @@ def check_history(
         before_the_walk = len(server.messages)
         # Where a tiny page shows others of a group each time, or more than a page comes in at one instant, the way is
         # long, but not endless.
-        endless = 5 * ENDLESS if server.reading.shuffled or history.bursts else ENDLESS
-        out, failure, asked = walk_to_the_end(walk, answer, between, endless)
+        endless = 5 * ENDLESS if server.behavior.shuffled or history.bursts else ENDLESS
+        out, failure, asked = walk_to_the_end(paginator, answer, between, endless)
     keys = list(map(key, out))
     assert keys == sorted(keys, reverse=not history.oldest_first)
     assert len(set(keys)) == len(keys)
@@ -232,7 +235,7 @@ def check_history(
     if failure is not None:
         closed = closed_cells(server, history.largest)
         assert closed, failure
-        if len(server.messages) == before_the_walk and not server.reading.shuffled:
+        if len(server.messages) == before_the_walk and not server.behavior.shuffled:
             assert len(out) >= open_part(history, closed)
     if history.limit is not None:
         assert len(out) <= history.limit
@@ -245,30 +248,38 @@ def check_history(
 
 
 @MANY
-@example(History(thread((0, 2), (1, 1), after_alone="newest"), 2, oldest_first=True, page_size=2))
-@example(History(thread((0, 6), (1, 1), after_alone="newest"), 2, Bound(START, "msg_001"), oldest_first=True))
-@example(History(thread((0, 2), after_alone="newest", digits=3), 3, oldest_first=True, bursts=[(1, 1000)]))
-@example(History(thread((0, 1), (1, 1), after_alone="newest", inclusive=True), 2, oldest_first=True))
-@example(History(thread((0, 5), (1, 2), inclusive=True, digits=0), 6))
-@example(History(thread((0, 3), inclusive="before", digits=0), 2, oldest_first=True))
-@example(History(thread((0, 2), (1, 2), (2, 1), inclusive=True, digits=0), 2))
+@example(History(state((0, 2), (1, 1), after_alone="newest"), 2, oldest_first=True, page_size=2))
+@example(History(state((0, 6), (1, 1), after_alone="newest"), 2, TimeBound(START, "msg_001"), oldest_first=True))
+@example(History(state((0, 2), after_alone="newest", timestamp_digits=3), 3, oldest_first=True, bursts=[(1, 1000)]))
+@example(History(state((0, 1), (1, 1), after_alone="newest", inclusive=True), 2, oldest_first=True))
+@example(History(state((0, 5), (1, 2), inclusive=True, timestamp_digits=0), 6))
+@example(History(state((0, 3), inclusive="before", timestamp_digits=0), 2, oldest_first=True))
+@example(History(state((0, 2), (1, 2), (2, 1), inclusive=True, timestamp_digits=0), 2))
 @example(
     History(
-        thread((0, 5), (1, 2), (2, 1), inclusive=True, after_alone="newest"),
+        state((0, 5), (1, 2), (2, 1), inclusive=True, after_alone="newest"),
         2,
-        Bound(START, "msg_001"),
+        TimeBound(START, "msg_001"),
         oldest_first=True,
     )
 )  # one case a line
-@example(History(thread((0, 3), (1, 2), (1000, 2), (1999, 2), (2000, 2), (2999, 2), digits=0), 2))
-@example(History(thread((0, 2), (998, 2), (999, 2), inclusive=True), 2))
-@example(History(thread((0, 2), digits=3), 2, bursts=[(2, 1000)]))
+@example(History(state((0, 3), (1, 2), (1000, 2), (1999, 2), (2000, 2), (2999, 2), timestamp_digits=0), 2))
+@example(History(state((0, 2), (998, 2), (999, 2), inclusive=True), 2))
+@example(History(state((0, 2), timestamp_digits=3), 2, bursts=[(2, 1000)]))
 @example(
-    History(thread((0, 1), (10**6, 2), (1_001_000, 1), (1_301_000, 2), (2_301_000, 7), digits=3), 2, oldest_first=True)
+    History(
+        state((0, 1), (10**6, 2), (1_001_000, 1), (1_301_000, 2), (2_301_000, 7), timestamp_digits=3),
+        2,
+        oldest_first=True,
+    )
 )
 @example(
     History(
-        thread((0, 3), (2, 8), inclusive=True), 3, Bound(START + 2 * TICK, "msg_004"), oldest_first=True, page_size=3
+        state((0, 3), (2, 8), inclusive=True),
+        3,
+        TimeBound(START + 2 * MICROSECOND, "msg_004"),
+        oldest_first=True,
+        page_size=3,
     )
 )
 @given(histories())
@@ -281,11 +292,11 @@ READS_BOUNDARIES: list[bool | str] = [False, False, True, True, "before", "after
 
 def random_history(random: Random) -> History:
     """Make a case from all that a server may do, more often large and busy than `histories` does."""
-    reading = Reading(
+    behavior = Behavior(
         inclusive=random.choice(READS_BOUNDARIES),
         after_alone=random.choice(["oldest", "newest"]),
-        listed=random.choice(["newest", "oldest"]),
-        digits=random.choice([0, 3, 6]),
+        message_order=random.choice(["newest", "oldest"]),
+        timestamp_digits=random.choice([0, 3, 6]),
         stored=random.choice([0, 3, 6, 6]),
         read=random.choice([0, 3, 6, 6]),
         shuffled=random.random() < 0.2,
@@ -299,16 +310,16 @@ def random_history(random: Random) -> History:
     for number in order:
         instant += random.choice(gaps)
         messages.append((instant, f"msg_{number:03}"))
-    server = Thread(reading, messages)
+    server = Thread(behavior, messages)
 
-    def bound() -> Bound | None:
+    def bound() -> TimeBound | None:
         if not messages or random.random() < 0.5:
             return None
         message = random.choice(server.all())
         if random.random() < 0.5:
-            return Bound(message.received_at, message.id)
+            return TimeBound(message.received_at, message.id)
         off = random.choice([0, -1, 1, 500, 400_000])
-        return Bound(message.received_at + timedelta(microseconds=off))
+        return TimeBound(message.received_at + timedelta(microseconds=off))
 
     return History(
         server,
@@ -340,10 +351,10 @@ def test_no_message_is_lost_or_repeated_whatever_the_server_does() -> None:
     print(dict(seen))  # noqa: T201  # with -s
 
 
-class NaiveCursorWalk(CursorWalk):
+class NaiveCursorWalk(CursorPaginator):
     """What most SDKs do: the last instant of a page is the cursor of the next."""
 
-    def _walk(self) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
+    def _run(self) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
         before = self._before.instant if self._before else None
         while True:
             (page,) = yield (CursorRequest(limit=self._page_size, before=before),)
@@ -364,13 +375,13 @@ def fails(check: Callable[[Any], object]) -> Callable[[Any], bool]:
     return condition
 
 
-@pytest.mark.parametrize("reading", [{}, {"digits": 0}, {"inclusive": True}, {"listed": "oldest"}])
-def test_the_properties_bite_a_naive_walk_of_messages(reading: dict[str, Any]) -> None:
-    def naive(history: History) -> Walk[CursorRequest, Message]:
+@pytest.mark.parametrize("behavior", [{}, {"digits": 0}, {"inclusive": True}, {"listed": "oldest"}])
+def test_the_properties_bite_a_naive_walk_of_messages(behavior: dict[str, Any]) -> None:
+    def naive(history: History) -> Paginator[CursorRequest, Message]:
         return NaiveCursorWalk(limit=None, before=None, after=None, oldest_first=False, page_size=history.page_size)
 
-    threads = st.lists(st.tuples(st.sampled_from([0, 1, 500_000, 2_000_000]), st.integers(1, 3)), max_size=5)
-    cases = threads.map(lambda made: History(thread(*sorted(made), **reading), 3, page_size=2))
+    states = st.lists(st.tuples(st.sampled_from([0, 1, 500_000, 2_000_000]), st.integers(1, 3)), max_size=5)
+    cases = states.map(lambda made: History(state(*sorted(made), **behavior), 3, page_size=2))
     found = find(cases, fails(lambda history: check_history(history, naive)), settings=UNSHRUNK)
     check_history(found)
 
@@ -383,10 +394,12 @@ def test_the_properties_bite_a_naive_walk_of_messages(reading: dict[str, Any]) -
 def test_a_history_of_n_pages_costs_at_most_n_and_two_requests(
     pages: int, page_size: int, after_alone: str, digits: int, oldest_first: bool
 ) -> None:
-    server = thread(
-        *((second * 1_000_000, 1) for second in range(pages * page_size)), after_alone=after_alone, digits=digits
+    server = state(
+        *((second * 1_000_000, 1) for second in range(pages * page_size)),
+        after_alone=after_alone,
+        timestamp_digits=digits,
     )
-    walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=page_size)
+    paginator = CursorPaginator(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=page_size)
     messages = server.all()
     by_instant = {message.received_at: index for index, message in enumerate(messages)}
 
@@ -403,7 +416,7 @@ def test_a_history_of_n_pages_costs_at_most_n_and_two_requests(
         seconds = -((START - instant) // timedelta(seconds=1))
         return min(max(0, seconds), len(by_instant))
 
-    out, failure, asked = walk_to_the_end(walk, answer)
+    out, failure, asked = walk_to_the_end(paginator, answer)
     assert failure is None
     assert out == (messages if oldest_first else messages[::-1])
     assert asked <= (2 * pages + 4 if oldest_first and after_alone == "newest" else pages + 2)
@@ -411,15 +424,15 @@ def test_a_history_of_n_pages_costs_at_most_n_and_two_requests(
 
 @pytest.mark.parametrize(("limit", "most"), [(1, 2), (3, 2), (200, 2), (250, 3)])
 def test_a_limit_of_messages_asks_for_no_more_than_is_wanted(limit: int, most: int) -> None:
-    server = thread(*((second * 1_000_000, 1) for second in range(1000)))
+    server = state(*((second * 1_000_000, 1) for second in range(1000)))
     asked: list[int] = []
 
     def answer(request: CursorRequest) -> Page[Message]:
         asked.append(request.limit)
         return server.page(request.limit, request.before, request.after)
 
-    walk = CursorWalk(limit=limit, before=None, after=None, oldest_first=False, page_size=200)
-    out, _, requests = walk_to_the_end(walk, answer)
+    paginator = CursorPaginator(limit=limit, before=None, after=None, oldest_first=False, page_size=200)
+    out, _, requests = walk_to_the_end(paginator, answer)
     assert out == server.all()[::-1][:limit]
     assert requests <= most
     assert asked[0] <= limit
@@ -432,14 +445,14 @@ def test_a_limit_of_messages_asks_for_no_more_than_is_wanted(limit: int, most: i
 def test_an_instant_that_just_fits_a_page_is_given_and_a_fuller_one_is_named(
     digits: int, inclusive: bool, oldest_first: bool
 ) -> None:
-    def walk(full: int) -> tuple[list[Message], PaginationError | None, int]:
-        server = thread((0, 3), (5_000_000, full), (9_000_000, 3), digits=digits, inclusive=inclusive)
-        walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
-        return walk_to_the_end(walk, lambda request: server.page(request.limit, request.before, request.after))
+    def paginator(full: int) -> tuple[list[Message], PaginationError | None, int]:
+        server = state((0, 3), (5_000_000, full), (9_000_000, 3), timestamp_digits=digits, inclusive=inclusive)
+        paginator = CursorPaginator(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
+        return walk_to_the_end(paginator, lambda request: server.page(request.limit, request.before, request.after))
 
-    out, failure, _ = walk(full=200)
+    out, failure, _ = paginator(full=200)
     assert (failure, len(out)) == (None, 206)
-    out, failure, _ = walk(full=201)
+    out, failure, _ = paginator(full=201)
     assert len(out) == 3
     assert "2025-01-15T12:00:05" in str(failure)
 
@@ -451,23 +464,23 @@ def test_an_instant_that_just_fits_a_page_is_given_and_a_fuller_one_is_named(
 def test_more_messages_than_a_page_between_two_cursors_are_named_where_the_server_cuts_cursors(
     digits: int, stored: int, read: int, inclusive: bool, after_alone: str, oldest_first: bool
 ) -> None:
-    def walk(full: int) -> tuple[list[Message], PaginationError | None, int]:
-        server = thread(
+    def paginator(full: int) -> tuple[list[Message], PaginationError | None, int]:
+        server = state(
             (0, 3),
             *((5_000_100 + number, 1) for number in range(full)),
             (9_000_000, 3),
-            digits=digits,
+            timestamp_digits=digits,
             stored=stored,
             read=read,
             inclusive=inclusive,
             after_alone=after_alone,
         )
-        walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
-        return walk_to_the_end(walk, lambda request: server.page(request.limit, request.before, request.after))
+        paginator = CursorPaginator(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
+        return walk_to_the_end(paginator, lambda request: server.page(request.limit, request.before, request.after))
 
-    out, failure, _ = walk(full=199)
+    out, failure, _ = paginator(full=199)
     assert (failure, len(out)) == (None, 205)
-    out, failure, asked = walk(full=205)
+    out, failure, asked = paginator(full=205)
     assert asked < 100
     if digits == 6 and oldest_first and after_alone == "oldest":
         assert (failure, len(out)) == (None, 211)  # printed apart: what `after` gives and what `before` gives overlap
@@ -486,16 +499,16 @@ def test_more_messages_than_a_page_between_two_cursors_are_named_where_the_serve
 def test_a_server_that_cuts_cursors_loses_nothing(
     digits: int, read: int, inclusive: bool | str, after_alone: str, oldest_first: bool
 ) -> None:
-    server = thread(
+    server = state(
         *((number * 400 + number // 50 * 300_000, 1) for number in range(600)),
-        digits=digits,
+        timestamp_digits=digits,
         read=read,
         inclusive=inclusive,
         after_alone=after_alone,
     )
-    walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=7)
+    paginator = CursorPaginator(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=7)
     out, failure, asked = walk_to_the_end(
-        walk, lambda request: server.page(request.limit, request.before, request.after)
+        paginator, lambda request: server.page(request.limit, request.before, request.after)
     )
     assert failure is None
     assert out == (server.all() if oldest_first else server.all()[::-1])
@@ -524,7 +537,7 @@ def old_and_busy() -> list[int]:
 def test_the_oldest_messages_are_found_by_halving_the_time_where_after_gives_the_newest(
     limit: int, instants: list[int], most: int, digits: int
 ) -> None:
-    server = Thread(Reading(digits=digits))
+    server = Thread(Behavior(timestamp_digits=digits))
 
     def answer(request: CursorRequest) -> Page[Message]:
         # The model sorts anew for each page; here nothing changes.
@@ -534,16 +547,16 @@ def test_the_oldest_messages_are_found_by_halving_the_time_where_after_gives_the
         data = tuple(server.message((instants[index], f"msg_{index:06}")) for index in page)
         return Page(data=data, has_more=len(page) < end - start)
 
-    walk = CursorWalk(limit=limit, before=None, after=None, oldest_first=True, page_size=200)
-    out, failure, asked = walk_to_the_end(walk, answer)
+    paginator = CursorPaginator(limit=limit, before=None, after=None, oldest_first=True, page_size=200)
+    out, failure, asked = walk_to_the_end(paginator, answer)
     assert failure is None
     assert [message.id for message in out] == [f"msg_{index:06}" for index in range(limit)]
     assert asked <= most
 
 
 def test_ten_thousand_messages_in_one_printed_second_come_out_whole() -> None:
-    server = thread(*((index * 97, 1) for index in range(10_000)), digits=0)
-    walk = CursorWalk(limit=None, before=None, after=None, oldest_first=False, page_size=200)
+    server = state(*((index * 97, 1) for index in range(10_000)), timestamp_digits=0)
+    paginator = CursorPaginator(limit=None, before=None, after=None, oldest_first=False, page_size=200)
     instants = sorted(server.messages)
 
     def answer(request: CursorRequest) -> Page[Message]:
@@ -551,7 +564,7 @@ def test_ten_thousand_messages_in_one_printed_second_come_out_whole() -> None:
         below = [item for item in instants if START + timedelta(microseconds=item[0]) < end]
         return Page(data=tuple(map(server.message, below[-request.limit :])), has_more=len(below) > request.limit)
 
-    out, failure, asked = walk_to_the_end(walk, answer)
+    out, failure, asked = walk_to_the_end(paginator, answer)
     assert failure is None
     assert [message.id for message in out] == [
         f"msg_{index:03}" for index in sorted(range(10_000), key=lambda i: f"msg_{i:03}")
@@ -566,8 +579,8 @@ def test_bounds_at_the_ends_of_the_calendar_are_bounds_like_others(
     page_size: int, oldest_first: bool, after_alone: str
 ) -> None:
     first, last = micros_of(datetime(1901, 1, 1, tzinfo=UTC)), micros_of(datetime(9999, 12, 31, 23, 59, 58, tzinfo=UTC))
-    server = thread((first, 2), (0, 1), (last, 2), after_alone=after_alone)
-    for bound in (None, Bound(datetime.min.replace(tzinfo=UTC)), Bound(datetime.max.replace(tzinfo=UTC))):
+    server = state((first, 2), (0, 1), (last, 2), after_alone=after_alone)
+    for bound in (None, TimeBound(datetime.min.replace(tzinfo=UTC)), TimeBound(datetime.max.replace(tzinfo=UTC))):
         for before, after in ((bound, None), (None, bound)):
             history = History(server, 200, before, after, oldest_first=oldest_first, page_size=page_size)
             check_history(history)
@@ -593,13 +606,13 @@ class List:
     moves: Sequence[Sequence[Move]]
     order: Random
 
-    def walk(self) -> OffsetWalk:
-        return OffsetWalk(limit=None, offset=0, page_size=self.page_size, concurrency=self.concurrency)
+    def paginator(self) -> OffsetPaginator:
+        return OffsetPaginator(limit=None, offset=0, page_size=self.page_size, concurrency=self.concurrency)
 
 
 @st.composite
 def lists(draw: st.DrawFn, concurrency: int = 4, kinds: Sequence[str] = ORDINARY) -> List:
-    inbox = Inbox(Reading(digits=draw(st.sampled_from([0, 3, 6])), has_total=draw(st.booleans())))
+    inbox = Inbox(Behavior(timestamp_digits=draw(st.sampled_from([0, 3, 6])), has_total=draw(st.booleans())))
     for _ in range(draw(st.integers(0, 25))):
         inbox.receive(wait=draw(st.sampled_from([1, 1000, 400_000, 3_000_000])))
     # Where more moves between two requests than a page holds, nobody could come to an end.
@@ -619,8 +632,8 @@ def wild_list(seed: int) -> List:
     """Make a case of everything that a list does, from a number alone: so many of them take no time to find."""
     random = Random(seed)
     inbox = Inbox(
-        Reading(
-            digits=random.choice([0, 3, 6]),
+        Behavior(
+            timestamp_digits=random.choice([0, 3, 6]),
             has_total=random.random() < 0.7,
             most=random.choice([1000, 1000, 1000, 3, 4, 5]),
             nulls=random.choice(["first", "last"]),
@@ -634,7 +647,7 @@ def wild_list(seed: int) -> List:
     for _ in range(random.choice([0, 0, 1, 1, 3, 9])):
         inbox.receive(late=-random.randint(1, 10) * 10**9)
     kinds = random.choices(WILD, k=random.randint(1, 5))
-    most = random.randint(1, 3 if inbox.reading.most > largest else 1)
+    most = random.randint(1, 3 if inbox.behavior.most > largest else 1)
     moves = [
         [(random.choice(kinds), random.randrange(100), random.randrange(100)) for _ in range(random.randint(0, most))]
         for _ in range(random.choice([0, 5, 25, 100]))
@@ -677,14 +690,14 @@ class Mover:
         ends = self.meanwhile.count("remove")
         begins = sum(kind in ("new", "late new", "silent") for kind in self.meanwhile)
         if what == "remove":
-            others = begins if inbox.reading.has_total else len(self.meanwhile) - ends
+            others = begins if inbox.behavior.has_total else len(self.meanwhile) - ends
             return not others and ends < 2
-        if ends and not (inbox.reading.has_total and chosen is not None):
+        if ends and not (inbox.behavior.has_total and chosen is not None):
             return False
         if chosen is None:
             return begins < 2
         # The first reading with pages in flight at once finds out no more than whether anything moves.
-        sure = _pagination.READINGS - (1 if self.case.concurrency > 1 else 0)
+        sure = offset.READINGS - (1 if self.case.concurrency > 1 else 0)
         return self.passed[chosen] < sure - 1
 
     def move(self, what: str, which: int, where: int) -> None:
@@ -714,17 +727,17 @@ class Mover:
             self.passed[chosen] += 1
 
 
-def check_list(case: List, make: Callable[[List], Walk[OffsetRequest, Conversation]] = List.walk) -> None:
+def check_list(case: List, make: Callable[[List], Paginator[OffsetRequest, Conversation]] = List.paginator) -> None:
     """Walk once while the list moves, with the pages in flight answered in any order."""
     inbox, moves, mover = case.inbox, list(case.moves), Mover(case)
     there = set(inbox.last)
     out: list[Conversation] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_pagination, "MAX_CONVERSATIONS", case.largest)
-        walk = make(case)
-        while requests := walk.next_requests():
+        patch.setattr(offset, "MAX_CONVERSATIONS", case.largest)
+        paginator = make(case)
+        while requests := paginator.next_requests():
             assert inbox.requests < ENDLESS, "the walk does not end"
-            assert len(requests) <= (1 if case.concurrency == 1 else _pagination.AHEAD * case.concurrency)
+            assert len(requests) <= (1 if case.concurrency == 1 else offset.PREFETCH_FACTOR * case.concurrency)
             pages: dict[int, Page[Conversation]] = {}
             mover.meanwhile.clear()
             for index in case.order.sample(range(len(requests)), len(requests)):
@@ -732,7 +745,7 @@ def check_list(case: List, make: Callable[[List], Walk[OffsetRequest, Conversati
                 pages[index] = inbox.page(requests[index].limit, requests[index].offset)
                 for move in moves.pop() if moves else ():
                     mover.move(*move)
-            out += walk.receive([pages[index] for index in range(len(requests))])
+            out += paginator.receive([pages[index] for index in range(len(requests))])
     ids = [conversation.id for conversation in out]
     assert len(set(ids)) == len(ids), "repeated"
     assert there - mover.removed <= set(ids), "lost"
@@ -767,9 +780,9 @@ def test_a_long_list_with_many_pages_in_flight_gives_everybody_once(seed: int, c
     check_list(List(inbox, 20, 20, concurrency, moves, random))
 
 
-def numbered(count: int, **reading: Any) -> Inbox:
+def numbered(count: int, **behavior: Any) -> Inbox:
     """Make a list of so many conversations, a second apart."""
-    inbox = Inbox(Reading(**reading))
+    inbox = Inbox(Behavior(**behavior))
     for _ in range(count):
         inbox.receive(wait=1_000_000)
     return inbox
@@ -779,10 +792,10 @@ def read_while_it_moves(
     inbox: Inbox, moves: Mapping[int, Callable[[], Any]], *, page_size: int = 100, concurrency: int = 1
 ) -> tuple[set[str], int]:
     """Read a list of which something moves after the requests of those numbers; give who came, and the requests."""
-    walk = OffsetWalk(limit=None, offset=0, page_size=page_size, concurrency=concurrency)
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=page_size, concurrency=concurrency)
     answered = iter(range(1, ENDLESS + 1))
     out, failure, asked = walk_to_the_end(
-        walk,
+        paginator,
         lambda request: inbox.page(request.limit, request.offset),
         lambda: moves.get(next(answered), lambda: None)(),
     )
@@ -868,10 +881,10 @@ def test_a_list_in_which_late_texts_never_cease_comes_to_an_end(has_total: bool)
     assert asked <= 3 * (12 + 2)
 
 
-class NaiveOffsetWalk(OffsetWalk):
+class NaiveOffsetWalk(OffsetPaginator):
     """What most SDKs do: the offset goes up by what a page held."""
 
-    def _walk(self) -> Generator[Sequence[OffsetRequest], Sequence[Page[Conversation]], None]:
+    def _run(self) -> Generator[Sequence[OffsetRequest], Sequence[Page[Conversation]], None]:
         offset = 0
         while True:
             (page,) = yield (OffsetRequest(limit=self._page_size, offset=offset),)
@@ -888,16 +901,16 @@ def test_a_limit_just_over_a_page_is_reached_in_a_busy_list(
     limit: int, jumps: int, has_total: bool, concurrency: int
 ) -> None:
     """What is left to ask for is less than what comes in meanwhile: that is no circle."""
-    inbox = Inbox(Reading(has_total=has_total))
+    inbox = Inbox(Behavior(has_total=has_total))
     for _ in range(400):
         inbox.receive()
-    walk = OffsetWalk(limit=limit, offset=0, page_size=100, concurrency=concurrency)
+    paginator = OffsetPaginator(limit=limit, offset=0, page_size=100, concurrency=concurrency)
 
     def move() -> None:
         for _ in range(jumps):
             inbox.receive(min(inbox.last, key=lambda name: inbox.last[name] or 0))
 
-    out, failure, asked = walk_to_the_end(walk, lambda request: inbox.page(request.limit, request.offset), move)
+    out, failure, asked = walk_to_the_end(paginator, lambda request: inbox.page(request.limit, request.offset), move)
     assert failure is None
     assert len({item.id for item in out}) == len(out) == limit
     assert asked <= 10
@@ -905,7 +918,7 @@ def test_a_limit_just_over_a_page_is_reached_in_a_busy_list(
 
 @pytest.mark.parametrize("what", ["jump", "new", "remove"])
 def test_the_properties_bite_a_naive_walk_of_the_list(what: str) -> None:
-    def naive(case: List) -> Walk[OffsetRequest, Conversation]:
+    def naive(case: List) -> Paginator[OffsetRequest, Conversation]:
         return NaiveOffsetWalk(limit=None, offset=0, page_size=case.page_size)
 
     find(lists(concurrency=1, kinds=[what]), fails(lambda case: check_list(case, naive)), settings=UNSHRUNK)
@@ -924,17 +937,17 @@ def test_the_search_for_what_bites_finds_nothing_in_a_list_that_stands_still() -
 def test_a_list_of_n_pages_that_stands_still_costs_at_most_n_and_one_requests(
     pages: int, page_size: int, concurrency: int, digits: int
 ) -> None:
-    inbox = Inbox(Reading(digits=digits))
+    inbox = Inbox(Behavior(timestamp_digits=digits))
     for _ in range(pages * page_size):
         inbox.receive()
     whole = inbox.page(10**6, 0).data
-    walk = OffsetWalk(limit=None, offset=0, page_size=page_size, concurrency=concurrency)
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=page_size, concurrency=concurrency)
 
     def answer(request: OffsetRequest) -> Page[Conversation]:
         data = whole[request.offset : request.offset + request.limit]
         return Page(data=data, has_more=request.offset + len(data) < len(whole), total=len(whole))
 
-    out, failure, asked = walk_to_the_end(walk, answer)
+    out, failure, asked = walk_to_the_end(paginator, answer)
     assert failure is None
     assert tuple(out) == whole
     assert asked <= max(1, pages) + 1
@@ -973,8 +986,10 @@ SAME_PAGE = tuple(conversation(number) for number in range(100))
 def test_a_list_that_says_has_more_for_ever_ends_in_an_error(
     page: Callable[[OffsetRequest], tuple[Conversation, ...]], total: int | None, concurrency: int
 ) -> None:
-    walk = OffsetWalk(limit=None, offset=0, page_size=50, concurrency=concurrency)
-    out, failure, asked = walk_to_the_end(walk, lambda request: Page(data=page(request), has_more=True, total=total))
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=50, concurrency=concurrency)
+    out, failure, asked = walk_to_the_end(
+        paginator, lambda request: Page(data=page(request), has_more=True, total=total)
+    )
     assert "circles" in str(failure)
     assert asked < 60
     assert len({item.id for item in out}) == len(out)
@@ -983,14 +998,14 @@ def test_a_list_that_says_has_more_for_ever_ends_in_an_error(
 def test_what_was_read_goes_out_before_the_error_about_contradictory_pages() -> None:
     """Pages in flight at once: the first six of them are empty, and those behind them are not."""
     whole = [conversation(number) for number in range(1000)]
-    walk = OffsetWalk(limit=None, offset=0, page_size=50, concurrency=8)
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=50, concurrency=8)
 
     def answer(request: OffsetRequest) -> Page[Conversation]:
         is_gap = 50 <= request.offset < 400
         data = () if is_gap else tuple(whole[request.offset : request.offset + request.limit])
         return Page(data=data, has_more=True, total=1000)
 
-    out, failure, _ = walk_to_the_end(walk, answer)
+    out, failure, _ = walk_to_the_end(paginator, answer)
     assert "circles" in str(failure)
     assert out == whole[:50] + whole[400:]
 
@@ -1005,21 +1020,21 @@ def test_small_pages_in_flight_that_bring_nothing_are_no_circle(concurrency: int
 
 
 def test_a_total_without_end_is_followed_only_while_it_brings_something() -> None:
-    walk = OffsetWalk(limit=None, offset=0, page_size=50)
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=50)
     page = Page(data=SAME_PAGE[:50], has_more=False, total=10**9)
-    out, failure, asked = walk_to_the_end(walk, lambda _: page)
+    out, failure, asked = walk_to_the_end(paginator, lambda _: page)
     assert (len(out), failure) == (50, None)
     assert asked <= 3 * 3  # what comes twice might be a list that moves
 
 
 def test_a_page_cut_short_in_spite_of_its_total_is_followed() -> None:
     whole = [conversation(number) for number in range(120)]
-    walk = OffsetWalk(limit=None, offset=0, page_size=50)
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=50)
 
     def answer(request: OffsetRequest) -> Page[Conversation]:
         return Page(data=tuple(whole[request.offset : request.offset + 30]), has_more=False, total=120)
 
-    out, failure, _ = walk_to_the_end(walk, answer)
+    out, failure, _ = walk_to_the_end(paginator, answer)
     assert (out, failure) == (whole, None)
 
 
@@ -1029,10 +1044,10 @@ def test_messages_that_say_has_more_for_ever_end_in_an_error_after_what_was_read
     messages: int, oldest_first: bool
 ) -> None:
     """The API ignores every cursor."""
-    whole = [thread((0, 1)).message((second * 10**6, f"m{second:03}")) for second in range(messages)]
+    whole = [state((0, 1)).message((second * 10**6, f"m{second:03}")) for second in range(messages)]
     page = Page(data=tuple(whole), has_more=True)
-    walk = CursorWalk(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
-    out, failure, asked = walk_to_the_end(walk, lambda _: page)
+    paginator = CursorPaginator(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
+    out, failure, asked = walk_to_the_end(paginator, lambda _: page)
     assert "circles" in str(failure)
     assert asked < 60
     assert out == (whole if oldest_first else whole[::-1])
@@ -1048,7 +1063,9 @@ def test_messages_that_go_in_circles_at_their_end_all_come_before_the_error(
     page_size: int, after_alone: str, digits: int, oldest_first: bool, limit: int | None, then: str
 ) -> None:
     """Where there is nothing more, the API gives an empty page, or the first or last one again, and says hasMore."""
-    server = thread(*((second * 1_000_000, 1) for second in range(250)), after_alone=after_alone, digits=digits)
+    server = state(
+        *((second * 1_000_000, 1) for second in range(250)), after_alone=after_alone, timestamp_digits=digits
+    )
 
     def answer(request: CursorRequest) -> Page[Message]:
         page = server.page(request.limit, request.before, request.after)
@@ -1058,8 +1075,8 @@ def test_messages_that_go_in_circles_at_their_end_all_come_before_the_error(
             page = Page(data=tuple(map(server.message, server.messages[: request.limit])), has_more=True)
         return Page(data=page.data, has_more=True)
 
-    walk = CursorWalk(limit=limit, before=None, after=None, oldest_first=oldest_first, page_size=page_size)
-    out, failure, asked = walk_to_the_end(walk, answer)
+    paginator = CursorPaginator(limit=limit, before=None, after=None, oldest_first=oldest_first, page_size=page_size)
+    out, failure, asked = walk_to_the_end(paginator, answer)
     assert "circles" in str(failure)
     assert out == (server.all() if oldest_first else server.all()[::-1])
     assert asked < 2 * 250 / page_size + 60

@@ -34,8 +34,8 @@ from agentphone import (
     Message,
     NotFoundError,
     Page,
-    _conversations,
     _portal,
+    _streams,
 )
 from agentphone.sandbox import Sandbox
 from tests.conftest import Server
@@ -408,11 +408,11 @@ def test_a_block_closes_also_after_an_error_and_a_derived_client_closes_nothing(
 
 
 def test_closing_in_one_thread_ends_no_other_threads_client_and_no_call_hangs() -> None:
-    began, go_on = threading.Event(), threading.Event()
+    began, resume = threading.Event(), threading.Event()
 
     async def slowly(_: httpx.Request) -> httpx.Response:
         began.set()
-        await anyio.to_thread.run_sync(go_on.wait, 60)
+        await anyio.to_thread.run_sync(resume.wait, 60)
         return ok()
 
     client, _script = blocking(slowly)
@@ -420,7 +420,7 @@ def test_closing_in_one_thread_ends_no_other_threads_client_and_no_call_hangs() 
         running = threads.submit(client.conversations.list().page)
         assert began.wait(60)
         client.close()
-        go_on.set()
+        resume.set()
         assert len(running.result(60)) == 1
     with pytest.raises(ClientClosedError):
         client.conversations.list().page()
@@ -521,7 +521,7 @@ def test_after_an_error_the_next_step_asks_for_the_page_again() -> None:
 @pytest.fixture(scope="module")
 def box() -> Iterator[Sandbox]:
     with Sandbox() as box:
-        box.load_demonstration()
+        box.load_demo_data()
         yield box
 
 
@@ -591,7 +591,7 @@ def test_only_batched_iterators_can_be_iterated_from_blocking_code() -> None:
 
     with pytest.raises(TypeError, match="gives no batches"):
         _portal.iterate(single())
-    assert issubclass(_conversations._Pages, _portal.AsyncStream)
+    assert issubclass(_streams._PageStream, _streams.AsyncStream)
 
 
 def test_a_wrong_argument_raises_before_anything_is_sent() -> None:

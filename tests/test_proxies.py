@@ -28,7 +28,7 @@ def _no_proxies_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("agentphone._http.retry.INITIAL_BACKOFF", 0.001)
 
 
 @pytest.fixture

@@ -159,10 +159,10 @@ def serving(recipe: str, folder: Path, api: str, failing: str = FAILING) -> Iter
             [sys.executable, "-m", *command], stdout=output, stderr=output, env=environment, cwd=folder
         )
     try:
-        give_up_at = time.monotonic() + SECONDS
+        deadline_at = time.monotonic() + SECONDS
         while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
             assert process.poll() is None, log.read_text()
-            assert time.monotonic() < give_up_at, log.read_text()
+            assert time.monotonic() < deadline_at, log.read_text()
             time.sleep(0.05)
         yield f"{found[0]}/agentphone"
     finally:
@@ -175,12 +175,12 @@ def serving(recipe: str, folder: Path, api: str, failing: str = FAILING) -> Iter
 
 def wait_until_delivered(box: Sandbox) -> list[dict[str, Any]]:
     """Wait until no delivery is under way any more, and give them all."""
-    give_up_at = time.monotonic() + SECONDS
+    deadline_at = time.monotonic() + SECONDS
     while True:
         deliveries = box.deliveries(1000)
         if all(delivery["status"] != "pending" for delivery in deliveries):
             return deliveries
-        assert time.monotonic() < give_up_at, deliveries
+        assert time.monotonic() < deadline_at, deliveries
         time.sleep(0.05)
 
 
@@ -287,9 +287,9 @@ def test_a_text_that_is_repeated_while_the_work_on_it_goes_on_is_handled_once(
     ):
         box.set_webhook(url, SECRET)
         text = box.receive_sms(from_number="+15555550199", to_number=AGENT, body="Hi")
-        give_up_at = time.monotonic() + SECONDS
+        deadline_at = time.monotonic() + SECONDS
         while len(box.deliveries()[0]["attempts"]) < 2:
-            assert time.monotonic() < give_up_at
+            assert time.monotonic() < deadline_at
             time.sleep(0.05)
         (tmp_path / "go on").touch()
         wait_until_delivered(box)

@@ -80,19 +80,19 @@ CONNECTION = APIConnectionError("x", request="GET /")
     ids=lambda part: type(part).__name__ + str(getattr(part, "status_code", "")),
 )
 def test_only_what_may_pass_is_tried_again(error: AgentPhoneError, again: bool) -> None:
-    assert (policy().pause(error, 1) is not None) is again
+    assert (policy().delay(error, 1) is not None) is again
 
 
 def test_after_the_last_retry_the_call_ends() -> None:
-    assert [policy(max_retries=2).pause(CONNECTION, attempt) is None for attempt in (1, 2, 3)] == [False, False, True]
-    assert policy(max_retries=0).pause(CONNECTION, 1) is None
+    assert [policy(max_retries=2).delay(CONNECTION, attempt) is None for attempt in (1, 2, 3)] == [False, False, True]
+    assert policy(max_retries=0).delay(CONNECTION, 1) is None
 
 
 @pytest.mark.parametrize(("rand", "pauses"), [(0.0, [0.0] * 7), (1.0, [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0])])
 def test_pauses_are_drawn_below_a_bound_that_doubles_to_eight_seconds(rand: float, pauses: list[float]) -> None:
     given_policy = policy(rand, max_retries=10_000)
-    assert [given_policy.pause(CONNECTION, attempt) for attempt in range(1, 8)] == pauses
-    assert given_policy.pause(CONNECTION, 10_000) == pauses[-1]
+    assert [given_policy.delay(CONNECTION, attempt) for attempt in range(1, 8)] == pauses
+    assert given_policy.delay(CONNECTION, 10_000) == pauses[-1]
 
 
 @pytest.mark.parametrize(
@@ -100,19 +100,19 @@ def test_pauses_are_drawn_below_a_bound_that_doubles_to_eight_seconds(rand: floa
     [(0.0, 0.0, 0.0), (0.0, 1.0, 0.5), (2.0, 0.0, 2.0), (2.0, 1.0, 2.5), (60.0, 0.0, 60.0), (60.0, 1.0, 60.5)],
 )
 def test_a_retry_after_is_waited_for_and_a_little_longer(retry_after: float, rand: float, pause: float) -> None:
-    assert policy(rand).pause(status_error(503, retry_after), 1) == pause
+    assert policy(rand).delay(status_error(503, retry_after), 1) == pause
 
 
 @pytest.mark.parametrize("retry_after", [60.001, 3600.0, 1e300, math.inf])
 def test_a_retry_after_beyond_what_is_allowed_ends_the_call(retry_after: float) -> None:
-    assert policy().pause(status_error(429, retry_after), 1) is None
+    assert policy().delay(status_error(429, retry_after), 1) is None
 
 
 @given(st.floats(0, 1), st.integers(1, 50), st.none() | st.floats(0, 60))
 def test_a_pause_is_never_shorter_than_asked_nor_longer_than_the_bounds(
     rand: float, attempt: int, retry_after: float | None
 ) -> None:
-    pause = policy(rand, max_retries=50).pause(status_error(503, retry_after), attempt)
+    pause = policy(rand, max_retries=50).delay(status_error(503, retry_after), attempt)
     assert pause is not None
     least = retry_after or 0.0
     assert least <= pause <= (8.0 if retry_after is None else least + 0.5)
@@ -224,7 +224,7 @@ async def test_a_refusal_is_not_tried_again(status: int, cls: type[APIStatusErro
     with pytest.raises(cls) as caught:
         await client.conversations.list()
     assert len(script.requests) == 1
-    assert [(attempt.outcome, attempt.pause) for attempt in caught.value.attempts] == [(str(status), 0.0)]
+    assert [(attempt.outcome, attempt.delay) for attempt in caught.value.attempts] == [(str(status), 0.0)]
 
 
 async def test_an_answer_that_cannot_be_read_is_not_tried_again() -> None:
@@ -244,7 +244,7 @@ async def test_max_retries_is_how_often_it_is_tried_again(max_retries: int) -> N
     attempts = caught.value.attempts
     assert [attempt.outcome for attempt in attempts] == ["503"] * (max_retries + 1)
     waited = [after - before for before, after in zip(script.sent_at, script.sent_at[1:], strict=False)]
-    assert [attempt.pause for attempt in attempts] == pytest.approx([*waited, 0.0])
+    assert [attempt.delay for attempt in attempts] == pytest.approx([*waited, 0.0])
 
 
 async def test_the_attempts_tell_each_outcome_and_how_long_it_took() -> None:
@@ -261,14 +261,14 @@ async def test_the_attempts_tell_each_outcome_and_how_long_it_took() -> None:
 
 @pytest.mark.parametrize("retry_after", ["7", format_datetime(datetime.fromtimestamp(NOW + 7, UTC), usegmt=True)])
 async def test_a_retry_after_is_obeyed(retry_after: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentphone._transport.time.time", lambda: NOW)
+    monkeypatch.setattr("agentphone._http.transport.time.time", lambda: NOW)
     client, script = client_of(answer(429, retry_after=retry_after), ok())
     await client.conversations.list()
     assert 7 <= script.sent_at[1] - script.sent_at[0] <= 7.5
 
 
 async def test_a_clock_here_that_is_ahead_makes_no_retry_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentphone._transport.time.time", lambda: NOW + 3600)
+    monkeypatch.setattr("agentphone._http.transport.time.time", lambda: NOW + 3600)
     client, script = client_of(answer(503, retry_after=HTTP_DATE.format(20), date=HTTP_DATE.format(0)), ok())
     await client.conversations.list()
     assert 20 <= script.sent_at[1] - script.sent_at[0] <= 20.5
@@ -355,7 +355,7 @@ async def test_the_deadline_counts_all_attempts_and_pauses() -> None:
     assert anyio.current_time() - began == pytest.approx(25)
     assert len(script.requests) == 3
     assert [attempt.outcome for attempt in caught.value.attempts] == ["APITimeoutError"] * 2 + ["DeadlineExceededError"]
-    spent = sum(attempt.elapsed + attempt.pause for attempt in caught.value.attempts)
+    spent = sum(attempt.elapsed + attempt.delay for attempt in caught.value.attempts)
     assert spent == pytest.approx(25)
 
 
@@ -366,7 +366,7 @@ async def test_a_pause_beyond_the_deadline_raises_the_error_in_hand_at_once() ->
         await client.conversations.list()
     assert anyio.current_time() == began
     assert caught.value.retry_after == 30
-    assert caught.value.attempts[-1].pause == 0.0
+    assert caught.value.attempts[-1].delay == 0.0
     assert len(script.requests) == 1
 
 
@@ -447,19 +447,19 @@ def test_the_budget_fills_by_success_and_by_time_up_to_its_size() -> None:
     budget = RetryBudget(size=4, share=0.5, per_second=1)
 
     def left(now: float) -> int:
-        return next(number for number in range(100) if not budget.take(now))
+        return next(number for number in range(100) if not budget.try_acquire(now))
 
     assert left(1000.0) == 4
     assert left(1000.0) == 0
-    budget.succeed()
+    budget.record_success()
     assert left(1000.0) == 0
-    budget.succeed()
+    budget.record_success()
     assert left(1000.0) == 1
     assert left(1002.5) == 2
     assert left(990.0) == 0  # a clock that is not this one gives nothing
     assert left(9999.0) == 4
     for _ in range(100):
-        budget.succeed()
+        budget.record_success()
     assert left(9999.0) == 4
 
 
@@ -511,7 +511,7 @@ async def test_a_retry_is_logged_as_a_warning_without_the_query(caplog: pytest.L
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_refused_connection_is_a_connection_error_with_its_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("agentphone._http.retry.INITIAL_BACKOFF", 0.001)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     async with AsyncClient(KEY, base_url=f"http://127.0.0.1:{port}", max_retries=2) as client:

@@ -49,7 +49,7 @@ each_client = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("agentphone._http.retry.INITIAL_BACKOFF", 0.001)
 
 
 def call(kind: str, url: str, ask: Callable[[Any], Any], **settings: Any) -> Any:

@@ -185,7 +185,7 @@ def soak(server: Server) -> Soak:
 def test_no_answer_is_wrong_and_nothing_is_left_behind(
     kind: str, server: Server, soak: Soak, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentphone._http.retry.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("agentphone._http.retry.INITIAL_BACKOFF", 0.01)
     network = Network(server.url)
     numbers = range(CALLS // len(KINDS))
     with Client(KEY, base_url=server.url) as client:  # the portal's thread is there from here on

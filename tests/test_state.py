@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from agentphone import AsyncClient, Client, NotFoundError, ResponseDecodeError, ServerError, StateDecodeError
 from agentphone._json import DecodeError
-from agentphone._state import Opened, read_state
+from agentphone._state import LoadedState, read_state
 from agentphone.sandbox import Sandbox
 from tests.helpers import KEY, conversation
 
@@ -451,7 +451,7 @@ class Everything:
     maybe: Item | None
     maybe_list: list[int | None] | None
     from_: str
-    _hidden: str
+    _wrap_secrets: str
     more: str = field(alias="by_another_name")
     with_converter: int = field(converter=int)
     unkept: list[int] = field(init=False, factory=list)
@@ -598,7 +598,7 @@ def test_whatever_a_class_of_the_callers_raises_is_a_misfit_and_a_converters_is_
     with pytest.raises(DecodeError) as caught:
         read_state(raw, Converted, "state")
     assert caught.value.path == path
-    assert what in caught.value.what
+    assert what in caught.value.reason
 
 
 def test_reading_a_class_leaves_the_annotations_that_others_look_at_and_may_come_after_them() -> None:
@@ -637,9 +637,9 @@ def test_any_depth_is_read_or_a_decode_error() -> None:
     while len(outcomes) < 20 or outcomes[-20] == "read":  # also where reading is just possible and writing is not
         raw = {"name": "", "children": [raw]}
         try:
-            Opened(raw, Node, "metadata")
+            LoadedState(raw, Node, "metadata")
         except DecodeError as error:
-            outcomes.append(error.what)
+            outcomes.append(error.reason)
         else:
             outcomes.append("read")
     assert outcomes[0] == "read"
@@ -831,8 +831,8 @@ def text_of(raw: Any) -> str:
 @given(OBJECTS)
 def test_any_object_is_left_as_it_was_when_nothing_changed(raw: dict[str, Any]) -> None:
     text = text_of(raw)
-    assert Opened(raw, OrderState, "metadata").changed() is None
-    opened = Opened(raw, dict, "metadata")
+    assert LoadedState(raw, OrderState, "metadata").changed() is None
+    opened = LoadedState(raw, dict, "metadata")
     assert text_of(opened.value) == text
     assert opened.changed() is None
     assert text_of(raw) == text
@@ -857,7 +857,7 @@ def test_a_change_to_one_key_leaves_every_other_as_it_was(raw: dict[str, Any], s
     before = text_of(raw)
     changes: dict[str, Callable[[OrderState], None]] = {"step": change_step, "item": change_item, "tags": change_tags}
     for key, change in changes.items():
-        opened = Opened(raw, OrderState, "metadata")
+        opened = LoadedState(raw, OrderState, "metadata")
         change(opened.value)
         changed = opened.changed()
         assert text_of(raw) == before
@@ -868,7 +868,7 @@ def test_a_change_to_one_key_leaves_every_other_as_it_was(raw: dict[str, Any], s
             assert others(changed[key], "sku") == others(raw[key], "sku")
         assert read_state(changed, OrderState, "metadata") == opened.value
 
-    mine = Opened(raw, dict, "metadata")
+    mine = LoadedState(raw, dict, "metadata")
     mine.value["new key"] = value
     changed = mine.changed()
     if changed is not None:
@@ -901,7 +901,7 @@ def test_any_object_goes_through_the_api_unharmed(raw: dict[str, Any]) -> None:
 @given(st.dictionaries(st.sampled_from([*EVERYTHING, "theirs"]), JSON).map(lambda some: {**EVERYTHING, **some}))
 def test_nothing_but_a_decode_error_comes_out_of_any_object(raw: dict[str, Any]) -> None:
     try:
-        opened = Opened(raw, Everything, "metadata")
+        opened = LoadedState(raw, Everything, "metadata")
     except DecodeError as error:
         path = error.path
     else:
@@ -923,16 +923,16 @@ VALUES = (
 def test_whatever_is_put_into_a_field_is_refused_or_reads_back_as_it_was(
     raw: dict[str, Any], name: str, value: Any
 ) -> None:
-    opened = Opened(raw, OrderState, "metadata")
+    opened = LoadedState(raw, OrderState, "metadata")
     setattr(opened.value, name, value)
     try:
         changed = opened.changed()
     except (TypeError, ValueError):
-        assert raw == Opened(raw, dict, "metadata").value
+        assert raw == LoadedState(raw, dict, "metadata").value
         return
     if changed is None:  # it would be sent as what is there already
         return
-    again = Opened(changed, OrderState, "metadata")
+    again = LoadedState(changed, OrderState, "metadata")
     read_back = getattr(again.value, name)
     if isinstance(value, list | tuple):
         assert list(read_back) == list(value) or name == "items"

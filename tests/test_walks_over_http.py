@@ -12,17 +12,17 @@ import httpx
 import pytest
 
 from agentphone import APIStatusError, AsyncClient, Client, Message
-from agentphone.sandbox import Reading, Sandbox
+from agentphone.sandbox import Behavior, Sandbox
 
 pytestmark = pytest.mark.anyio
 
 PERSON, AGENT = "+15550100001", "+15550100002"
 START = datetime(2025, 1, 15, 12, tzinfo=UTC)
 READINGS = [
-    Reading(),
-    Reading(boundary="inclusive", after_alone="newest", listed="oldest", digits=3),
-    Reading(after_alone="newest", digits=0),
-    Reading(boundary="inclusive", digits=0),
+    Behavior(),
+    Behavior(boundary="inclusive", after_alone="newest", message_order="oldest", timestamp_digits=3),
+    Behavior(after_alone="newest", timestamp_digits=0),
+    Behavior(boundary="inclusive", timestamp_digits=0),
 ]
 ORDERS: list[Literal["asc", "desc"]] = ["desc", "asc"]
 
@@ -41,7 +41,7 @@ def fill(box: Sandbox, count: int, seed: int) -> str:
 @pytest.fixture(params=READINGS, ids=str)
 def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     with Sandbox() as box:
-        box.reading = request.param
+        box.behavior = request.param
         yield box
 
 
@@ -60,8 +60,8 @@ async def test_every_message_comes_once_and_resuming_behind_any_goes_on_exactly_
         assert whole == sorted(whole, key=key, reverse=order == "desc")
         for index in range(0, 120, 17):
             bound: dict[str, Any] = {"before" if order == "desc" else "after": whole[index]}
-            rest = client.conversations.messages(conversation_id, order=order, **bound)
-            assert [message async for message in rest] == whole[index + 1 :]
+            next_delay = client.conversations.messages(conversation_id, order=order, **bound)
+            assert [message async for message in next_delay] == whole[index + 1 :]
         between = client.conversations.messages(
             conversation_id,
             order=order,

@@ -58,7 +58,7 @@ class Direct(httpx.AsyncBaseTransport):
         timeouts = request.extensions.get("timeout", {})
         try:
             stream = await self._connect(request.url, timeouts.get("connect"))
-            await self._send(stream, self._print(request), timeouts.get("write"))
+            await self._send(stream, self.format_datetime(request), timeouts.get("write"))
             answer = await self.next_event(stream, timeouts.get("read"))
             while isinstance(answer, h11.InformationalResponse):
                 answer = await self.next_event(stream, timeouts.get("read"))
@@ -154,7 +154,7 @@ class Direct(httpx.AsyncBaseTransport):
                     break
                 size += len(data)
 
-    def _print(self, request: httpx.Request) -> bytes:
+    def format_datetime(self, request: httpx.Request) -> bytes:
         """Give the bytes of a request, all of them, so that it takes one write."""
         try:
             head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
@@ -228,8 +228,8 @@ def _is_httpx_replaced() -> bool:
 class _Answer(httpx.AsyncByteStream):
     """The body of an answer, as it comes in. No generator: trio warns of those that are dropped half-way."""
 
-    def __init__(self, line: Direct, stream: httpcore.AsyncNetworkStream, seconds: float | None) -> None:
-        self._line = line
+    def __init__(self, connection: Direct, stream: httpcore.AsyncNetworkStream, seconds: float | None) -> None:
+        self._line = connection
         self._stream = stream
         self._seconds = seconds
 

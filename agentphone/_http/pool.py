@@ -79,12 +79,14 @@ class Connections:
     async def _make_pool(self) -> _Pool:
         limiter = anyio.Semaphore(self._config.max_connections, fast_acquire=True)
         if self._http_client is not None:
-            return _Pool(limiter, shared=_ThroughClient(self._http_client))
+            return _Pool(limiter, shared=ClientTransport(self._http_client))
         if self._transport is not None:
             return _Pool(limiter, shared=self._transport)
-        lines: set[httpx.AsyncBaseTransport] = set()
-        guard = cast("AsyncGeneratorType[None, None]", _close_with_loop(lines))
-        pool = _Pool(limiter, open_line=_opener(self._config), lines=lines, guard=guard)
+        connections: set[httpx.AsyncBaseTransport] = set()
+        guard = cast("AsyncGeneratorType[None, None]", _close_with_loop(connections))
+        pool = _Pool(
+            limiter, connection_factory=_connection_factory(self._config), connections=connections, guard=guard
+        )
         await guard.asend(None)
         return pool
 
@@ -119,15 +121,15 @@ class _Pool:
         limiter: anyio.Semaphore,
         *,
         shared: httpx.AsyncBaseTransport | None = None,
-        open_line: Callable[[], httpx.AsyncBaseTransport] | None = None,
-        lines: set[httpx.AsyncBaseTransport] | None = None,
+        connection_factory: Callable[[], httpx.AsyncBaseTransport] | None = None,
+        connections: set[httpx.AsyncBaseTransport] | None = None,
         guard: AsyncGeneratorType[None, None] | None = None,
     ) -> None:
         self.limiter = limiter
         """As many as there are connections: calls wait here and nowhere else."""
         self._shared = shared
-        self._open_line = open_line
-        self._lines = set() if lines is None else lines
+        self._open_line = connection_factory
+        self._connections = set() if connections is None else connections
         self._guard = guard
         self._idle: list[tuple[float, httpx.AsyncBaseTransport]] = []
         self._calls: set[anyio.CancelScope] = set()
@@ -137,7 +139,7 @@ class _Pool:
         return self._guard is not None and self._guard.ag_frame is None
 
     @contextmanager
-    def under_way(self, scope: anyio.CancelScope) -> Iterator[None]:
+    def track_call(self, scope: anyio.CancelScope) -> Iterator[None]:
         """Note a call for as long as it takes, to be cancelled when the client is closed."""
         self._calls.add(scope)
         try:
@@ -145,33 +147,33 @@ class _Pool:
         finally:
             self._calls.discard(scope)
 
-    async def take(self) -> httpx.AsyncBaseTransport:
+    async def acquire(self) -> httpx.AsyncBaseTransport:
         """Give a connection: the one that was used last, or a new one."""
         if self._shared is not None:
             return self._shared
         now = anyio.current_time()
         while self._idle and self._idle[0][0] < now - KEEPALIVE_SECONDS:
-            await self.throw_away(self._idle.pop(0)[1])
+            await self.discard(self._idle.pop(0)[1])
         if self._idle:
             return self._idle.pop()[1]
         assert self._open_line is not None  # noqa: S101  # for mypy: there is always one of the two
-        line = self._open_line()
-        self._lines.add(line)
-        return line
+        connection = self._open_line()
+        self._connections.add(connection)
+        return connection
 
-    def give_back(self, line: httpx.AsyncBaseTransport) -> None:
+    def release(self, connection: httpx.AsyncBaseTransport) -> None:
         """Take back a connection on which all went well."""
-        if line is not self._shared:
-            self._idle.append((anyio.current_time(), line))
+        if connection is not self._shared:
+            self._idle.append((anyio.current_time(), connection))
 
-    async def throw_away(self, line: httpx.AsyncBaseTransport) -> None:
+    async def discard(self, connection: httpx.AsyncBaseTransport) -> None:
         """Close a connection, in whatever state it is."""
-        if line is not self._shared:
+        if connection is not self._shared:
             try:
                 with anyio.CancelScope(shield=True):
-                    await line.aclose()
+                    await connection.aclose()
             finally:  # asyncio's own cancellation knows no shield; the socket is closed all the same
-                self._lines.discard(line)
+                self._connections.discard(connection)
 
     async def aclose(self) -> None:
         for scope in tuple(self._calls):
@@ -180,7 +182,7 @@ class _Pool:
             await self._guard.aclose()
 
 
-class _ThroughClient(httpx.AsyncBaseTransport):
+class ClientTransport(httpx.AsyncBaseTransport):
     """Sends through an `httpx.AsyncClient` of the user's, whose redirects and credentials have no say here."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
@@ -190,7 +192,7 @@ class _ThroughClient(httpx.AsyncBaseTransport):
         return await self._client.send(request, auth=None, follow_redirects=False, stream=True)
 
 
-async def _close_with_loop(lines: set[httpx.AsyncBaseTransport]) -> AsyncGenerator[None, None]:
+async def _close_with_loop(connections: set[httpx.AsyncBaseTransport]) -> AsyncGenerator[None, None]:
     """Close the connections when this generator ends.
 
     An event loop ends the generators that were begun on it: each when it is dropped, all when the loop itself ends.
@@ -204,8 +206,8 @@ async def _close_with_loop(lines: set[httpx.AsyncBaseTransport]) -> AsyncGenerat
         # knows no shield, ends the closing of one.
         with anyio.CancelScope(shield=True):
             async with AsyncExitStack() as stack:
-                while lines:
-                    stack.push_async_callback(lines.pop().aclose)
+                while connections:
+                    stack.push_async_callback(connections.pop().aclose)
 
 
 @lru_cache(maxsize=4)
@@ -216,7 +218,7 @@ def _default_ssl_context(*_environment: str | None) -> ssl.SSLContext:
     return context
 
 
-def _opener(config: Config) -> Callable[[], httpx.AsyncBaseTransport]:
+def _connection_factory(config: Config) -> Callable[[], httpx.AsyncBaseTransport]:
     """Prepare to open connections, without httpx's client layer on top: there is one host, no cookies, no redirects."""
     url = httpx.URL(config.base_url)
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_SECONDS)

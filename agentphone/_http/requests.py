@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from attrs import frozen
 
-from agentphone._json import encode
+from agentphone._json import encode_json
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 T = TypeVar("T")
@@ -18,18 +18,18 @@ T = TypeVar("T")
 LIST_PATH = "/v1/conversations"
 
 
-LONGEST_ID = 4096
+MAX_ID_LENGTH = 4096
 """Far beyond any id of the API, and short enough for its URL: httpx refuses one of 64 KiB with an error of its own."""
 
 
 @frozen
-class Call(Generic[T]):
+class RequestSpec(Generic[T]):
     """One request to the API, and the shape of a good answer to it."""
 
     method: str
     target: str
     """Path and query, percent-encoded, beginning with `/v1/`."""
-    shape: type[T]
+    response_type: type[T]
     body: bytes | None = None
 
     @property
@@ -41,28 +41,30 @@ class Call(Generic[T]):
         return f"{self.method} {self.target}"
 
 
-def list_conversations(*, limit: int, offset: int) -> Call[Page[Conversation]]:
+def list_conversations(*, limit: int, offset: int) -> RequestSpec[Page[Conversation]]:
     """`GET /v1/conversations`."""
-    return Call("GET", _target(LIST_PATH, limit=limit, offset=offset), Page[Conversation])
+    return RequestSpec("GET", _target(LIST_PATH, limit=limit, offset=offset), Page[Conversation])
 
 
-def get_conversation(conversation_id: str, *, message_limit: int | None) -> Call[ConversationDetail]:
+def get_conversation(conversation_id: str, *, message_limit: int | None) -> RequestSpec[ConversationDetail]:
     """`GET /v1/conversations/{id}`."""
-    return Call("GET", _target(_path(conversation_id), message_limit=message_limit), ConversationDetail)
+    return RequestSpec("GET", _target(_path(conversation_id), message_limit=message_limit), ConversationDetail)
 
 
-def update_conversation(conversation_id: str, *, metadata: Mapping[str, Any] | None) -> Call[ConversationDetail]:
+def update_conversation(conversation_id: str, *, metadata: Mapping[str, Any] | None) -> RequestSpec[ConversationDetail]:
     """`PATCH /v1/conversations/{id}`: the metadata is replaced whole; None clears it."""
-    body = b'{"metadata":' + encode(metadata, "metadata") + b"}"
-    return Call("PATCH", _path(conversation_id), ConversationDetail, body)
+    body = b'{"metadata":' + encode_json(metadata, "metadata") + b"}"
+    return RequestSpec("PATCH", _path(conversation_id), ConversationDetail, body)
 
 
 def list_messages(
     conversation_id: str, *, limit: int, before: datetime | None, after: datetime | None
-) -> Call[Page[Message]]:
+) -> RequestSpec[Page[Message]]:
     """`GET /v1/conversations/{id}/messages`."""
     path = _path(conversation_id) + "/messages"
-    return Call("GET", _target(path, limit=limit, before=_print(before), after=_print(after)), Page[Message])
+    return RequestSpec(
+        "GET", _target(path, limit=limit, before=format_datetime(before), after=format_datetime(after)), Page[Message]
+    )
 
 
 def _path(conversation_id: str) -> str:
@@ -71,8 +73,8 @@ def _path(conversation_id: str) -> str:
         raise TypeError(f"conversation_id is a string, not {type(conversation_id).__name__}")
     if not conversation_id:
         raise ValueError("conversation_id is empty")
-    if len(conversation_id) > LONGEST_ID:
-        raise ValueError(f"conversation_id is longer than {LONGEST_ID} characters")
+    if len(conversation_id) > MAX_ID_LENGTH:
+        raise ValueError(f"conversation_id is longer than {MAX_ID_LENGTH} characters")
     try:
         segment = quote(conversation_id, safe="")
     except UnicodeEncodeError:
@@ -87,7 +89,7 @@ def _target(path: str, **query: int | str | None) -> str:
     return f"{path}?{given}" if given else path
 
 
-def _print(instant: datetime | None) -> str | None:
+def format_datetime(instant: datetime | None) -> str | None:
     if instant is None:
         return None
     return instant.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"

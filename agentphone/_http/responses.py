@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from attrs import frozen
 
 from agentphone._decoding import decode
-from agentphone._http.requests import LIST_PATH, Call
+from agentphone._http.requests import LIST_PATH, RequestSpec
 from agentphone._http.retry import parse_retry_after
 from agentphone._json import DecodeError, parse_json
 from agentphone._secret import Secret
@@ -31,7 +31,7 @@ from agentphone.errors import (
 T = TypeVar("T")
 
 
-class Body:
+class BodyReader:
     """The body of an answer as it comes in, decompressed, up to a size.
 
     httpx can decompress too, but whole chunks: a few kilobytes of zeros in gzip become gigabytes before anybody looks.
@@ -44,24 +44,24 @@ class Body:
         self._raw_beginning = b""
         self._raw_length = 0
         self._inflater = None if self._encoding == "identity" else zlib.decompressobj(_GZIP)
-        self._trouble: DecodeError | None = None
+        self._error: DecodeError | None = None
 
     @property
-    def beginning(self) -> bytes:
+    def preview(self) -> bytes:
         """Its first bytes, for an error; those that came over the wire where they could not be decompressed."""
-        return bytes(self._bytes[:SHOWN_BYTES]) or self._raw_beginning
+        return bytes(self._bytes[:MAX_ERROR_BODY]) or self._raw_beginning
 
     def feed(self, chunk: bytes) -> bool:
         """Take the next bytes as they came, and say whether more are wanted."""
-        if self._trouble is None:
+        if self._error is None:
             try:
                 self._feed(chunk)
             except DecodeError as error:
-                self._trouble = error
-        return self._trouble is None
+                self._error = error
+        return self._error is None
 
     def _feed(self, chunk: bytes) -> None:
-        self._raw_beginning += chunk[: SHOWN_BYTES - len(self._raw_beginning)]
+        self._raw_beginning += chunk[: MAX_ERROR_BODY - len(self._raw_beginning)]
         self._raw_length += len(chunk)
         if self._encoding not in ("identity", "gzip"):
             raise DecodeError(f"the body is compressed in {self._encoding!r}, which was not asked for")
@@ -79,14 +79,14 @@ class Body:
         if len(self._bytes) > self._max_bytes or self._raw_length > 2 * self._max_bytes + 1024:
             raise DecodeError(f"the body is larger than max_response_bytes={self._max_bytes}")
 
-    def whole(self) -> bytes:
+    def read(self) -> bytes:
         """Give the whole body.
 
         Raises:
             DecodeError: It is too large, not compressed as its header says, or ends in the middle of that.
         """
-        if self._trouble is not None:
-            raise self._trouble
+        if self._error is not None:
+            raise self._error
         if self._inflater is not None and not self._inflater.eof:
             raise self._wrong_encoding("it ends too early")
         return bytes(self._bytes)
@@ -101,7 +101,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 ACCEPTED_ENCODINGS = "gzip"
 
 
-SHOWN_BYTES = 500
+MAX_ERROR_BODY = 500
 
 
 @frozen(repr=False)
@@ -111,10 +111,10 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     """Looked up in lower case."""
-    body: Body
+    body: BodyReader
 
 
-def read(call: Call[T], answer: Answer, *, now: float, secret: Secret) -> T:
+def read(spec: RequestSpec[T], answer: Answer, *, now: float, secret: Secret) -> T:
     """Read an answer.
 
     Args:
@@ -131,19 +131,19 @@ def read(call: Call[T], answer: Answer, *, now: float, secret: Secret) -> T:
         ResponseDecodeError: The body is not JSON of the promised shape.
     """
     if not 200 <= answer.status < 300:
-        raise _status_error(call, answer, now, secret)
+        raise _status_error(spec, answer, now, secret)
     try:
-        return decode(answer.body.whole(), call.shape)
+        return decode(answer.body.read(), spec.response_type)
     except DecodeError as error:
-        what, path = secret.redact(error.what), secret.redact(error.path)
+        what, path = secret.redact(error.reason), secret.redact(error.path)
     # Not inside the `except`: what is chained there holds the body as it came, and hides what the caller is handling.
     raise ResponseDecodeError(
         what,
-        request=str(call),
+        request=str(spec),
         path=path,
         status_code=answer.status,
         request_id=_header(answer, "x-request-id", secret),
-        body=_redact(answer.body.beginning, secret, is_cut=True),
+        body=_redact(answer.body.preview, secret, is_cut=True),
     )
 
 
@@ -167,23 +167,23 @@ _STATUS_ERRORS = {
 }
 
 
-def _status_error(call: Call[Any], answer: Answer, now: float, secret: Secret) -> APIStatusError:
+def _status_error(spec: RequestSpec[Any], answer: Answer, now: float, secret: Secret) -> APIStatusError:
     status, headers = answer.status, answer.headers
     cls = _STATUS_ERRORS.get(status, ServerError if 500 <= status < 600 else APIStatusError)
     try:
-        text = _redact(answer.body.whole(), secret)
-        said = _read_error(text)
-        message = said.message or _phrase(status, text)
+        text = _redact(answer.body.read(), secret)
+        error_body = _read_error(text)
+        message = error_body.message or _reason_phrase(status, text)
     except DecodeError as error:
-        text, said = _redact(answer.body.beginning, secret, is_cut=True), _Said()
-        message = secret.redact(f"{_phrase(status, text.strip() or b'?')}; {error.what}")
+        text, error_body = _redact(answer.body.preview, secret, is_cut=True), ErrorBody()
+        message = secret.redact(f"{_reason_phrase(status, text.strip() or b'?')}; {error.reason}")
     refusal = cls(
         message,
-        request=str(call),
+        request=str(spec),
         status_code=status,
-        code=said.code,
-        type=said.type,
-        details=said.details,
+        code=error_body.code,
+        type=error_body.type,
+        details=error_body.details,
         retry_after=parse_retry_after(headers.get("retry-after"), now, headers.get("date")),
         request_id=_header(answer, "x-request-id", secret),
         location=_header(answer, "location", secret),
@@ -191,12 +191,12 @@ def _status_error(call: Call[Any], answer: Answer, now: float, secret: Secret) -
     )
     if status == 407:
         refusal.advice = APIConnectionError.advice_for_proxies
-    elif status == 404 and call.path == LIST_PATH:
+    elif status == 404 and spec.path == LIST_PATH:
         refusal.advice = NotFoundError.advice_for_lists
     return refusal
 
 
-def _phrase(status: int, body: bytes) -> str:
+def _reason_phrase(status: int, body: bytes) -> str:
     """Say what the status means, for an answer that says nothing that the SDK can read."""
     try:
         phrase = HTTPStatus(status).phrase
@@ -208,7 +208,7 @@ def _phrase(status: int, body: bytes) -> str:
 
 
 @frozen
-class _Said:
+class ErrorBody:
     """What an error's body says, from whichever of its four forms."""
 
     message: str | None = None
@@ -217,15 +217,15 @@ class _Said:
     details: list[dict[str, Any]] | None = None
 
 
-def _read_error(body: bytes) -> _Said:
+def _read_error(body: bytes) -> ErrorBody:
     """Read the envelope, FastAPI's two forms of `detail`, or a bare `message`; anything else says nothing."""
     try:
         raw = parse_json(body)
     except DecodeError:
-        return _Said()
+        return ErrorBody()
     match raw:
         case {"error": {**envelope}}:
-            return _Said(
+            return ErrorBody(
                 message=_text(envelope.get("message")),
                 code=_text(envelope.get("code")),
                 type=_text(envelope.get("type")),
@@ -233,10 +233,10 @@ def _read_error(body: bytes) -> _Said:
             )
         case {"detail": [*complaints]}:
             details = [_fastapi_detail(complaint) for complaint in _objects(complaints)]
-            return _Said(message="; ".join(filter(None, (_text(d["message"]) for d in details))), details=details)
+            return ErrorBody(message="; ".join(filter(None, (_text(d["message"]) for d in details))), details=details)
         case {"detail": str(message)} | {"message": str(message)} | {"error": str(message)}:
-            return _Said(message=message)
-    return _Said()
+            return ErrorBody(message=message)
+    return ErrorBody()
 
 
 def _text(value: Any) -> str | None:

@@ -16,8 +16,8 @@ from attrs import frozen
 from agentphone.errors import AgentPhoneError, APIConnectionError, APIStatusError, DeadlineExceededError
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 8.0
+INITIAL_BACKOFF = 0.5
+MAX_BACKOFF = 8.0
 
 
 @frozen
@@ -31,7 +31,7 @@ class RetryPolicy:
     rand: Callable[[], float] = random.random
     """Gives numbers from 0 to 1."""
 
-    def pause(self, error: AgentPhoneError, attempt: int) -> float | None:
+    def delay(self, error: AgentPhoneError, attempt: int) -> float | None:
         """Say how many seconds to wait before the next attempt.
 
         Args:
@@ -41,13 +41,13 @@ class RetryPolicy:
         Returns:
             Seconds, or None when the call ends with this error.
         """
-        if attempt > self.max_retries or not is_temporary(error):
+        if attempt > self.max_retries or not is_retryable(error):
             return None
         if isinstance(error, APIStatusError) and error.retry_after is not None:
             if error.retry_after > self.max_retry_after:
                 return None
-            return error.retry_after + self.rand() * FIRST_PAUSE  # later than asked, never earlier
-        return self.rand() * min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt - 1, 16))
+            return error.retry_after + self.rand() * INITIAL_BACKOFF  # later than asked, never earlier
+        return self.rand() * min(MAX_BACKOFF, INITIAL_BACKOFF * 2.0 ** min(attempt - 1, 16))
 
 
 class RetryBudget:
@@ -64,11 +64,11 @@ class RetryBudget:
         self._left = size
         self._filled_at = -math.inf
 
-    def succeed(self) -> None:
+    def record_success(self) -> None:
         """Note that a call succeeded."""
         self._left = min(self._size, self._left + self._share)
 
-    def take(self, now: float) -> bool:
+    def try_acquire(self, now: float) -> bool:
         """Take one retry, if there is one.
 
         Args:
@@ -84,7 +84,7 @@ class RetryBudget:
         return True
 
 
-def is_temporary(error: AgentPhoneError) -> bool:
+def is_retryable(error: AgentPhoneError) -> bool:
     """Whether the same call may succeed a little later."""
     if isinstance(error, APIStatusError):
         return error.status_code in RETRIED_STATUSES

@@ -19,8 +19,8 @@ import httpx
 
 from agentphone._config import USER_AGENT, Config
 from agentphone._http.pool import _CLOSED, Connections, _Pool
-from agentphone._http.requests import Call
-from agentphone._http.responses import ACCEPTED_ENCODINGS, Answer, Body, read
+from agentphone._http.requests import RequestSpec
+from agentphone._http.responses import ACCEPTED_ENCODINGS, Answer, BodyReader, read
 from agentphone._http.retry import RETRIED_STATUSES, RetryPolicy, parse_date
 from agentphone._secret import Secret
 from agentphone.errors import (
@@ -74,7 +74,7 @@ class Transport:
     def __reduce__(self) -> str:
         raise TypeError(NO_COPY)  # whatever is made from a client holds this
 
-    async def send(self, call: Call[T]) -> T:
+    async def send(self, spec: RequestSpec[T]) -> T:
         """Send a call, trying again where that makes sense, and give its answer.
 
         Raises:
@@ -84,46 +84,46 @@ class Transport:
             ResponseDecodeError: The answer is not what the API promises.
         """
         pool = await self._connections.pool()
-        began = anyio.current_time()
-        give_up_at = math.inf if self._config.deadline is None else began + self._config.deadline
+        started_at = anyio.current_time()
+        deadline_at = math.inf if self._config.deadline is None else started_at + self._config.deadline
         attempts: tuple[Attempt, ...] = ()
-        with anyio.CancelScope(deadline=give_up_at) as scope, pool.under_way(scope):
+        with anyio.CancelScope(deadline=deadline_at) as scope, pool.track_call(scope):
             while True:
                 try:
-                    answer = await self._attempt(call, pool, len(attempts) + 1)
+                    answer = await self._attempt(spec, pool, len(attempts) + 1)
                 except _HookError as raised:
                     raise raised.error from raised.error.__cause__
                 except (APIConnectionError, APIStatusError, ResponseDecodeError) as error:
                     if self._connections.is_closed:
                         break
-                    pause = self._policy.pause(error, len(attempts) + 1)
+                    delay = self._policy.delay(error, len(attempts) + 1)
                     now = anyio.current_time()
-                    if pause is not None and not (
-                        now + pause < give_up_at and self._connections.retry_budget.take(time.monotonic())
+                    if delay is not None and not (
+                        now + delay < deadline_at and self._connections.retry_budget.try_acquire(time.monotonic())
                     ):
-                        pause = None
-                    attempts += (Attempt(_outcome(error), now - began, pause or 0.0),)
+                        delay = None
+                    attempts += (Attempt(_outcome(error), now - started_at, delay or 0.0),)
                     error.attempts = attempts
-                    if pause is None:
+                    if delay is None:
                         raise
-                    self.report(error, pause)
+                    self.notify_retry(error, delay)
                 else:
-                    self._connections.retry_budget.succeed()
+                    self._connections.retry_budget.record_success()
                     return answer
-                began = anyio.current_time() + pause
-                await anyio.sleep(pause)
+                started_at = anyio.current_time() + delay
+                await anyio.sleep(delay)
         if self._connections.is_closed:
-            raise ClientClosedError(f"{call}: the client was closed before the answer came; it may have been sent.")
-        late = DeadlineExceededError(f"no whole answer within {self._config.deadline:g} s", request=str(call))
-        late.attempts = (*attempts, Attempt(_outcome(late), max(0.0, anyio.current_time() - began), 0.0))
+            raise ClientClosedError(f"{spec}: the client was closed before the answer came; it may have been sent.")
+        late = DeadlineExceededError(f"no whole answer within {self._config.deadline:g} s", request=str(spec))
+        late.attempts = (*attempts, Attempt(_outcome(late), max(0.0, anyio.current_time() - started_at), 0.0))
         raise late
 
-    def report(self, error: APIConnectionError | APIStatusError | ResponseDecodeError, pause: float) -> None:
+    def notify_retry(self, error: APIConnectionError | APIStatusError | ResponseDecodeError, delay: float) -> None:
         """Tell the log and the hook that a call failed and is tried again after `pause` seconds."""
         path = error.request.partition("?")[0]
-        logger.warning("%s: %s; trying again in %.2f s", path, _outcome(error), pause)
+        logger.warning("%s: %s; trying again in %.2f s", path, _outcome(error), delay)
         if self._config.on_retry is not None:
-            self._config.on_retry(error, pause)
+            self._config.on_retry(error, delay)
 
     def clock(self) -> float:
         """Give the time in seconds, of one clock for all event loops: trio begins each of its own anywhere."""
@@ -144,13 +144,17 @@ class Transport:
             ClientClosedError: The connections were closed, before or meanwhile.
         """
         pool = await self._connections.pool()
-        with anyio.CancelScope() as scope, pool.under_way(scope):
+        with anyio.CancelScope() as scope, pool.track_call(scope):
             await anyio.sleep_until(when - _clock_offset())
         if self._connections.is_closed:
             raise ClientClosedError(_CLOSED)
 
     async def send_all(
-        self, calls: Sequence[Call[T]], *, at_once: int | None = None, missing: T | None = None
+        self,
+        specs: Sequence[RequestSpec[T]],
+        *,
+        max_concurrency: int | None = None,
+        default_on_not_found: T | None = None,
     ) -> Sequence[T]:
         """Send calls at once and give their answers in order; the first that fails cancels the others.
 
@@ -162,79 +166,81 @@ class Transport:
         Raises:
             AgentPhoneError: As `send` does, for the first call that failed.
         """
-        if len(calls) == 1:
-            return [await self._send_or(calls[0], missing)]
+        if len(specs) == 1:
+            return [await self._send_or(specs[0], default_on_not_found)]
         answers: dict[int, T] = {}
         failures: list[Exception] = []
-        turns = anyio.Semaphore(at_once or len(calls), fast_acquire=True)
+        turns = anyio.Semaphore(max_concurrency or len(specs), fast_acquire=True)
 
-        async def send(index: int, call: Call[T]) -> None:
+        async def send(index: int, spec: RequestSpec[T]) -> None:
             try:
                 async with turns:
-                    answers[index] = await self._send_or(call, missing)
+                    answers[index] = await self._send_or(spec, default_on_not_found)
             except Exception as error:  # noqa: BLE001  # raised below, alone: a task group would wrap it in a group
                 failures.append(error)
                 group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
-            for index, call in enumerate(calls):
-                group.start_soon(send, index, call)
+            for index, spec in enumerate(specs):
+                group.start_soon(send, index, spec)
         if failures:
             raise failures[0]
-        return [answers[index] for index in range(len(calls))]
+        return [answers[index] for index in range(len(specs))]
 
-    async def _send_or(self, call: Call[T], missing: T | None) -> T:
+    async def _send_or(self, spec: RequestSpec[T], default_on_not_found: T | None) -> T:
         try:
-            return await self.send(call)
+            return await self.send(spec)
         except NotFoundError:
-            if missing is None:
+            if default_on_not_found is None:
                 raise
-            return missing
+            return default_on_not_found
 
-    async def _attempt(self, call: Call[T], pool: _Pool, number: int) -> T:
+    async def _attempt(self, spec: RequestSpec[T], pool: _Pool, number: int) -> T:
         """Send a call once, on a connection of its own, within the time of one attempt."""
         async with pool.limiter:
             if self._connections.is_closed:  # while the call waited for its turn
                 raise ClientClosedError(_CLOSED)
-            began = anyio.current_time()
-            line = await pool.take()
+            started_at = anyio.current_time()
+            connection = await pool.acquire()
             try:
-                with anyio.CancelScope(deadline=began + self._timeout):
-                    answer = await self._exchange(call, line)
+                with anyio.CancelScope(deadline=started_at + self._timeout):
+                    answer = await self._send_once(spec, connection)
                     self._date = answer.headers.get("date")
-                    _log(call, str(answer.status), number, began)
-                    model = read(call, answer, now=time.time(), secret=self._secret)
-                    pool.give_back(line)
+                    _log(spec, str(answer.status), number, started_at)
+                    model = read(spec, answer, now=time.time(), secret=self._secret)
+                    pool.release(connection)
                     return model
-                raise APITimeoutError(f"no whole answer within {self._timeout:g} s", request=str(call))  # noqa: TRY301
+                raise APITimeoutError(f"no whole answer within {self._timeout:g} s", request=str(spec))  # noqa: TRY301
             except APIStatusError:
-                pool.give_back(line)
+                pool.release(connection)
                 raise
             except BaseException as error:
                 if isinstance(error, APIConnectionError):
-                    _log(call, _outcome(error), number, began)
-                await pool.throw_away(line)  # also after an answer that cannot be read: its rest may be still to come
+                    _log(spec, _outcome(error), number, started_at)
+                await pool.discard(
+                    connection
+                )  # also after an answer that cannot be read: its rest may be still to come
                 raise
 
-    async def _exchange(self, call: Call[Any], line: httpx.AsyncBaseTransport) -> Answer:
+    async def _send_once(self, spec: RequestSpec[Any], connection: httpx.AsyncBaseTransport) -> Answer:
         """Send one request and read its answer; whatever fails on the way becomes one of our errors."""
         config = self._config
         request = httpx.Request(
-            call.method,
-            config.base_url + call.target,
+            spec.method,
+            config.base_url + spec.target,
             headers=self._headers,
-            content=call.body,
+            content=spec.body,
             extensions=self._extensions,
         )
-        if call.body is not None:
+        if spec.body is not None:
             request.headers["Content-Type"] = "application/json"
         _call_hook(config.on_request, request)
-        with _typed(call, self._secret):
-            response = await line.handle_async_request(request)
+        with _map_exceptions(spec, self._secret):
+            response = await connection.handle_async_request(request)
         response.request = request  # what httpx's client layer would do, and a hook relies on
         try:
             _call_hook(config.on_response, response)
-            with _typed(call, self._secret):
+            with _map_exceptions(spec, self._secret):
                 body = await self._read_body(response)
         finally:
             if not response.is_closed:
@@ -243,13 +249,13 @@ class Transport:
                     await response.aclose()
         return Answer(response.status_code, response.headers, body)
 
-    async def _read_body(self, response: httpx.Response) -> Body:
+    async def _read_body(self, response: httpx.Response) -> BodyReader:
         """Read and decompress the body, up to the size that the client allows."""
         if response.is_stream_consumed:  # a transport that does not stream has given it whole, and decompressed
-            body = Body(None, self._config.max_response_bytes)
+            body = BodyReader(None, self._config.max_response_bytes)
             chunks = _once(response.content)
         else:
-            body = Body(response.headers.get("content-encoding"), self._config.max_response_bytes)
+            body = BodyReader(response.headers.get("content-encoding"), self._config.max_response_bytes)
             chunks = response.aiter_raw()
         async for chunk in chunks:
             if not body.feed(chunk):
@@ -278,9 +284,9 @@ def _clock_offset() -> float:
         return _offset.get()
 
 
-def _log(call: Call[Any], outcome: str, number: int, began: float) -> None:
-    took = (anyio.current_time() - began) * 1000
-    logger.debug("%s %s: %s, attempt %d, %.1f ms", call.method, call.path, outcome, number, took)
+def _log(spec: RequestSpec[Any], outcome: str, number: int, started_at: float) -> None:
+    took = (anyio.current_time() - started_at) * 1000
+    logger.debug("%s %s: %s, attempt %d, %.1f ms", spec.method, spec.path, outcome, number, took)
 
 
 class _HookError(Exception):
@@ -300,7 +306,7 @@ def _call_hook(hook: Callable[[H], object] | None, argument: H) -> None:
 
 
 @contextmanager
-def _typed(call: Call[Any], secret: Secret) -> Iterator[None]:
+def _map_exceptions(spec: RequestSpec[Any], secret: Secret) -> Iterator[None]:
     """Make one of our errors of whatever fails between here and the API.
 
     Not all of it is httpx's: under asyncio a TLS record that is none comes through httpcore as a bare `SSLError`.
@@ -309,11 +315,11 @@ def _typed(call: Call[Any], secret: Secret) -> Iterator[None]:
     try:
         yield
     except (httpx.TimeoutException, TimeoutError) as error:
-        raise APITimeoutError(_describe(error, handled, secret), request=str(call)) from error
+        raise APITimeoutError(_describe(error, handled, secret), request=str(spec)) from error
     except (httpx.RequestError, OSError) as error:
         advice = _permanent_advice(error, handled)
         what = _describe(error, handled, secret)
-        raise APIConnectionError(what, request=str(call), permanent_advice=advice) from error
+        raise APIConnectionError(what, request=str(spec), permanent_advice=advice) from error
 
 
 def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:

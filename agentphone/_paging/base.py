@@ -15,21 +15,21 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-PATIENCE = 5
+MAX_EMPTY_PAGES = 5
 """How many times in a row pages may bring nothing, before the walk says that the API goes in circles."""
 
 
-class Walk(Generic[R, T]):
+class Paginator(Generic[R, T]):
     """One pass through a list."""
 
     def __init__(self) -> None:
         self._ready: list[T] = []
         self._failure: PaginationError | None = None
-        self._steps = self._walk()
+        self._steps = self._run()
         self._requests: Sequence[R] = next(self._steps)
 
     @abstractmethod
-    def _walk(self) -> Generator[Sequence[R], Sequence[Page[T]], None]:
+    def _run(self) -> Generator[Sequence[R], Sequence[Page[T]], None]:
         """Yield requests, be sent their pages, put what may go out into `_ready`."""
 
     @property

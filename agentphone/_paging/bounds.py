@@ -15,7 +15,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-TICK = timedelta(microseconds=1)
+MICROSECOND = timedelta(microseconds=1)
 
 
 SECOND = timedelta(seconds=1)
@@ -28,14 +28,14 @@ BEFORE_ALL_MESSAGES = datetime(1900, 1, 1, tzinfo=UTC)
 
 
 @frozen
-class Bound:
+class TimeBound:
     """Where a walk of messages begins or ends: an instant, or exactly behind one message."""
 
     instant: datetime
     message_id: str | None = None
 
 
-def read_bound(value: datetime | str | Message | None, name: str) -> Bound | None:
+def parse_bound(value: datetime | str | Message | None, name: str) -> TimeBound | None:
     """Read what a caller gives as `before` or `after`.
 
     Raises:
@@ -45,7 +45,7 @@ def read_bound(value: datetime | str | Message | None, name: str) -> Bound | Non
     if value is None:
         return None
     if isinstance(value, Message):
-        return Bound(value.received_at, value.id)
+        return TimeBound(value.received_at, value.id)
     if not isinstance(value, str | datetime):
         raise TypeError(f"{name} is an aware datetime, an ISO 8601 string or a Message, not {type(value).__name__}")
     try:
@@ -55,12 +55,12 @@ def read_bound(value: datetime | str | Message | None, name: str) -> Bound | Non
     if instant.tzinfo is None or instant.utcoffset() is None:
         raise ValueError(f"{name} needs a time and an offset from UTC, so that it means one instant: {value!r}")
     try:
-        return Bound(instant.astimezone(UTC))
+        return TimeBound(instant.astimezone(UTC))
     except OverflowError:
         raise ValueError(f"{name} lies outside the years 1 to 9999 in UTC: {value!r}") from None
 
 
-def shift(instant: datetime, by: timedelta) -> datetime:
+def clamped_add(instant: datetime, by: timedelta) -> datetime:
     """Add to an instant, as far as the calendar goes: the years 1 and 9999 stand for nothing and for ever."""
     try:
         return instant + by

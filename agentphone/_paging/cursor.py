@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from attrs import define, field, frozen
 
-from agentphone._paging.base import PATIENCE, Walk
-from agentphone._paging.bounds import BEFORE_ALL_MESSAGES, MILLISECOND, SECOND, TICK, Bound, key, shift
+from agentphone._paging.base import MAX_EMPTY_PAGES, Paginator
+from agentphone._paging.bounds import BEFORE_ALL_MESSAGES, MICROSECOND, MILLISECOND, SECOND, TimeBound, clamped_add, key
 from agentphone.errors import PaginationError
 from agentphone.models import Message, Page
 
@@ -42,7 +42,7 @@ CursorSteps = Generator[Sequence[CursorRequest], Sequence[Page[Message]], T]
 
 
 @frozen
-class _Slice:
+class MessagePage:
     """A page of messages, oldest first whatever the API's order."""
 
     items: list[Message]
@@ -77,11 +77,11 @@ class _Mark:
     """Before this instant: a whole second, which every API takes as it is sent."""
     held: list[Message] = field(factory=list)
     """Or with this group, all that is printed at one instant."""
-    page: _Slice | None = None
+    page: MessagePage | None = None
     """What it was like, if that is worth keeping."""
 
 
-class CursorWalk(Walk[CursorRequest, Message]):
+class CursorPaginator(Paginator[CursorRequest, Message]):
     """Walk messages in the order of `(received_at, id)`, whichever way the API reads what its page leaves open.
 
     The API may print instants cut to milliseconds or seconds and compare whole ones. So the messages printed as `t` are
@@ -99,7 +99,13 @@ class CursorWalk(Walk[CursorRequest, Message]):
     """
 
     def __init__(
-        self, *, limit: int | None, before: Bound | None, after: Bound | None, oldest_first: bool, page_size: int
+        self,
+        *,
+        limit: int | None,
+        before: TimeBound | None,
+        after: TimeBound | None,
+        oldest_first: bool,
+        page_size: int,
     ) -> None:
         self._left = limit
         self._before = before
@@ -113,21 +119,21 @@ class CursorWalk(Walk[CursorRequest, Message]):
         self._trouble: PaginationError | None = None
         for bound in (before, after):
             if bound is not None and bound.message_id is not None:
-                self._learn_unit(bound.instant)  # printed by the API
+                self._update_resolution(bound.instant)  # printed by the API
         super().__init__()
 
-    def _walk(self) -> CursorSteps[None]:
-        yield from (self._up() if self._oldest_first else self._down())
+    def _run(self) -> CursorSteps[None]:
+        yield from (self._ascending() if self._oldest_first else self._descending())
         if self._trouble is not None and self._left != 0:
             raise self._trouble
 
     # Newest first
 
-    def _down(self) -> CursorSteps[None]:
+    def _descending(self) -> CursorSteps[None]:
         """Read by `before`, from the newest to the oldest."""
         edge: datetime | None = None  # what is printed later has gone out; the group at `edge` has not
         held: list[Message] = []
-        size = self._want()
+        size = self._page_limit()
         page = yield from self._ask(size, before=self._top())
         while True:
             items = [item for item in page.items if edge is None or item.received_at <= edge]
@@ -139,50 +145,54 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 if self._emit(item for item in reversed(items) if item.received_at > edge):
                     return
                 held = page.at(edge)
-                size = self._want(held=len(held))
+                size = self._page_limit(held=len(held))
             elif size < MAX_MESSAGES:
                 size = min(MAX_MESSAGES, 2 * size)
             else:
-                group, page, failure = yield from self._group(held)
+                group, page, failure = yield from self._read_same_timestamp(held)
                 if failure is not None:
                     raise failure
                 if self._emit(reversed(group)):
                     return
-                page = _Slice([item for item in page.items if item.received_at < edge], page.has_more)
+                page = MessagePage([item for item in page.items if item.received_at < edge], page.has_more)
                 edge = None
                 continue
             page = yield from self._below(held, size)
 
     # Oldest first
 
-    def _up(self) -> CursorSteps[None]:
+    def _ascending(self) -> CursorSteps[None]:
         """Find out what `after` alone gives, then read by it, or climb by `before`."""
         after = BEFORE_ALL_MESSAGES
         if self._after is not None:
-            after = self._after.instant if self._after.message_id is None else shift(self._after.instant, -TICK)
+            after = (
+                self._after.instant
+                if self._after.message_id is None
+                else clamped_add(self._after.instant, -MICROSECOND)
+            )
         page = yield from self._open(after)
         if not page.has_more:
             self._emit(page.items)
         elif (yield from self._is_next(page, None)):
             yield from self._forward(page)
         else:
-            yield from self._climb(None, self._top())
+            yield from self._ascending_by_before(None, self._top())
 
-    def _open(self, after: datetime) -> CursorSteps[_Slice]:
+    def _open(self, after: datetime) -> CursorSteps[MessagePage]:
         """Read a page by `after` that shows more than one instant, if a page can."""
-        size = self._want()
+        size = self._page_limit()
         while True:
             page = yield from self._ask(size, after=after)
             if not page.has_more or page.low < page.high or size == MAX_MESSAGES:
                 return page
             size = min(MAX_MESSAGES, 2 * size)
 
-    def _is_next(self, page: _Slice, done: datetime | None) -> CursorSteps[bool]:
+    def _is_next(self, page: MessagePage, done: datetime | None) -> CursorSteps[bool]:
         """Look whether a page that `after` gave is the oldest: whether nothing lies between `done` and it."""
         if page.low == page.high:
             return False  # one instant, and perhaps not all of it
         ids, held = page.ids(), page.at(page.low)
-        size = self._want(held=len(held))
+        size = self._page_limit(held=len(held))
         while True:
             probe = yield from self._below(held, size)
             if any(item.id not in ids and self._is_between(done, item, page.low) for item in probe.items):
@@ -197,7 +207,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         is_done = (done is not None and item.received_at <= done) or self._is_past_lower(item)
         return item.received_at <= end and not is_done
 
-    def _forward(self, page: _Slice) -> CursorSteps[None]:
+    def _forward(self, page: MessagePage) -> CursorSteps[None]:
         """Read by `after`, given the oldest page, where `after` gives the oldest ones."""
         size = 0
         while True:
@@ -208,39 +218,39 @@ class CursorWalk(Walk[CursorRequest, Message]):
             if self._emit(item for item in page.items if item.received_at < edge):
                 return
             held = page.at(edge)
-            size = max(size, self._want(held=len(held)))
-            following = yield from self._ask(size, after=shift(edge, -TICK))
+            size = max(size, self._page_limit(held=len(held)))
+            following = yield from self._ask(size, after=clamped_add(edge, -MICROSECOND))
             if {item.id for item in held} <= following.ids():
-                page = _Slice([item for item in following.items if item.received_at >= edge], following.has_more)
+                page = MessagePage([item for item in following.items if item.received_at >= edge], following.has_more)
                 if page.high > edge or not page.has_more:
                     size = 0
                     continue
             elif size == MAX_MESSAGES:
                 # Not what follows: messages came so fast that this is the newest page after all. Or the API includes
                 # the instant before, or cuts the cursor, and a page is full of what has gone out.
-                yield from self._climb(shift(edge, -TICK), self._top())
+                yield from self._ascending_by_before(clamped_add(edge, -MICROSECOND), self._top())
                 return
             else:
-                page = _Slice(held, has_more=True)
+                page = MessagePage(held, has_more=True)
             if size < MAX_MESSAGES:
                 size = min(MAX_MESSAGES, 2 * size)
                 continue
             # More than a page can hold: read to the end of that second by `before`.
             end = whole_second(self._end_of(edge))
-            edge = (yield from self._climb(shift(edge, -TICK), end)) or edge
+            edge = (yield from self._ascending_by_before(clamped_add(edge, -MICROSECOND), end)) or edge
             if self._left == 0:
                 return
             page = yield from self._open(edge)
-            page = _Slice([item for item in page.items if item.received_at > edge], page.has_more)
+            page = MessagePage([item for item in page.items if item.received_at > edge], page.has_more)
             if not page.items and not page.has_more:
                 return
             # An empty one is full of the instant at its boundary, which the API includes.
             if page.has_more and not (page.items and (yield from self._is_next(page, edge))):
-                yield from self._climb(edge, self._top())
+                yield from self._ascending_by_before(edge, self._top())
                 return
             size = 0
 
-    def _climb(self, done: datetime | None, end: datetime | None) -> CursorSteps[datetime | None]:
+    def _ascending_by_before(self, done: datetime | None, end: datetime | None) -> CursorSteps[datetime | None]:
         """Read by `before`, oldest first: down to what has gone out, noting where each page began, then up to `end`.
 
         Each page is read twice, and one is held at a time. With a limit, it goes down by halving the time instead.
@@ -251,7 +261,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         while stack:
             mark = stack[-1]
             edge = mark.held[0].received_at if mark.held else None
-            last = edge if mark.end is None else shift(mark.end, -TICK)
+            last = edge if mark.end is None else clamped_add(mark.end, -MICROSECOND)
             if mark.page is not None and (done is None or done < mark.page.low):
                 page = mark.page  # it still does not reach down
             elif mark.held:
@@ -283,8 +293,8 @@ class CursorWalk(Walk[CursorRequest, Message]):
             elif mark.size < MAX_MESSAGES:
                 mark.size = min(MAX_MESSAGES, 2 * mark.size)
             else:
-                group, page, failure = yield from self._group(mark.held)
-                below = [item for item in page.items if self._is_between(done, item, shift(edge, -TICK))]
+                group, page, failure = yield from self._read_same_timestamp(mark.held)
+                below = [item for item in page.items if self._is_between(done, item, clamped_add(edge, -MICROSECOND))]
                 if below:
                     stack.append(self._mark(page.at(below[-1].received_at)))
                 elif failure is not None:
@@ -299,7 +309,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
     def _mark(self, held: list[Message]) -> _Mark:
         return _Mark(min(MAX_MESSAGES, self._page_size + len(held)), held=held)
 
-    def _middle(self, done: datetime | None, page: _Slice, newest: datetime) -> datetime | None:
+    def _middle(self, done: datetime | None, page: MessagePage, newest: datetime) -> datetime | None:
         """Say where to look for the beginning next: half way to what has gone out, as a whole second.
 
         Half way in the logarithm of the age, since most histories are short. None if a page may reach it anyway.
@@ -309,12 +319,14 @@ class CursorWalk(Walk[CursorRequest, Message]):
         if self._left is None or page.low - start <= page.high - page.low:
             return None
         age = math.sqrt((newest - page.low + SECOND) / SECOND * ((newest - start) / SECOND))
-        middle = shift(newest, -timedelta(seconds=age)).replace(microsecond=0)
-        return middle if start + TICK < middle < page.low else None
+        middle = clamped_add(newest, -timedelta(seconds=age)).replace(microsecond=0)
+        return middle if start + MICROSECOND < middle < page.low else None
 
     # One instant
 
-    def _group(self, held: list[Message]) -> CursorSteps[tuple[list[Message], _Slice, PaginationError | None]]:
+    def _read_same_timestamp(
+        self, held: list[Message]
+    ) -> CursorSteps[tuple[list[Message], MessagePage, PaginationError | None]]:
         """Read every message printed at the instant of those held, when they fill more than the largest page.
 
         It reads pages that end at ever earlier instants inside the printed unit. Each must share a message with the one
@@ -333,7 +345,9 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 # At the start, and where finer digits have shown: then the group is narrower than it seemed.
                 page = yield from self._below(held, MAX_MESSAGES)
                 before = page.before or instant
-            bottom = shift(instant, -TICK) if self._includes_before else instant  # has none of the group before it
+            bottom = (
+                clamped_add(instant, -MICROSECOND) if self._includes_before else instant
+            )  # has none of the group before it
             found.update((item.id, item) for item in page.at(instant))
             if not page.has_more or page.low < instant or before <= bottom:
                 if page.has_more and page.low >= instant:
@@ -344,7 +358,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
                 idle = 0
             known |= above.ids()
             lower, guess = bottom, before - step
-            while before - lower > TICK and idle < IN_VAIN:
+            while before - lower > MICROSECOND and idle < IN_VAIN:
                 if not lower < guess < before:
                     guess = lower + (before - lower) // 2
                 page = yield from self._ask(MAX_MESSAGES, before=guess)
@@ -376,42 +390,42 @@ class CursorWalk(Walk[CursorRequest, Message]):
                     before = bottom
                     page = yield from self._ask(MAX_MESSAGES, before=before)
 
-    def _is_all(self, above: _Slice, before: datetime, *, is_out: bool) -> CursorSteps[bool]:
+    def _is_all(self, above: MessagePage, before: datetime, *, is_out: bool) -> CursorSteps[bool]:
         """Look whether the messages before a cursor, but not before the one a tick earlier, are but a page's.
 
         Where cursors are cut, a stretch that begins a tick earlier may leave some of them out, so find the exact one.
         `is_out`: they are not wanted, so it does not matter how many they are, if all are printed as one instant.
         """
-        finest = TICK if before.microsecond % 1000 else MILLISECOND if before.microsecond else SECOND
+        finest = MICROSECOND if before.microsecond % 1000 else MILLISECOND if before.microsecond else SECOND
         if is_out and not self._includes_before and self._unit >= finest:
             return True
 
         is_clear = True
 
-        def look(back: timedelta) -> CursorSteps[_Slice | None]:
+        def look(back: timedelta) -> CursorSteps[MessagePage | None]:
             nonlocal is_clear
             page = yield from self._ask(MAX_MESSAGES, before=before, after=before - back)
             shown = len(above.ids() & page.ids())
             is_clear = is_clear and shown in (0, len(above.items))
             return page if shown == len(above.items) else None
 
-        page = yield from look(TICK)
+        page = yield from look(MICROSECOND)
         if page is None:
             # The API includes neither end of a stretch.
-            for back in (2 * TICK, MILLISECOND + TICK, SECOND + TICK):
+            for back in (2 * MICROSECOND, MILLISECOND + MICROSECOND, SECOND + MICROSECOND):
                 page = yield from look(back)
                 if page is not None:
                     break
         elif (alone := (yield from look(timedelta(0)))) is not None:
             # It includes both. If it cuts cursors too, the first look began early enough.
-            page = page if (yield from look(-TICK)) is not None else alone
+            page = page if (yield from look(-MICROSECOND)) is not None else alone
         elif before.microsecond % 1000 == 0:
             return False  # It includes one, or cuts cursors.
         return page is not None and is_clear and (is_out or not page.has_more)
 
     # What all of them use
 
-    def _below(self, held: list[Message], size: int) -> CursorSteps[_Slice]:
+    def _below(self, held: list[Message], size: int) -> CursorSteps[MessagePage]:
         """Ask for a page that begins with the group held, the last one of a page, and goes on below it.
 
         If it shows neither the group nor anything later, the API has cut the cursor: ask later.
@@ -432,46 +446,48 @@ class CursorWalk(Walk[CursorRequest, Message]):
             return page
         if page.items:
             self._contradict(edge)
-        return _Slice(held, has_more=False)  # if there is none at all, the conversation has gone
+        return MessagePage(held, has_more=False)  # if there is none at all, the conversation has gone
 
     def _cursor(self, edge: datetime, slack: timedelta) -> datetime:
         """Give the `before` that has a group, and what is below it, before it."""
-        return shift(self._end_of(edge), slack - TICK if self._includes_before else slack)
+        return clamped_add(self._end_of(edge), slack - MICROSECOND if self._includes_before else slack)
 
-    def _ask(self, limit: int, *, before: datetime | None = None, after: datetime | None = None) -> CursorSteps[_Slice]:
+    def _ask(
+        self, limit: int, *, before: datetime | None = None, after: datetime | None = None
+    ) -> CursorSteps[MessagePage]:
         """Ask for a page, and learn from what it shows of the API."""
         request = CursorRequest(limit=limit, before=before, after=after)
-        for _ in range(PATIENCE if self._trouble is None else 1):
+        for _ in range(MAX_EMPTY_PAGES if self._trouble is None else 1):
             (page,) = yield (request,)
             items = sorted({item.id: item for item in page.data}.values(), key=key)
             for item in items:
-                self._learn_unit(item.received_at)
+                self._update_resolution(item.received_at)
                 self._includes_before |= before is not None and item.received_at >= before
-            if before is not None and items and items[-1].received_at > shift(before, SECOND):
+            if before is not None and items and items[-1].received_at > clamped_add(before, SECOND):
                 break  # it takes no heed of the cursor
             if items or not page.has_more:
-                return _Slice(items, page.has_more, before)
+                return MessagePage(items, page.has_more, before)
         return self._contradict(before or after)
 
-    def _contradict(self, cursor: datetime | None) -> _Slice:
+    def _contradict(self, cursor: datetime | None) -> MessagePage:
         """Note that the pages contradict each other. The walk goes on as if this was the last, and then says so."""
         where = "" if cursor is None else f" at {cursor.isoformat()}"
         self._trouble = self._trouble or PaginationError(
             f"The messages{where} go in circles: the page holds nothing that was not read before, and still says"
             " hasMore, or does not hold what it must. The API or a proxy is at fault."
         )
-        return _Slice([], has_more=False, is_broken=True)
+        return MessagePage([], has_more=False, is_broken=True)
 
-    def _learn_unit(self, printed: datetime) -> None:
+    def _update_resolution(self, printed: datetime) -> None:
         """Notice the finest digits that the API prints."""
         if printed.microsecond % 1000:
-            self._unit = TICK
+            self._unit = MICROSECOND
         elif printed.microsecond:
             self._unit = min(self._unit, MILLISECOND)
 
     def _end_of(self, instant: datetime) -> datetime:
         """Give the end of the group that is printed as `instant`."""
-        return shift(instant, self._unit)
+        return clamped_add(instant, self._unit)
 
     def _top(self) -> datetime | None:
         """Give the end of what is wanted, rounded up to a second, so that it is the same cut or not; None for now."""
@@ -480,7 +496,7 @@ class CursorWalk(Walk[CursorRequest, Message]):
         bound = self._before.instant if self._before.message_id is None else self._end_of(self._before.instant)
         return whole_second(bound)
 
-    def _want(self, held: int = 0) -> int:
+    def _page_limit(self, held: int = 0) -> int:
         """Say how many to ask for: what is wanted, and what is `held` back and will be read again."""
         wanted = self._page_size if self._left is None else min(self._page_size, self._left)
         return min(MAX_MESSAGES, wanted + held)
@@ -522,4 +538,4 @@ class CursorWalk(Walk[CursorRequest, Message]):
 
 def whole_second(instant: datetime) -> datetime:
     """Round an instant up."""
-    return instant if instant.microsecond == 0 else shift(instant.replace(microsecond=0), SECOND)
+    return instant if instant.microsecond == 0 else clamped_add(instant.replace(microsecond=0), SECOND)

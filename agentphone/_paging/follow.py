@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime, timedelta
 
-from agentphone._paging.base import PATIENCE, Walk
-from agentphone._paging.bounds import TICK, Bound, key, shift
-from agentphone._paging.cursor import MAX_MESSAGES, CursorRequest, CursorWalk
-from agentphone._paging.polling import PRINTED, REMEMBERED, SPARE, _Quiet, _Window, room_of
+from agentphone._paging.base import MAX_EMPTY_PAGES, Paginator
+from agentphone._paging.bounds import MICROSECOND, TimeBound, clamped_add, key
+from agentphone._paging.cursor import MAX_MESSAGES, CursorPaginator, CursorRequest
+from agentphone._paging.polling import (
+    LOOKBACK,
+    PAGE_HEADROOM,
+    TIMESTAMP_RESOLUTION,
+    IdleTimer,
+    SeenMessages,
+    page_capacity,
+)
 from agentphone._paging.watch import breaks_off, floor_below, lasting_of, not_beyond
 from agentphone.models import Message, Page
 
 
-class FollowWalk(Walk[CursorRequest, Message]):
+class FollowPaginator(Paginator[CursorRequest, Message]):
     """Read one conversation's messages as they arrive, oldest first, each once.
 
     A poll reads the newest messages down to a floor: the instant of one of the newest of the poll before, less the
@@ -27,27 +34,27 @@ class FollowWalk(Walk[CursorRequest, Message]):
     def __init__(
         self,
         *,
-        after: Bound | None,
+        after: TimeBound | None,
         overlap: timedelta,
         clock: Callable[[], float],
         server_time: Callable[[], datetime | None],
     ) -> None:
         self._after = after
-        self._overlap = overlap + PRINTED
+        self._overlap = overlap + TIMESTAMP_RESOLUTION
         self._clock = clock
         self._server_time = server_time
-        self._quiet = _Quiet(self._overlap, clock)
+        self._quiet = IdleTimer(self._overlap, clock)
         self._asked_at: datetime | None = None
         """The server's time at the first answer of a poll: what it shows later may be missing there."""
-        self._room = REMEMBERED
+        self._page_capacity = LOOKBACK
         """How many messages one request of a poll can read again and see beyond."""
-        self.has_news = False
+        self.has_new = False
         """Whether the last poll brought anything."""
         super().__init__()
 
-    def _walk(self) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
-        for _ in range(PATIENCE):
-            pages = yield (CursorRequest(limit=REMEMBERED + SPARE),)
+    def _run(self) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
+        for _ in range(MAX_EMPTY_PAGES):
+            pages = yield (CursorRequest(limit=LOOKBACK + PAGE_HEADROOM),)
             if pages[0].data or not pages[0].has_more:
                 break
         self._asked_at = self._server_time()
@@ -55,20 +62,22 @@ class FollowWalk(Walk[CursorRequest, Message]):
         start, lasting = self._after, lasting_of(self._after)
         broken_off_since: float | None = None
         if newest:
-            window = _Window(self._floor([item.received_at for item in newest], has_more=pages[0].has_more))
+            window = SeenMessages(
+                self._low_watermark([item.received_at for item in newest], has_more=pages[0].has_more)
+            )
             window.start = start
             if start is None:
                 window.take(newest)  # they were there before
-                window.start = Bound(newest[0].received_at)
-            if start is not None and window.floor is not None and start.instant <= window.floor:
-                yield from self._catch_up(start, window.floor)
+                window.start = TimeBound(newest[0].received_at)
+            if start is not None and window.low_watermark is not None and start.instant <= window.low_watermark:
+                yield from self._catch_up(start, window.low_watermark)
                 pages = ()
         else:
             # Perhaps only for a moment: what is older than this is not new when it shows.
-            window = _Window(floor_below(self._overlap, start.instant if start else None, self._asked_at), start)
+            window = SeenMessages(floor_below(self._overlap, start.instant if start else None, self._asked_at), start)
         while True:
             began = self._clock()
-            found, is_whole = yield from self._read(window.walk(), pages)
+            found, is_whole = yield from self._read(window.paginator(), pages)
             pages = ()
             if is_whole:
                 broken_off_since = None
@@ -76,41 +85,45 @@ class FollowWalk(Walk[CursorRequest, Message]):
                 broken_off_since = self._clock()
             fresh = window.take(found)
             self._ready.extend(fresh)
-            self.has_news = bool(fresh)
+            self.has_new = bool(fresh)
             # What shows nothing tells nothing.
             if found and (broken_off_since is None or began - broken_off_since > self._overlap.total_seconds()):
                 window.start = lasting  # what else is shown behind it now, is shown late
-                is_quiet = self._quiet.note(has_news=self.has_news)
+                is_quiet = self._quiet.note(has_new=self.has_new)
                 instants = sorted(window.seen.values())
-                floor = self._floor(instants, has_more=False)
-                if is_quiet and len(instants) > self._room:
+                low_watermark = self._low_watermark(instants, has_more=False)
+                if is_quiet and len(instants) > self._page_capacity:
                     # Or each poll would read all of a burst again, for ever.
-                    floor = not_beyond(instants[-self._room - 1], self._asked_at, self._overlap)
-                if floor is not None:
-                    window.raise_floor(floor)
+                    low_watermark = not_beyond(instants[-self._page_capacity - 1], self._asked_at, self._overlap)
+                if low_watermark is not None:
+                    window.raise_watermark(low_watermark)
             yield ()
 
     def _catch_up(
-        self, start: Bound, end: datetime
+        self, start: TimeBound, end: datetime
     ) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], None]:
         """Give what was received between the start and the first poll's floor, in flat memory."""
-        walk = CursorWalk(
-            limit=None, before=Bound(shift(end, TICK)), after=start, oldest_first=True, page_size=MAX_MESSAGES
+        paginator = CursorPaginator(
+            limit=None,
+            before=TimeBound(clamped_add(end, MICROSECOND)),
+            after=start,
+            oldest_first=True,
+            page_size=MAX_MESSAGES,
         )
-        while requests := walk.next_requests():
-            items = walk.receive((yield requests))
+        while requests := paginator.next_requests():
+            items = paginator.receive((yield requests))
             self._ready.extend(items)  # not before the yield: each step has a list of its own
 
     def _read(
-        self, walk: CursorWalk, pages: Sequence[Page[Message]]
+        self, paginator: CursorPaginator, pages: Sequence[Page[Message]]
     ) -> Generator[Sequence[CursorRequest], Sequence[Page[Message]], tuple[list[Message], bool]]:
         """Read to the end of a walk, whose first pages may be there already; oldest first, and whether it is all."""
         found: list[Message] = []
         first: Page[Message] | None = None
         last: Page[Message] | None = None
         is_whole = True
-        self._room = REMEMBERED
-        while requests := walk.next_requests():
+        self._page_capacity = LOOKBACK
+        while requests := paginator.next_requests():
             if not pages:
                 pages = yield requests
                 if first is None:
@@ -118,15 +131,15 @@ class FollowWalk(Walk[CursorRequest, Message]):
             if first is None:
                 first = pages[0]
             else:
-                self._room = room_of(len(first.data))
+                self._page_capacity = page_capacity(len(first.data))
             is_whole = is_whole and not breaks_off(last, pages[0])
             last = pages[0]
-            found.extend(walk.receive(pages))
+            found.extend(paginator.receive(pages))
             pages = ()
         return found[::-1], is_whole
 
-    def _floor(self, instants: Sequence[datetime], *, has_more: bool) -> datetime | None:
+    def _low_watermark(self, instants: Sequence[datetime], *, has_more: bool) -> datetime | None:
         """Say down to where the next poll is to read, from the instants of the newest messages, oldest first."""
-        if not instants or (len(instants) <= REMEMBERED and not has_more):
+        if not instants or (len(instants) <= LOOKBACK and not has_more):
             return None
-        return floor_below(self._overlap, instants[max(0, len(instants) - REMEMBERED - 1)], self._asked_at)
+        return floor_below(self._overlap, instants[max(0, len(instants) - LOOKBACK - 1)], self._asked_at)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from agentphone._paging.bounds import read_bound
+from agentphone._paging.bounds import parse_bound
 from agentphone.errors import (
     AgentPhoneError,
     APIConnectionError,
@@ -120,7 +120,7 @@ def timestamp(*words: str) -> Callable[[click.Context, click.Parameter, str | No
     def check(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         if value not in words:
             with usage_errors(ctx):
-                read_bound(value, param.opts[0])
+                parse_bound(value, param.opts[0])
         return value
 
     return check

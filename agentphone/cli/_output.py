@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from agentphone._json import camel
+from agentphone._json import to_camel_case
 from agentphone.export import Result
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
@@ -68,13 +68,13 @@ class JsonLines:
 
     def exported(self, result: Result) -> None:
         """Print one line with the counts and the paths."""
-        _write([{camel(name): _to_json(value) for name, value in attrs.asdict(result).items()}])
+        _write([{to_camel_case(name): _to_json(value) for name, value in attrs.asdict(result).items()}])
 
 
 def as_row(model: Conversation | Message) -> dict[str, Any]:
     """Return a model as the JSON object that the API sent: the API's names, timestamps in UTC with `Z`."""
     fields = (field.name for field in attrs.fields(type(model)) if field.name != "extra")
-    return {camel(name): _to_json(getattr(model, name)) for name in fields} | dict(model.extra)
+    return {to_camel_case(name): _to_json(getattr(model, name)) for name in fields} | dict(model.extra)
 
 
 def as_line(row: Any) -> str:

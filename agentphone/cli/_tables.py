@@ -154,8 +154,8 @@ class Tables:
             (result.messages, "messages", result.messages_path),
         ):
             self._console.print(_lines(f"Exported {count:,} {what} to {path}"), soft_wrap=True)
-        if result.left_out:
-            self._print_note(f"{result.left_out:,} conversations were deleted before they could be read.")
+        if result.skipped:
+            self._print_note(f"{result.skipped:,} conversations were deleted before they could be read.")
 
     def _print_note(self, text: str) -> None:
         self._console.print(Text(text, "dim"))

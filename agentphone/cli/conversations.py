@@ -258,7 +258,7 @@ def _read_object(ctx: click.Context, file: str) -> Mapping[str, Any]:
     except OSError as error:
         raise click.UsageError(f"--file {file}: {error.strerror}.", ctx) from error
     except DecodeError as error:
-        raise click.UsageError(f"--file {file}: {error.what}.", ctx) from error
+        raise click.UsageError(f"--file {file}: {error.reason}.", ctx) from error
     if not isinstance(value, dict):
         raise click.UsageError(f"--file {file}: metadata must be a JSON object; to remove it, use --clear.", ctx)
     return value

@@ -187,7 +187,7 @@ def _serving(api_key: str) -> Generator[tuple[Sandbox, str]]:
     It runs in a thread, not in a process, so that it cannot outlive this process.
     """
     with Sandbox(api_key=api_key) as sandbox:
-        sandbox.load_demonstration()
+        sandbox.load_demo_data()
         with running(sandbox) as url:
             yield sandbox, url
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 
 from agentphone import _portal
 from agentphone._client import AsyncClient
-from agentphone._paging.bounds import read_bound
+from agentphone._paging.bounds import parse_bound
 from agentphone._sync import Client
 from agentphone.export import _exporter
 from agentphone.export._exporter import Progress, Result
@@ -95,7 +95,7 @@ def export(
         ValueError: An argument is out of its range.
         TypeError: An argument is of another type.
     """
-    order = _exporter.Order(
+    order = _exporter.ExportOptions(
         directory=Path(directory),
         format=_checked_format(format),
         concurrency=_checked_concurrency(concurrency),
@@ -129,7 +129,7 @@ def _checked_since(value: Any) -> datetime | Literal["last"] | None:
         return _exporter.LAST
     if not isinstance(value, str | datetime):
         raise TypeError(f'since is an aware datetime, an ISO 8601 string or "last", not {type(value).__name__}')
-    bound = read_bound(value, "since")
+    bound = parse_bound(value, "since")
     return None if bound is None else bound.instant
 
 

@@ -20,7 +20,7 @@ from attrs import evolve, frozen
 from agentphone._client import AsyncClient
 from agentphone.errors import ConfigurationError, NotFoundError
 from agentphone.export import _files
-from agentphone.export._fingerprint import Identity
+from agentphone.export._fingerprint import Fingerprint
 from agentphone.export._store import LISTING, WRITTEN, Key, Listed, Store
 from agentphone.models import Conversation, Message, Page
 
@@ -59,7 +59,7 @@ class Result:
     """How many conversations the file has."""
     messages: int
     """How many messages this export has taken."""
-    left_out: int
+    skipped: int
     """How many conversations were listed and then gone before they were read."""
     conversations_path: Path
     """The file of the conversations."""
@@ -68,7 +68,7 @@ class Result:
 
 
 @frozen(kw_only=True)
-class Order:
+class ExportOptions:
     """What the caller wants, checked."""
 
     directory: Path
@@ -82,13 +82,13 @@ class Order:
         return self.directory / f"{table}.{self.format}"
 
 
-async def export(client: AsyncClient, order: Order) -> Result:
+async def export(client: AsyncClient, order: ExportOptions) -> Result:
     """Export an account."""
     return await _Export(client, order).run()
 
 
 class _Export:
-    def __init__(self, client: AsyncClient, order: Order) -> None:
+    def __init__(self, client: AsyncClient, order: ExportOptions) -> None:
         self._client = client
         self._order = order
         self._partial = order.directory / PARTIAL
@@ -137,7 +137,7 @@ class _Export:
     def _begin(self) -> str:
         """Open what an earlier run has left, or begin; say in which phase it is."""
         identity = self._identity(since=_print(self._order.since))
-        ours = identity.sealed()  # takes its time, in which another export that ends would remove the folder
+        ours = identity.of()  # takes its time, in which another export that ends would remove the folder
         self._partial.mkdir(parents=True, exist_ok=True)
         begun = self._store.open(ours)
         difference = None if begun.get("key") == ours["key"] else identity.difference(begun)
@@ -148,9 +148,9 @@ class _Export:
             )
         return begun["phase"]
 
-    def _identity(self, **further: str) -> Identity:
+    def _identity(self, **further: str) -> Fingerprint:
         config = self._client._config  # noqa: SLF001  # of the same house
-        return Identity({"base_url": config.base_url, "format": self._order.format, **further}, config.api_key)
+        return Fingerprint({"base_url": config.base_url, "format": self._order.format, **further}, config.api_key)
 
     # Listing
 
@@ -161,13 +161,13 @@ class _Export:
         settled: datetime | None = None
         async for page in self._client.conversations.list(concurrency=self._order.concurrency).pages():
             if settled is None:
-                settled = _settled(page)
+                settled = _watermark(page)
             listed = [_listed(item, after) for item in page]
             if not is_continued:
                 listed = [item for item in listed if not item.is_complete]
             await self._in_thread(self._store.add_listed, listed)
             self._report(conversations_total=self._progress.conversations_total + len(listed))
-        settled = settled or _settled(())
+        settled = settled or _watermark(())
         notes = {
             "after": _print(after),
             "is_continued": "yes" if is_continued else "",
@@ -260,10 +260,10 @@ class _Export:
         await self._in_thread(self._save_last)
         await self._in_thread(self._store.finish_writing)
 
-    async def _write_file(self, table: str, continues: Path | None) -> None:
+    async def _write_file(self, table: str, append_to: Path | None) -> None:
         part = self._partial / self._order.file(table).name
         rows = self._store.rows(table, _files.CHUNK)
-        steps = _files.write(part, table, rows, form=self._order.format, continues=continues)
+        steps = _files.write(part, table, rows, format_=self._order.format, append_to=append_to)
         try:
             while (written := await self._in_thread(lambda: next(steps, None))) is not None:
                 if table == "messages":
@@ -280,7 +280,7 @@ class _Export:
     def _finish(self) -> Result:
         """Put the files in their place, those that an earlier run has not put there yet."""
         counts = self._store.counts()
-        left_out = int(self._store.get("left_out", "0"))
+        skipped = int(self._store.get("left_out", "0"))
         for path in (*map(self._order.file, TABLES), self._order.directory / STATE):
             with suppress(FileNotFoundError):
                 (self._partial / path.name).replace(path)
@@ -291,13 +291,13 @@ class _Export:
         return Result(
             conversations=counts.conversations,
             messages=counts.messages,
-            left_out=left_out,
+            skipped=skipped,
             conversations_path=self._order.file("conversations"),
             messages_path=self._order.file("messages"),
         )
 
 
-def _settled(front: Iterable[Conversation]) -> datetime:
+def _watermark(front: Iterable[Conversation]) -> datetime:
     """Give the instant until which all messages have come to light, given the front of the list.
 
     By the server's clock where it shows one; ours counts where a message is dated in the future.

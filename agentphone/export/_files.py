@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import attrs
 
-from agentphone._json import camel
+from agentphone._json import to_camel_case
 from agentphone.errors import ConfigurationError
 from agentphone.models import Conversation, Message
 
@@ -29,7 +29,7 @@ CHUNK = 5000
 
 def _fields(model: type[attrs.AttrsInstance]) -> tuple[tuple[str, str], ...]:
     """Give the names of a model's fields, and the API's names for them."""
-    return tuple((field.name, camel(field.name)) for field in attrs.fields(model) if field.name != "extra")
+    return tuple((field.name, to_camel_case(field.name)) for field in attrs.fields(model) if field.name != "extra")
 
 
 CONVERSATION_FIELDS = _fields(Conversation)
@@ -192,7 +192,7 @@ class _Parquet(_File):
     def write(self, rows: Iterable[bytes]) -> None:
         columns = zip(*map(self._split, rows), strict=True)
         arrays = [
-            self._arrow.array([_typed(field.name, value) for value in column], field.type)
+            self._arrow.array([_map_exceptions(field.name, value) for value in column], field.type)
             for field, column in zip(self._schema, columns, strict=True)
         ]
         self._writer.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
@@ -202,7 +202,7 @@ class _Parquet(_File):
         super().finish()
 
 
-def _typed(column: str, value: Any) -> Any:
+def _map_exceptions(column: str, value: Any) -> Any:
     """Make what Arrow takes for a column of a value from JSON."""
     if value is None or column in NUMBERS:
         return value
@@ -238,7 +238,7 @@ def check_format(name: str) -> None:
 
 
 def write(
-    path: Path, table: str, chunks: Iterable[Sequence[bytes]], *, form: str, continues: Path | None
+    path: Path, table: str, chunks: Iterable[Sequence[bytes]], *, format_: str, append_to: Path | None
 ) -> Generator[int]:
     """Write a file of `conversations` or `messages`, a chunk of rows at each step, and bring it to the disk.
 
@@ -252,11 +252,11 @@ def write(
     Yields:
         How many rows a step has written; 0 for one that copied others.
     """
-    with _KINDS[form](path, COLUMNS[table]) as file:
-        if continues is None:
+    with _KINDS[format_](path, COLUMNS[table]) as file:
+        if append_to is None:
             file.begin()
         else:
-            for _ in file.copy(continues):
+            for _ in file.copy(append_to):
                 yield 0
         for rows in chunks:
             file.write(rows)

@@ -22,16 +22,16 @@ ROUNDS = 100_000
 
 
 @frozen
-class Identity:
+class Fingerprint:
     """What an export is."""
 
     arguments: Mapping[str, str]
     """What has to be the same, by name; empty for what was not given."""
     key: Secret
 
-    def sealed(self) -> dict[str, str]:
+    def of(self) -> dict[str, str]:
         """Give what can be written down, to be compared later."""
-        return {"version": VERSION, **self.arguments, "key": _seal(self.key, secrets.token_hex(16))}
+        return {"version": VERSION, **self.arguments, "key": key_hash(self.key, secrets.token_hex(16))}
 
     def difference(self, written: Mapping[str, str]) -> str | None:
         """Say how what was written down differs from this: with what it was made, and not with what."""
@@ -39,9 +39,9 @@ class Identity:
             if written.get(name) != value:
                 return f"{name} {written.get(name) or None!r}, not {value or None!r}"
         seal = written.get("key", "")
-        again = _seal(self.key, seal.partition(":")[0])
+        again = key_hash(self.key, seal.partition(":")[0])
         return None if hmac.compare_digest(seal.encode(), again.encode()) else "another API key"
 
 
-def _seal(key: Secret, salt: str) -> str:
+def key_hash(key: Secret, salt: str) -> str:
     return f"{salt}:{hashlib.pbkdf2_hmac('sha256', (key.value or '').encode(), salt.encode(), ROUNDS).hex()}"

@@ -116,7 +116,7 @@ class Store:
             ConfigurationError: Another process holds the lock.
             OSError: The disk is full, or does not let itself be written.
         """
-        with self._typed():
+        with self._map_exceptions():
             connection = sqlite3.connect(
                 self.path, timeout=GRACE_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -163,7 +163,7 @@ class Store:
 
     def next_conversation(self) -> tuple[str, Key | None] | None:
         """Give the next conversation that is not complete, each once; and the oldest of its messages that is here."""
-        with self._typed():
+        with self._map_exceptions():
             found = self._open_connection().execute(NEXT, (self._last_given,)).fetchone()
             if found is None:
                 return None
@@ -190,19 +190,19 @@ class Store:
             [taken] = connection.execute("SELECT taken FROM conversations WHERE id = ?", (conversation,)).fetchone()
             connection.execute("DELETE FROM messages WHERE conversation = ?", (conversation,))
             connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
-            left_out = int(self._get(connection, "left_out", "0")) + 1
-            self._put(connection, {"left_out": str(left_out)})
+            skipped = int(self._get(connection, "left_out", "0")) + 1
+            self._put(connection, {"left_out": str(skipped)})
         return int(taken)
 
     def counts(self) -> Counts:
         """Count."""
-        with self._typed():
+        with self._map_exceptions():
             count, complete, taken, announced = self._open_connection().execute(COUNTS).fetchone()
         return Counts(count, int(complete), int(taken), announced)
 
     def rows(self, table: str, size: int) -> Iterator[Sequence[bytes]]:
         """Give the rows of a file in its order, so many at a time."""
-        with self._typed():
+        with self._map_exceptions():
             found = self._open_connection().execute(ROWS[table])
             while chunk := found.fetchmany(size):
                 yield [row for (row,) in chunk]
@@ -217,7 +217,7 @@ class Store:
                 those that an earlier export has taken.
         """
         path.unlink(missing_ok=True)
-        with self._typed(path), _database(path) as last:
+        with self._map_exceptions(path), _database(path) as last:
             last.execute(META)
             last.execute(KNOWN_SCHEMA)
             last.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
@@ -248,7 +248,7 @@ class Store:
 
     def get(self, name: str, default: str = "") -> str:
         """Give what was noted under a name."""
-        with self._typed():
+        with self._map_exceptions():
             return self._get(self._open_connection(), name, default)
 
     def finish_writing(self) -> None:
@@ -270,12 +270,12 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
-        with self._typed(), self._open_connection() as connection:
+        with self._map_exceptions(), self._open_connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
 
     @contextmanager
-    def _typed(self, path: Path | None = None) -> Generator[None]:
+    def _map_exceptions(self, path: Path | None = None) -> Generator[None]:
         """Say in the words of this package what SQLite could not do, with our own database or with another one."""
         path = path or self.path
         try:

@@ -14,7 +14,7 @@ TIMESPECS = {0: "seconds", 3: "milliseconds", 6: "microseconds"}  # Of isoformat
 
 
 @attrs.frozen(kw_only=True)
-class Reading:
+class Behavior:
     """Choose how the sandbox behaves where the vendor's documentation is silent.
 
     Args:
@@ -31,18 +31,18 @@ class Reading:
     after_alone: Literal["oldest", "newest"] = attrs.field(
         default="oldest", validator=attrs.validators.in_(("oldest", "newest"))
     )
-    listed: Literal["newest", "oldest"] = attrs.field(
+    message_order: Literal["newest", "oldest"] = attrs.field(
         default="newest", validator=attrs.validators.in_(("newest", "oldest"))
     )
-    digits: Literal[0, 3, 6] = attrs.field(default=6, validator=attrs.validators.in_((0, 3, 6)))
+    timestamp_digits: Literal[0, 3, 6] = attrs.field(default=6, validator=attrs.validators.in_((0, 3, 6)))
 
     def print(self, instant: int) -> str:
         """Print an instant as ISO 8601 in UTC with a `Z`, cut to this reading's digits."""
         moment = EPOCH.replace(tzinfo=None) + timedelta(microseconds=instant)
-        return moment.isoformat(timespec=TIMESPECS[self.digits]) + "Z"
+        return moment.isoformat(timespec=TIMESPECS[self.timestamp_digits]) + "Z"
 
 
-def instant_of(moment: datetime | str) -> int:
+def parse_timestamp(moment: datetime | str) -> int:
     """Turn a moment into microseconds since 1970 in UTC.
 
     Args:

@@ -8,7 +8,7 @@ import random
 from datetime import datetime, timedelta
 from typing import Any
 
-from agentphone.sandbox._behavior import instant_of
+from agentphone.sandbox._behavior import parse_timestamp
 from agentphone.sandbox._store import Direction, NewMessage
 
 AGENT_NUMBERS = ("+15555550100", "+15555550101")
@@ -86,7 +86,7 @@ SCENES: tuple[tuple[str, tuple[str, ...]], ...] = (
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
 
-def demonstration() -> tuple[list[NewMessage], dict[str, dict[str, Any]]]:
+def demo_data() -> tuple[list[NewMessage], dict[str, dict[str, Any]]]:
     """Make the demonstration data.
 
     Returns:
@@ -110,7 +110,7 @@ def demonstration() -> tuple[list[NewMessage], dict[str, dict[str, Any]]]:
             for turn in range(len(texts) - 1, -1, -1):
                 direction: Direction = "outbound" if turn % 2 else "inbound"
                 text = texts[turn].format_map(words)
-                thread.append(NewMessage(direction, agent_number, participant, text, instant_of(moment)))
+                thread.append(NewMessage(direction, agent_number, participant, text, parse_timestamp(moment)))
                 moment -= timedelta(seconds=source.randrange(5, 240), microseconds=source.randrange(1_000_000))
             moment -= timedelta(seconds=source.randrange(3_600, 90_000))
         messages += thread[:length]

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import attrs
 
-from agentphone.sandbox._behavior import Reading
+from agentphone.sandbox._behavior import Behavior
 
 Direction = Literal["inbound", "outbound"]
 
@@ -160,7 +160,7 @@ class Store:
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         if path is not None and os.fspath(path) == ":memory:":
             raise ValueError("path is a file, not ':memory:'; None keeps the data in memory")
-        self.reading: Reading = Reading()
+        self.behavior: Behavior = Behavior()
         self.clock: Callable[[], float] = time.time
         self.on_webhook: Callable[[], object] = lambda: None
         # Absolute, because a connection may be opened again after somebody has changed the directory.
@@ -215,11 +215,11 @@ class Store:
         self, conversation_id: str, *, limit: int, before: int | None, after: int | None
     ) -> dict[str, Any] | None:
         """Give one page of a conversation's messages, or None if there is no conversation of that id."""
-        reading = self.reading
-        apart = 1 if reading.boundary == "exclusive" else 0
+        behavior = self.behavior
+        apart = 1 if behavior.boundary == "exclusive" else 0
         low = EARLIEST if after is None else after + apart
         high = LATEST if before is None else before - apart
-        from_oldest = after is not None and before is None and reading.after_alone == "oldest"
+        from_oldest = after is not None and before is None and behavior.after_alone == "oldest"
         with self._transaction("BEGIN") as connection:
             conversation = connection.execute(ONE, (conversation_id,)).fetchone()
             if conversation is None:
@@ -228,7 +228,7 @@ class Store:
             bounds = (conversation["serial"], low, high, limit + 1)
             rows = connection.execute(OLDEST if from_oldest else NEWEST, bounds).fetchall()
         page = rows[:limit]
-        if from_oldest != (reading.listed == "oldest"):
+        if from_oldest != (behavior.message_order == "oldest"):
             page.reverse()
         return {"data": [self._message(row, conversation) for row in page], "hasMore": len(rows) > limit}
 
@@ -304,7 +304,7 @@ class Store:
                 "messageId": row["message_id"],
                 "status": row["status"],
                 "attempts": json.loads(row["attempts"]),
-                "createdAt": self.reading.print(row["created_at"]),
+                "createdAt": self.behavior.print(row["created_at"]),
             }
             for row in rows[:limit]
         ]
@@ -377,7 +377,7 @@ class Store:
                     "content": row["body"],
                     "direction": row["direction"],
                     "channel": "sms",
-                    "at": self.reading.print(row["received_at"]),
+                    "at": self.behavior.print(row["received_at"]),
                 }
                 for row in reversed(earlier)
             ],
@@ -424,7 +424,7 @@ class Store:
         if row is None:
             return None
         messages = connection.execute(NEWEST, (row["serial"], EARLIEST, LATEST, message_limit)).fetchall()
-        if self.reading.listed == "oldest":
+        if self.behavior.message_order == "oldest":
             messages.reverse()
         return self._conversation(row) | {"messages": [self._message(message, row) for message in messages]}
 
@@ -435,10 +435,10 @@ class Store:
             "phoneNumberId": _id_of("num", row["agent_number"]),
             "phoneNumber": row["agent_number"],
             "participant": row["participant"],
-            "lastMessageAt": self.reading.print(row["last_message_at"]),
+            "lastMessageAt": self.behavior.print(row["last_message_at"]),
             "messageCount": row["message_count"],
             "metadata": None if row["metadata"] is None else json.loads(row["metadata"]),
-            "createdAt": self.reading.print(row["created_at"]),
+            "createdAt": self.behavior.print(row["created_at"]),
             "channel": "sms",
         }
 
@@ -451,7 +451,7 @@ class Store:
             "fromNumber": participant if inbound else agent_number,
             "toNumber": agent_number if inbound else participant,
             "direction": row["direction"],
-            "receivedAt": self.reading.print(row["received_at"]),
+            "receivedAt": self.behavior.print(row["received_at"]),
             "channel": "sms",
             "mediaUrls": [],
             "status": "received" if inbound else "delivered",
@@ -460,7 +460,7 @@ class Store:
     @contextmanager
     def _transaction(self, begin: str) -> Generator[sqlite3.Connection]:
         """Hold the connection for one transaction: committed at the end, rolled back by an exception."""
-        give_up_at = time.monotonic() + BUSY_SECONDS
+        deadline_at = time.monotonic() + BUSY_SECONDS
         while True:
             with self._lock:
                 if self._closed:
@@ -471,7 +471,7 @@ class Store:
                     self._connection.execute("PRAGMA busy_timeout = 0")
                     self._connection.execute(begin)
                 except sqlite3.OperationalError as error:
-                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_at:
                         raise
                 else:
                     self._connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")

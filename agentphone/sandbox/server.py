@@ -63,7 +63,7 @@ def serve(
             return _fail(f"cannot open {db}: {error}")
         with sandbox:
             if demo:
-                sandbox.load_demonstration()
+                sandbox.load_demo_data()
             _say_failures()
             shown = f"[{host}]" if ":" in host else host
 

@@ -67,10 +67,10 @@ def stored_ids(path: Path) -> set[str]:
 def test_a_file_keeps_everything(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     with Sandbox(path) as sandbox:
-        sandbox.load_demonstration()
+        sandbox.load_demo_data()
         before = get(sandbox, "/v1/conversations?limit=100")
     with Sandbox(str(path)) as sandbox:
-        sandbox.load_demonstration()
+        sandbox.load_demo_data()
         assert get(sandbox, "/v1/conversations?limit=100") == before
 
 
@@ -268,7 +268,7 @@ def test_a_forked_child_has_an_empty_memory_of_its_own() -> None:
 @fork_only
 def test_a_forked_child_has_the_same_demonstration_data() -> None:
     with Sandbox() as sandbox:
-        sandbox.load_demonstration()
+        sandbox.load_demo_data()
         page = get(sandbox, "/v1/conversations?limit=100")
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="after")
         assert in_a_child(lambda: get(sandbox, "/v1/conversations?limit=100")) == page

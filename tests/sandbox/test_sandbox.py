@@ -116,12 +116,12 @@ def test_an_empty_key_is_refused() -> None:
 
 
 def test_the_demonstration_is_large_believable_and_always_the_same(sandbox: Sandbox) -> None:
-    sandbox.load_demonstration()
+    sandbox.load_demo_data()
     conversations = everything(sandbox)
-    sandbox.load_demonstration()
+    sandbox.load_demo_data()
     assert everything(sandbox) == conversations
     with Sandbox() as other:
-        other.load_demonstration()
+        other.load_demo_data()
         assert everything(other) == conversations
     counts = [conversation["messageCount"] for conversation in conversations]
     assert 24 <= len(counts) <= 60
@@ -135,7 +135,7 @@ def test_the_demonstration_is_large_believable_and_always_the_same(sandbox: Sand
 
 def test_the_demonstration_leaves_data_that_is_there_alone(sandbox: Sandbox) -> None:
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
-    sandbox.load_demonstration()
+    sandbox.load_demo_data()
     assert len(everything(sandbox)) == 1
 
 
