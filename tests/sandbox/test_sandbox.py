@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from agentphone.sandbox import Sandbox
-from tests.processes import PYTHON, run
+from tests.support.processes import PYTHON, run
 
 from .conftest import ADA, AGENT, BEN
 
