@@ -362,8 +362,6 @@ class CursorPaginator(Paginator[CursorRequest, Message]):
                 if not lower < guess < before:
                     guess = lower + (before - lower) // 2
                 page = yield from self._ask(MAX_MESSAGES, before=guess)
-                if page.is_broken:
-                    break
                 ids = page.ids()
                 idle += 1
                 if not ids & above.ids():
@@ -399,12 +397,11 @@ class CursorPaginator(Paginator[CursorRequest, Message]):
         finest = MICROSECOND if before.microsecond % 1000 else MILLISECOND if before.microsecond else SECOND
         if is_out and not self._includes_before and self._unit >= finest:
             return True
-
         is_clear = True
 
         def look(back: timedelta) -> CursorSteps[MessagePage | None]:
             nonlocal is_clear
-            page = yield from self._ask(MAX_MESSAGES, before=before, after=before - back)
+            page = yield from self._ask(MAX_MESSAGES, before=before, after=clamped_add(before, -back))
             shown = len(above.ids() & page.ids())
             is_clear = is_clear and shown in (0, len(above.items))
             return page if shown == len(above.items) else None

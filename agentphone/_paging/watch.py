@@ -244,7 +244,7 @@ class WatchPaginator(Paginator[Any, Any]):
                     state.has_deferred = bool(held)
                     items = [item for item in items if item.id not in held]
                 fresh.extend(NewMessage(conversation, item) for item in window.take(items))
-                if not state.has_deferred and state.behind_since is None:
+                if state.behind_since is None:
                     window.start = lasting_of(self._after)  # what else is shown behind it now, is shown late
         self._states |= states
         return fresh, bool(moved)
@@ -302,7 +302,7 @@ class WatchPaginator(Paginator[Any, Any]):
             self._list_watermark = self._low_watermark
         else:  # the floor may lie in the future
             is_whole = self._head is None or instants[0] >= self._head
-            self._list_watermark = None if is_whole else instants[0]
+            self._list_watermark = None if is_whole else self._head
         for state in self._states.values():
             if state.window is not None and state.window.seen and state.behind_since is None:
                 # Not beyond what it has itself: the floor may lie in the future.

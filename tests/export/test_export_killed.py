@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, cast
@@ -117,7 +118,7 @@ class Account:
 
     def rows(self, table: str) -> bytes:
         """Make of the database what the file is to hold."""
-        with sqlite3.connect(self.database) as connection:
+        with closing(sqlite3.connect(self.database)) as connection:
             connection.row_factory = sqlite3.Row
             conversations = connection.execute("SELECT * FROM conversations ORDER BY id").fetchall()
             if table == "conversations":
