@@ -996,7 +996,7 @@ async def test_progress_tells_how_much_is_done_of_how_much(box: Sandbox, directo
     assert seen[0].messages_done > 0
     assert [progress.phase for progress in seen if progress.phase != "reading"] == ["writing", "writing"]
     read = [progress.messages_done for progress in seen if progress.phase == "reading"]
-    assert read == sorted(behavior)
+    assert read == sorted(read)
     whole = {"conversations_done": 3, "conversations_total": 3, "messages_done": 750, "messages_total": 750}
     assert seen[-3] == Progress(phase="reading", **whole)
     assert seen[-1] == Progress(phase="writing", **whole)
