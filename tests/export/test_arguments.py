@@ -38,7 +38,7 @@ from tests.support.helpers import client_of, ok
 pytestmark = pytest.mark.anyio
 
 
-async def test_progress_tells_how_much_is_done_of_how_much(box: Sandbox, directory: Path) -> None:
+async def test_progress(box: Sandbox, directory: Path) -> None:
     fill(box, 3, 250)
     seen: list[Progress] = []
     async with async_client(Watched(box, lambda n, _: httpx.Response(500) if n == 4 else None)) as client:
@@ -48,7 +48,7 @@ async def test_progress_tells_how_much_is_done_of_how_much(box: Sandbox, directo
         await export(client, directory, concurrency=1, on_progress=seen.append)
     assert first[0] == Progress(phase="listing", conversations_total=3)
     assert first[1] == Progress(phase="reading", conversations_total=3, messages_total=750)
-    assert seen[0] == first[-1]  # goes on where the first came to
+    assert seen[0] == first[-1]  # resumes where the first stopped
     assert seen[0].messages_done > 0
     assert [progress.phase for progress in seen if progress.phase != "reading"] == ["writing", "writing"]
     read = [progress.messages_done for progress in seen if progress.phase == "reading"]
@@ -59,12 +59,12 @@ async def test_progress_tells_how_much_is_done_of_how_much(box: Sandbox, directo
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-async def test_what_the_hook_raises_ends_the_export_and_it_goes_on_later(
+async def test_exception_of_on_progress_ends_the_export(
     box: Sandbox, directory: Path, format_: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_files, "CHUNK", 4)
     fill(box, 3, 5)
-    raised = []  # with their tracebacks, which hold what the failed runs were at
+    raised = []  # with their tracebacks, which keep the failed runs alive
     async with async_client(box.transport()) as client:
         for phase in ("listing", "reading", "writing"):
             with pytest.raises(ZeroDivisionError) as caught:
@@ -93,19 +93,19 @@ async def test_what_the_hook_raises_ends_the_export_and_it_goes_on_later(
         ({"on_progress": anyio.sleep}, TypeError),
     ],
 )
-async def test_a_wrong_argument_is_refused_at_once(
+async def test_invalid_argument_is_rejected_before_any_request(
     directory: Path, arguments: dict[str, Any], error: type[Exception]
 ) -> None:
     client, script = client_of(ok())
     with pytest.raises(error):
         await export(client, directory, **arguments)
-    with pytest.raises(TypeError, match="client is an AsyncClient or a Client, not str"):
+    with pytest.raises(TypeError, match="client must be an AsyncClient or a Client, got str"):
         export("client", directory)  # type: ignore[call-overload]
     assert script.requests == []
     assert names(directory) == set()
 
 
-def test_parquet_without_its_package_is_refused_with_the_command_that_installs_it(
+def test_parquet_without_pyarrow_names_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
@@ -113,7 +113,7 @@ def test_parquet_without_its_package_is_refused_with_the_command_that_installs_i
         export(client, directory, format="parquet")
 
 
-def test_memory_does_not_grow_with_the_messages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_memory_is_constant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """At 1,000,000 by `python -m benchmarks.export_memory`; here with chunks that are as much smaller."""
     monkeypatch.setattr(_files, "CHUNK", 500)
     peaks = []
@@ -126,12 +126,12 @@ def test_memory_does_not_grow_with_the_messages(monkeypatch: pytest.MonkeyPatch,
     assert peaks[2] < peaks[1] + 500_000  # all of them are several megabytes
 
 
-def test_the_last_export_is_found_in_a_database_that_others_can_read(box: Sandbox, directory: Path) -> None:
+def test_state_is_a_readable_database(box: Sandbox, directory: Path) -> None:
     fill(box, 1, 2)
     with Client("key", transport=box.transport()) as client:
         export(client, directory)
     with sqlite3.connect(directory / ".last-export.db") as connection:
         assert connection.execute("SELECT count(*) FROM known").fetchone() == (2,)
         notes = dict(connection.execute("SELECT name, value FROM meta"))
-    assert notes.keys() == {"version", "base_url", "format", "key", "settled"}
-    assert datetime.fromisoformat(notes["settled"]) == START - timedelta(hours=1)
+    assert notes.keys() == {"version", "base_url", "format", "key", "watermark"}
+    assert datetime.fromisoformat(notes["watermark"]) == START - timedelta(hours=1)

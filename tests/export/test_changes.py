@@ -27,7 +27,7 @@ from tests.support.accounts import (
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_conversation_that_is_gone_before_it_is_read_is_left_out(box: Sandbox, directory: Path) -> None:
+async def test_conversation_deleted_before_reading_is_skipped(box: Sandbox, directory: Path) -> None:
     fill(box, 4, 410)
     gone: list[str] = []
 
@@ -48,7 +48,7 @@ async def test_a_conversation_that_is_gone_before_it_is_read_is_left_out(box: Sa
 
 
 @pytest.mark.parametrize("is_not_found", ["/messages", "/v1/conversations"])
-async def test_a_404_for_what_is_there_is_an_error(box: Sandbox, directory: Path, is_not_found: str) -> None:
+async def test_404_for_an_existing_conversation_is_an_error(box: Sandbox, directory: Path, is_not_found: str) -> None:
     """For the messages alone, or for everything, once the list was read: then it is no conversation that is gone."""
     fill(box, 2, 1)
 
@@ -64,7 +64,7 @@ async def test_a_404_for_what_is_there_is_an_error(box: Sandbox, directory: Path
     assert both(directory) == rows_of(box)
 
 
-async def test_what_is_there_from_start_to_end_is_there_once_however_the_account_moves(
+async def test_changing_account_is_exported_once(
     box: Sandbox, directory: Path
 ) -> None:
     fill(box, 30, 21)

@@ -33,7 +33,7 @@ from tests.support.processes import PYTHON, run
 pytestmark = pytest.mark.anyio
 
 
-async def test_two_exports_into_one_directory_at_once_are_refused(box: Sandbox, directory: Path) -> None:
+async def test_second_export_in_one_directory_is_rejected(box: Sandbox, directory: Path) -> None:
     fill(box, 2, 1)
     refused = 0
 
@@ -41,7 +41,7 @@ async def test_two_exports_into_one_directory_at_once_are_refused(box: Sandbox, 
 
         async def second() -> None:
             nonlocal refused
-            with pytest.raises(ConfigurationError, match="Another export is at work in"):
+            with pytest.raises(ConfigurationError, match="Another export is running in"):
                 await export(client, directory)
             refused += 1
 
@@ -57,7 +57,7 @@ async def test_two_exports_into_one_directory_at_once_are_refused(box: Sandbox, 
     assert both(directory) == rows_of(box)
 
 
-def test_an_export_of_another_process_is_refused_as_well(directory: Path) -> None:
+def test_export_of_another_process_is_rejected(directory: Path) -> None:
     directory.mkdir()
     (directory / ".partial").mkdir()
     store = Store(directory / ".partial")
@@ -65,10 +65,10 @@ def test_an_export_of_another_process_is_refused_as_well(directory: Path) -> Non
     code = "from agentphone import Client; from agentphone.export import export; export(Client(), 'out')"
     done = run(*PYTHON, "-c", code, cwd=directory.parent, AGENTPHONE_BASE_URL="sandbox:")
     store.close()
-    assert done.stderr.splitlines()[-1].startswith("agentphone.errors.ConfigurationError: Another export is at work in")
+    assert done.stderr.splitlines()[-1].startswith("agentphone.errors.ConfigurationError: Another export is running in")
 
 
-def test_an_export_that_ends_while_another_waits_for_its_directory_refuses_it_too(
+def test_export_that_ends_while_another_waits_rejects_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = Store(tmp_path), Store(tmp_path)
@@ -81,7 +81,7 @@ def test_an_export_that_ends_while_another_waits_for_its_directory_refuses_it_to
         return connection
 
     monkeypatch.setattr(sqlite3, "connect", meanwhile)
-    with pytest.raises(ConfigurationError, match="Another export is at work in"):
+    with pytest.raises(ConfigurationError, match="Another export is running in"):
         second.open({})
     second.close()
 
@@ -100,7 +100,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-async def test_an_unfinished_export_of_another_kind_is_refused_and_left_as_it_is(
+async def test_unfinished_export_with_other_arguments_is_rejected_and_kept(
     box: Sandbox, directory: Path, other: str
 ) -> None:
     fill(box, 3, 1)
@@ -119,7 +119,7 @@ async def test_an_unfinished_export_of_another_kind_is_refused_and_left_as_it_is
         await export(client, directory, **arguments)  # and what is finished is in nobody's way
 
 
-async def test_one_that_did_not_get_beyond_the_list_is_in_nobodys_way(box: Sandbox, directory: Path) -> None:
+async def test_export_that_only_listed_is_replaced(box: Sandbox, directory: Path) -> None:
     fill(box, 2, 1)
     async with async_client(Watched(box, lambda *_: httpx.Response(401)), key="wrong") as client:
         with pytest.raises(AuthenticationError):
@@ -129,7 +129,7 @@ async def test_one_that_did_not_get_beyond_the_list_is_in_nobodys_way(box: Sandb
     assert both(directory) == rows_of(box)
 
 
-async def test_what_is_damaged_is_named(box: Sandbox, directory: Path) -> None:
+async def test_damaged_file_is_named(box: Sandbox, directory: Path) -> None:
     (directory / ".partial").mkdir(parents=True)
     (directory / ".partial" / "export.db").write_bytes(b"no database, and long enough to be looked at" * 100)
     async with async_client(box.transport()) as client:
@@ -145,7 +145,7 @@ async def test_what_is_damaged_is_named(box: Sandbox, directory: Path) -> None:
         ("DELETE FROM meta WHERE name = 'key'", r"another API key.* delete '.*\.partial' to begin again"),
     ],
 )
-async def test_an_unfinished_export_that_lacks_something_is_no_empty_one(
+async def test_unfinished_export_with_a_missing_table_is_not_empty(
     box: Sandbox, directory: Path, statement: str, reason: str
 ) -> None:
     fill(box, 3, 1)
@@ -158,7 +158,7 @@ async def test_an_unfinished_export_that_lacks_something_is_no_empty_one(
             await export(client, directory)
 
 
-def test_a_key_is_in_no_file(box: Sandbox, directory: Path) -> None:
+def test_api_key_is_in_no_file(box: Sandbox, directory: Path) -> None:
     fill(box, 1, 1)
     with Client("sk_canary_4711", transport=box.transport()) as client:
         with pytest.raises(ZeroDivisionError):

@@ -93,7 +93,7 @@ class Account:
     nursery: subprocess.Popen[str]
 
     def receive(self, sizes: list[int], begin: datetime) -> None:
-        """Let so many messages come in to each conversation; each three of one share their instant."""
+        """Add messages to each conversation; every three of one share a timestamp."""
         with Sandbox(self.database) as box:
             for number, size in enumerate(sizes):
                 for index in range(size):

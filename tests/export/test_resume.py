@@ -36,13 +36,13 @@ pytestmark = pytest.mark.anyio
 
 
 def failure(number: int) -> httpx.Response:
-    """Give one failure after the other: the network's, the key's, the API's."""
+    """Return or raise one failure after the other: of the network, the key, the API."""
     if number % 3 == 0:
         raise httpx.ReadError("reset")
     return httpx.Response([401, 503][number % 3 - 1])
 
 
-async def test_after_a_failure_at_any_request_it_goes_on_and_asks_for_nothing_again(
+async def test_failure_at_any_request_is_resumed_without_repeating_requests(
     box: Sandbox, tmp_path: Path
 ) -> None:
     fill(box, 3, 410)
@@ -62,7 +62,7 @@ async def test_after_a_failure_at_any_request_it_goes_on_and_asks_for_nothing_ag
         assert len(transport.asked) <= len(whole.asked) + 2
 
 
-async def test_conversations_are_read_several_at_a_time(box: Sandbox, directory: Path) -> None:
+async def test_concurrency_reads_conversations_in_parallel(box: Sandbox, directory: Path) -> None:
     fill(box, 12, 5)
     in_flight = most = 0
     together = anyio.Event()
@@ -90,7 +90,7 @@ async def test_conversations_are_read_several_at_a_time(box: Sandbox, directory:
     assert both(directory) == rows_of(box)
 
 
-async def test_of_several_that_fail_at_once_the_first_error_comes_alone(box: Sandbox, directory: Path) -> None:
+async def test_first_of_several_errors_is_raised_alone(box: Sandbox, directory: Path) -> None:
     fill(box, 8, 1)
     transport = Watched(box, lambda number, _: httpx.Response(500) if number > 1 else None)
     async with async_client(transport) as client:
@@ -98,7 +98,7 @@ async def test_of_several_that_fail_at_once_the_first_error_comes_alone(box: San
             await export(client, directory, concurrency=8)
 
 
-async def test_a_cancelled_export_lets_go_of_its_directory_and_goes_on_later(box: Sandbox, directory: Path) -> None:
+async def test_cancelled_export_releases_its_directory_and_resumes(box: Sandbox, directory: Path) -> None:
     fill(box, 4, 410)
     cancelled = 0
     async with async_client(box.transport()) as client:
@@ -112,7 +112,7 @@ async def test_a_cancelled_export_lets_go_of_its_directory_and_goes_on_later(box
     assert both(directory) == rows_of(box)
 
 
-def test_asyncios_own_cancellation_waits_for_the_disk_too(box: Sandbox, directory: Path) -> None:
+def test_native_cancellation_waits_for_the_disk(box: Sandbox, directory: Path) -> None:
     fill(box, 4, 410)
 
     async def main() -> None:
@@ -148,7 +148,7 @@ with Client("key", base_url="sandbox:") as client:
 """
 
 
-def test_ctrl_c_ends_the_blocking_export_and_the_next_goes_on(directory: Path) -> None:
+def test_ctrl_c_ends_the_sync_export_and_the_next_resumes(directory: Path) -> None:
     done = run(*PYTHON, "-c", INTERRUPTED, str(directory))
     assert (done.stdout, done.stderr) == ("interrupted False\n1817\n", "")
 
@@ -174,7 +174,7 @@ with Client("key", base_url="sandbox:") as client:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its files have no such limit")
-def test_a_disk_that_takes_no_more_is_said_and_the_export_goes_on_when_it_does(tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_resumed(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     done = run(*PYTHON, "-c", FULL, str(first), str(second))
     assert done.stderr == ""
@@ -204,13 +204,13 @@ with Client("key", base_url="sandbox:") as client:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its files have no such limit")
-def test_nothing_is_left_behind_on_a_disk_that_is_full_in_the_end(directory: Path) -> None:
+def test_full_disk_at_the_end_leaves_nothing(directory: Path) -> None:
     done = run(*PYTHON, "-c", FULL_AT_THE_END, str(directory))
     assert done.stderr == ""
     assert names(directory) == {"conversations.jsonl", "messages.jsonl", ".last-export.db"}
 
 
-def test_a_full_disk_is_called_so(tmp_path: Path) -> None:
+def test_full_disk_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.open({})
     store._open_connection().execute("PRAGMA max_page_count = 8").fetchall()

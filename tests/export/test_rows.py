@@ -40,7 +40,7 @@ from tests.support.helpers import client_of, conversation, message, ok, page
 pytestmark = pytest.mark.anyio
 
 
-async def test_each_conversation_and_message_is_a_line_under_the_names_of_the_api(
+async def test_jsonl_has_every_conversation_and_message(
     box: Sandbox, directory: Path
 ) -> None:
     fill(box, 5, 450)
@@ -57,7 +57,7 @@ async def test_each_conversation_and_message_is_a_line_under_the_names_of_the_ap
     assert names(directory) == {"conversations.jsonl", "messages.jsonl", ".last-export.db"}
 
 
-def test_the_blocking_client_exports_the_same(box: Sandbox, directory: Path) -> None:
+def test_sync_client_exports_the_same(box: Sandbox, directory: Path) -> None:
     fill(box, 3, 10)
     with Client("key", transport=box.transport()) as client:
         result = export(client, str(directory))
@@ -73,7 +73,7 @@ def test_the_blocking_client_exports_the_same(box: Sandbox, directory: Path) -> 
     ],
     ids=str,
 )
-async def test_whichever_way_the_api_reads_its_cursors_the_rows_are_the_same(
+async def test_cursor_behavior_of_the_api_does_not_matter(
     box: Sandbox, directory: Path, behavior: Behavior
 ) -> None:
     box.behavior = behavior
@@ -84,7 +84,7 @@ async def test_whichever_way_the_api_reads_its_cursors_the_rows_are_the_same(
 
 
 def as_csv(row: dict[str, Any], fixed: tuple[str, ...]) -> dict[str, str]:
-    """Give what a reader of CSV sees of a row."""
+    """Return a row as a CSV reader sees it."""
     extra = {name: value for name, value in row.items() if name not in fixed}
     return {
         name: value if isinstance(value, str) else "" if value is None else compact(value)
@@ -101,7 +101,7 @@ def with_metadata(box: Sandbox) -> None:
     box._store.set_metadata(first["id"], {"note": 'a "quoted", \n line'}, message_limit=1)
 
 
-async def test_csv_has_the_same_rows_in_fixed_columns(box: Sandbox, directory: Path) -> None:
+async def test_csv_has_the_same_rows(box: Sandbox, directory: Path) -> None:
     fill(box, 3, 220)
     with_metadata(box)
     async with async_client(box.transport()) as client:
@@ -112,7 +112,7 @@ async def test_csv_has_the_same_rows_in_fixed_columns(box: Sandbox, directory: P
     assert read_csv(result.messages_path) == [as_csv(row, columns["messages"]) for row in messages]
 
 
-async def test_parquet_has_the_same_rows_with_lists_and_numbers_of_its_own(box: Sandbox, directory: Path) -> None:
+async def test_parquet_has_the_same_rows_with_lists_and_numbers(box: Sandbox, directory: Path) -> None:
     fill(box, 3, 220)
     with_metadata(box)
     async with async_client(box.transport()) as client:
@@ -133,7 +133,7 @@ async def test_parquet_has_the_same_rows_with_lists_and_numbers_of_its_own(box: 
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-async def test_an_account_without_a_conversation_makes_files_without_a_row(
+async def test_empty_account(
     box: Sandbox, directory: Path, format_: Any
 ) -> None:
     async with async_client(box.transport()) as client:
@@ -147,7 +147,7 @@ async def test_an_account_without_a_conversation_makes_files_without_a_row(
     assert (read(result.conversations_path), read(result.messages_path)) == ([], [])
 
 
-def test_the_columns_say_of_each_field_what_it_holds() -> None:
+def test_columns_match_the_models() -> None:
     for model, name in ((Conversation, "conversations"), (Message, "messages")):
         fields = {field: kind for field, kind in model.__annotations__.items() if field != "extra"}
         kinds = {to_camel_case(field): kind for field, kind in fields.items()}
@@ -170,7 +170,7 @@ async def account_of(directory: Path, format_: Any, **changes: Any) -> Result:
         return await export(client, directory, format=format_)
 
 
-async def test_fields_that_nobody_knows_are_kept_in_each_format(directory: Path) -> None:
+async def test_unknown_fields_are_kept(directory: Path) -> None:
     result = await account_of(directory, "jsonl", **UNKNOWN)
     [row] = lines(result.messages_path)
     assert row == {"conversationId": "conv_1", **message(**UNKNOWN)}
@@ -183,20 +183,20 @@ async def test_fields_that_nobody_knows_are_kept_in_each_format(directory: Path)
     assert json.loads(row["extra"]) == UNKNOWN
 
 
-async def test_the_id_of_the_conversation_is_ours_to_say(directory: Path) -> None:
+async def test_conversation_id_of_the_request_wins(directory: Path) -> None:
     [row] = lines((await account_of(directory, "jsonl", conversationId="conv_other")).messages_path)
     assert row["conversationId"] == "conv_1"
 
 
-async def test_instants_are_printed_in_utc_with_all_their_digits(directory: Path) -> None:
+async def test_timestamps_are_in_utc_with_all_digits(directory: Path) -> None:
     result = await account_of(directory, "jsonl", receivedAt="2025-06-30T14:00:00.120+02:00", createdAt=None)
     assert lines(result.messages_path)[0]["receivedAt"] == "2025-06-30T12:00:00.120000Z"
     assert lines(result.conversations_path)[0]["createdAt"] is None
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-async def test_half_a_surrogate_pair_stops_no_export(directory: Path, format_: Any) -> None:
-    """A preview that was cut in the middle of an emoji ends in one, and UTF-8 does not have it."""
+async def test_half_a_surrogate_pair_is_exported(directory: Path, format_: Any) -> None:
+    """A preview cut inside an emoji ends with one, and UTF-8 does not have it."""
     result = await account_of(directory, format_, id="conv_1", body="cut \ud83d", lastMessagePreview="\ud83d")
     if format_ == "jsonl":
         assert lines(result.messages_path)[0]["body"] == "cut \ud83d"
@@ -207,7 +207,7 @@ async def test_half_a_surrogate_pair_stops_no_export(directory: Path, format_: A
         assert row["body"] == "cut ?"
 
 
-async def test_csv_tells_null_from_an_empty_text(directory: Path) -> None:
+async def test_csv_distinguishes_null_and_empty_text(directory: Path) -> None:
     result = await account_of(directory, "csv", body="", status=None)
     assert result.messages_path.read_text(encoding="utf-8").splitlines()[1] == (
         '"conv_1","msg_1","","+15555550110","+15555550100","inbound","2025-06-30T12:00:00Z","sms",'
@@ -245,7 +245,7 @@ MESSAGES = st.builds(
 
 @given(MESSAGES, ANY_TEXT)
 @settings(deadline=None)
-def test_a_line_is_the_whole_message_and_one_line_to_any_reader(given: Message, conversation_id: str) -> None:
+def test_message_round_trips_through_one_line(given: Message, conversation_id: str) -> None:
     row = _files.message_row(conversation_id, given)
     assert len(row.decode().splitlines()) == 1
     assert json.loads(row)["conversationId"] == conversation_id
@@ -261,7 +261,7 @@ def test_a_line_is_the_whole_message_and_one_line_to_any_reader(given: Message, 
 
 @given(st.lists(MESSAGES, max_size=4))
 @settings(deadline=None)
-def test_a_reader_of_csv_gets_every_text_back(given: list[Message]) -> None:
+def test_csv_round_trips_every_text(given: list[Message]) -> None:
     rows = [_files.message_row("conv_1", item) for item in given]
     file = io.BytesIO()
     writer = object.__new__(_files._CSV)

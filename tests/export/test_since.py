@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("since", [START + timedelta(seconds=5), "2025-06-30T14:00:05+02:00"], ids=type)
-async def test_since_an_instant_takes_what_was_received_later(
+async def test_since_a_timestamp(
     box: Sandbox, directory: Path, since: datetime | str
 ) -> None:
     fill(box, 2, 30)
@@ -50,7 +50,7 @@ async def test_since_an_instant_takes_what_was_received_later(
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-async def test_since_last_adds_what_is_new_and_each_message_once(box: Sandbox, directory: Path, format_: Any) -> None:
+async def test_since_last_appends_each_new_message_once(box: Sandbox, directory: Path, format_: Any) -> None:
     fill(box, 3, 30)
     async with async_client(box.transport()) as client:
         await export(client, directory, format=format_)
@@ -78,7 +78,7 @@ def rows_in(directory: Path, format_: str) -> tuple[list[str], list[str]]:
     return first, second
 
 
-async def test_since_last_finds_what_shares_its_instant_with_the_last_message_and_what_came_to_light_late(
+async def test_since_last_finds_equal_timestamps_and_late_messages(
     box: Sandbox, directory: Path
 ) -> None:
     fill(box, 2, 9)
@@ -94,7 +94,7 @@ async def test_since_last_finds_what_shares_its_instant_with_the_last_message_an
     assert sorted(map(repr, messages)) == sorted(map(repr, rows_of(box)[1]))
 
 
-async def test_since_last_trusts_no_message_that_is_dated_in_the_future(box: Sandbox, directory: Path) -> None:
+async def test_since_last_ignores_timestamps_in_the_future(box: Sandbox, directory: Path) -> None:
     fill(box, 2, 1)
     box.receive_sms(from_number="+15555560000", to_number=AGENT, body="far", at="2999-01-01T00:00:00Z")
     async with async_client(box.transport()) as client:
@@ -103,7 +103,7 @@ async def test_since_last_trusts_no_message_that_is_dated_in_the_future(box: San
         assert (await export(client, directory, since="last")).messages == 1
 
 
-async def test_since_last_repeats_nothing_when_the_latest_conversation_has_gone_meanwhile(
+async def test_since_last_after_the_latest_conversation_was_deleted(
     box: Sandbox, directory: Path
 ) -> None:
     fill(box, 2, 4)
@@ -114,7 +114,7 @@ async def test_since_last_repeats_nothing_when_the_latest_conversation_has_gone_
         assert [(await export(client, directory, since="last")).messages for _ in range(3)] == [0, 0, 0]
 
 
-async def test_since_last_behind_an_instant_brings_nothing_of_what_was_before_it(box: Sandbox, directory: Path) -> None:
+async def test_since_last_after_a_since_timestamp(box: Sandbox, directory: Path) -> None:
     fill(box, 2, 30)
     async with async_client(box.transport()) as client:
         first = await export(client, directory, since=START + timedelta(seconds=5))
@@ -122,14 +122,14 @@ async def test_since_last_behind_an_instant_brings_nothing_of_what_was_before_it
         assert (await export(client, directory, since="last")).messages == 0
 
 
-async def test_since_last_without_an_earlier_export_takes_everything(box: Sandbox, directory: Path) -> None:
+async def test_since_last_without_an_earlier_export_is_full(box: Sandbox, directory: Path) -> None:
     fill(box, 2, 3)
     async with async_client(box.transport()) as client:
         assert (await export(client, directory, since="last")).messages == 6
     assert both(directory) == rows_of(box)
 
 
-async def test_since_last_reads_conversations_of_which_the_api_does_not_say_when_they_were_active(
+async def test_since_last_reads_conversations_without_last_message_at(
     directory: Path,
 ) -> None:
     listed = ok(page(conversation(lastMessageAt=None), total=1))
@@ -149,7 +149,7 @@ async def test_since_last_reads_conversations_of_which_the_api_does_not_say_when
         ({"base_url": "https://other.test"}, {}, "was made with base_url"),
     ],
 )
-async def test_since_last_continues_no_export_of_another_kind(
+async def test_since_last_rejects_other_arguments(
     box: Sandbox, directory: Path, settings: dict[str, Any], arguments: dict[str, Any], reason: str
 ) -> None:
     fill(box, 2, 3)
@@ -163,12 +163,12 @@ async def test_since_last_continues_no_export_of_another_kind(
         await export(client, directory)  # as the text says
 
 
-async def test_since_last_continues_no_file_that_is_gone_and_no_damaged_state(box: Sandbox, directory: Path) -> None:
+async def test_since_last_rejects_missing_files_and_damaged_state(box: Sandbox, directory: Path) -> None:
     fill(box, 2, 3)
     async with async_client(box.transport()) as client:
         await export(client, directory)
         (directory / "messages.jsonl").rename(directory / "elsewhere")
-        with pytest.raises(ConfigurationError, match=r"messages.jsonl', which the last export wrote, is gone"):
+        with pytest.raises(ConfigurationError, match=r"messages.jsonl', which the last export wrote, is missing"):
             await export(client, directory, since="last")
         (directory / "elsewhere").rename(directory / "messages.jsonl")
         (directory / ".last-export.db").write_bytes(b"no database, and long enough to be looked at" * 100)
@@ -185,13 +185,13 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "without the messages": lambda path: altered(path, "DROP TABLE known"),
     "without the notes": lambda path: altered(path, "DROP TABLE meta"),
     "with other notes": lambda path: altered(path, "ALTER TABLE meta RENAME COLUMN value TO worth"),
-    "without an instant": lambda path: altered(path, "DELETE FROM meta WHERE name = 'settled'"),
-    "with no instant": lambda path: altered(path, "UPDATE meta SET value = 'noon' WHERE name = 'settled'"),
-    "with an instant without an offset": lambda path: altered(path, "UPDATE meta SET value = '2025-06-30T12:00:00'"),
+    "without a watermark": lambda path: altered(path, "DELETE FROM meta WHERE name = 'watermark'"),
+    "with an invalid watermark": lambda path: altered(path, "UPDATE meta SET value = 'noon' WHERE name = 'watermark'"),
+    "with a watermark without an offset": lambda path: altered(path, "UPDATE meta SET value = '2025-06-30T12:00:00'"),
     "without a key": lambda path: altered(path, "DELETE FROM meta WHERE name = 'key'"),
     "with a key of bytes": lambda path: altered(path, "UPDATE meta SET value = x'ff' WHERE name = 'key'"),
     "with text that is none": lambda path: altered(path, "UPDATE meta SET value = CAST(x'ff' AS TEXT)"),
-    "with messages at no instant": lambda path: altered(path, "UPDATE known SET received_at = 'noon'"),
+    "with messages without a timestamp": lambda path: altered(path, "UPDATE known SET received_at = 'noon'"),
     "with messages of text": lambda path: altered(path, "UPDATE known SET id = 'msg_1'"),
     "with messages of nothing": lambda path: altered(
         path, "CREATE TABLE k AS SELECT * FROM known", "UPDATE k SET id = NULL", "DROP TABLE known",
@@ -201,7 +201,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_a_damaged_state_of_the_last_export_is_named_with_what_to_do(
+async def test_damaged_state_is_named_with_what_to_do(
     box: Sandbox, directory: Path, damage: str
 ) -> None:
     fill(box, 3, 100, datetime.now(UTC) - timedelta(minutes=5))
@@ -220,7 +220,7 @@ async def test_a_damaged_state_of_the_last_export_is_named_with_what_to_do(
         assert contents(directory) == before
 
 
-async def test_a_key_of_another_script_is_another_key(box: Sandbox, directory: Path) -> None:
+async def test_non_ascii_key_is_another_key(box: Sandbox, directory: Path) -> None:
     async with async_client(box.transport()) as client:
         await export(client, directory)
         altered(directory / ".last-export.db", "UPDATE meta SET value = '\u00e9:\u00e9' WHERE name = 'key'")

@@ -26,7 +26,7 @@ FORMATS = ["jsonl", "csv", "parquet"]
 
 
 def fill(box: Sandbox, conversations: int, messages: int, at: datetime = START) -> None:
-    """Let messages come in to all conversations by turns; each three of one share their instant."""
+    """Add messages to all conversations in turn; every three of one share a timestamp."""
     for index in range(messages):
         for number in range(conversations):
             moment = at + timedelta(seconds=index // 3, microseconds=number)
@@ -35,7 +35,7 @@ def fill(box: Sandbox, conversations: int, messages: int, at: datetime = START) 
 
 
 def rows_of(box: Sandbox, after: datetime | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Give the rows that a sandbox's conversations and messages should make, of what is later than `after`."""
+    """Return the rows that a sandbox's conversations and messages must have, later than `after`."""
     conversations = box._store.conversations(limit=10**6, offset=0)["data"]
     conversations.sort(key=lambda row: row["id"])
     messages: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 class Watched(httpx.AsyncBaseTransport):
-    """A way to a sandbox that notes what is asked, and answers by itself where it is told to."""
+    """A transport to a sandbox that records requests, and responds itself where `step` returns a response."""
 
     def __init__(
         self, box: Sandbox, step: Callable[[int, httpx.Request], httpx.Response | None] = lambda *_: None
