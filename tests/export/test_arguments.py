@@ -6,6 +6,7 @@ import gc
 import sqlite3
 import sys
 import tracemalloc
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def test_state_is_a_readable_database(box: Sandbox, directory: Path) -> None:
     fill(box, 1, 2)
     with Client("key", transport=box.transport()) as client:
         export(client, directory)
-    with sqlite3.connect(directory / ".last-export.db") as connection:
+    with closing(sqlite3.connect(directory / ".last-export.db")) as connection:
         assert connection.execute("SELECT count(*) FROM known").fetchone() == (2,)
         notes = dict(connection.execute("SELECT name, value FROM meta"))
     assert notes.keys() == {"version", "base_url", "format", "key", "watermark"}

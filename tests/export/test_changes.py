@@ -64,9 +64,7 @@ async def test_404_for_an_existing_conversation_is_an_error(box: Sandbox, direct
     assert both(directory) == rows_of(box)
 
 
-async def test_changing_account_is_exported_once(
-    box: Sandbox, directory: Path
-) -> None:
+async def test_changing_account_is_exported_once(box: Sandbox, directory: Path) -> None:
     fill(box, 30, 21)
     before = rows_of(box)
 

@@ -68,9 +68,7 @@ def test_export_of_another_process_is_rejected(directory: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("agentphone.errors.ConfigurationError: Another export is running in")
 
 
-def test_export_that_ends_while_another_waits_rejects_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_that_ends_while_another_waits_rejects_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Store(tmp_path), Store(tmp_path)
     first.open({})
     connect = sqlite3.connect

@@ -42,9 +42,7 @@ def failure(number: int) -> httpx.Response:
     return httpx.Response([401, 503][number % 3 - 1])
 
 
-async def test_failure_at_any_request_is_resumed_without_repeating_requests(
-    box: Sandbox, tmp_path: Path
-) -> None:
+async def test_failure_at_any_request_is_resumed_without_repeating_requests(box: Sandbox, tmp_path: Path) -> None:
     fill(box, 3, 410)
     whole = Watched(box)
     async with async_client(whole) as client:

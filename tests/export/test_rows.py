@@ -40,9 +40,7 @@ from tests.support.helpers import client_of, conversation, message, ok, page
 pytestmark = pytest.mark.anyio
 
 
-async def test_jsonl_has_every_conversation_and_message(
-    box: Sandbox, directory: Path
-) -> None:
+async def test_jsonl_has_every_conversation_and_message(box: Sandbox, directory: Path) -> None:
     fill(box, 5, 450)
     async with async_client(box.transport()) as client:
         result = await export(client, directory)
@@ -73,9 +71,7 @@ def test_sync_client_exports_the_same(box: Sandbox, directory: Path) -> None:
     ],
     ids=str,
 )
-async def test_cursor_behavior_of_the_api_does_not_matter(
-    box: Sandbox, directory: Path, behavior: Behavior
-) -> None:
+async def test_cursor_behavior_of_the_api_does_not_matter(box: Sandbox, directory: Path, behavior: Behavior) -> None:
     box.behavior = behavior
     fill(box, 2, 700)
     async with async_client(box.transport()) as client:
@@ -133,9 +129,7 @@ async def test_parquet_has_the_same_rows_with_lists_and_numbers(box: Sandbox, di
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-async def test_empty_account(
-    box: Sandbox, directory: Path, format_: Any
-) -> None:
+async def test_empty_account(box: Sandbox, directory: Path, format_: Any) -> None:
     async with async_client(box.transport()) as client:
         result = await export(client, directory, format=format_)
     assert (result.conversations, result.messages) == (0, 0)

@@ -37,9 +37,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("since", [START + timedelta(seconds=5), "2025-06-30T14:00:05+02:00"], ids=type)
-async def test_since_a_timestamp(
-    box: Sandbox, directory: Path, since: datetime | str
-) -> None:
+async def test_since_a_timestamp(box: Sandbox, directory: Path, since: datetime | str) -> None:
     fill(box, 2, 30)
     fill(box, 3, 3, at=START - DAY)
     box.receive_sms(from_number="+15555569999", to_number=AGENT, body="old", at=START + timedelta(seconds=5))
@@ -78,9 +76,7 @@ def rows_in(directory: Path, format_: str) -> tuple[list[str], list[str]]:
     return first, second
 
 
-async def test_since_last_finds_equal_timestamps_and_late_messages(
-    box: Sandbox, directory: Path
-) -> None:
+async def test_since_last_finds_equal_timestamps_and_late_messages(box: Sandbox, directory: Path) -> None:
     fill(box, 2, 9)
     box.behavior = Behavior(timestamp_digits=0)
     async with async_client(box.transport()) as client:
@@ -103,9 +99,7 @@ async def test_since_last_ignores_timestamps_in_the_future(box: Sandbox, directo
         assert (await export(client, directory, since="last")).messages == 1
 
 
-async def test_since_last_after_the_latest_conversation_was_deleted(
-    box: Sandbox, directory: Path
-) -> None:
+async def test_since_last_after_the_latest_conversation_was_deleted(box: Sandbox, directory: Path) -> None:
     fill(box, 2, 4)
     latest = box.receive_sms(from_number="+15555569999", to_number=AGENT, body="latest", at=START + DAY)
     async with async_client(box.transport()) as client:
@@ -201,9 +195,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_damaged_state_is_named_with_what_to_do(
-    box: Sandbox, directory: Path, damage: str
-) -> None:
+async def test_damaged_state_is_named_with_what_to_do(box: Sandbox, directory: Path, damage: str) -> None:
     fill(box, 3, 100, datetime.now(UTC) - timedelta(minutes=5))
     async with async_client(box.transport()) as client:
         await export(client, directory)
