@@ -1,4 +1,4 @@
-"""A sandbox that fails about every fifth request, in a process of its own: `python -m tests.support.flaky_sandbox FILE PORT`."""
+"""A sandbox that fails about every fifth request: `python -m tests.support.flaky_sandbox FILE PORT`."""
 
 from __future__ import annotations
 

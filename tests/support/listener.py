@@ -1,4 +1,4 @@
-"""An HTTP server that records each request with its connection, and the end of each connection. It can hold responses."""
+"""An HTTP server that records requests, their connections and the ends of those. It can hold responses."""
 
 from __future__ import annotations
 
