@@ -110,7 +110,7 @@ async def test_unfinished_export_with_other_arguments_is_rejected_and_kept(
         async with async_client(box.transport(), **settings) as other_client:
             with pytest.raises(ConfigurationError) as caught:
                 await export(other_client, directory, **arguments)
-        assert f"holds an unfinished export that was begun with {reason}. Finish it" in str(caught.value)
+        assert f"holds an unfinished export that was begun with {reason}. Finish" in str(caught.value)
         assert "key" not in settings or settings["key"] not in str(caught.value).replace("another API key", "")
         await export(client, directory)
         assert both(directory) == rows_of(box)
