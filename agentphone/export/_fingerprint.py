@@ -1,6 +1,6 @@
-"""Whether what lies in a directory belongs to the export at hand: made with the same arguments, from the same account.
+"""Whether the files in a directory belong to this export: made with the same arguments, from the same account.
 
-The account is told by the API key, which is written nowhere: a seal of it is, from which it cannot be found again.
+The account is identified by a salted PBKDF2 hash of the API key; the key is never stored.
 """
 
 from __future__ import annotations
@@ -15,33 +15,34 @@ from attrs import frozen
 from agentphone._secret import Secret
 
 VERSION = "1"
-"""Of what an export leaves for a later one. It changes with the columns, too."""
+"""The version of what one export stores for a later one. It changes with the columns, too."""
 
 ROUNDS = 100_000
-"""Of the seal: some 40 ms, once or twice for an export; and as much for each guess at a key that is easy to guess."""
+"""PBKDF2 iterations: about 40 ms once or twice per export, and as much for each guess at a key."""
 
 
 @frozen
 class Fingerprint:
-    """What an export is."""
+    """The identity of an export."""
 
     arguments: Mapping[str, str]
-    """What has to be the same, by name; empty for what was not given."""
-    key: Secret
+    """The arguments that must be the same, by name; empty for those not given."""
+    api_key: Secret
 
-    def of(self) -> dict[str, str]:
-        """Give what can be written down, to be compared later."""
-        return {"version": VERSION, **self.arguments, "key": key_hash(self.key, secrets.token_hex(16))}
+    def to_stored(self) -> dict[str, str]:
+        """Return what is stored, to compare with later."""
+        return {"version": VERSION, **self.arguments, "key": key_hash(self.api_key, secrets.token_hex(16))}
 
-    def difference(self, written: Mapping[str, str]) -> str | None:
-        """Say how what was written down differs from this: with what it was made, and not with what."""
+    def difference(self, stored: Mapping[str, str]) -> str | None:
+        """Return how a stored fingerprint differs from this one, in words; None if it does not."""
         for name, value in {"version": VERSION, **self.arguments}.items():
-            if written.get(name) != value:
-                return f"{name} {written.get(name) or None!r}, not {value or None!r}"
-        seal = written.get("key", "")
-        again = key_hash(self.key, seal.partition(":")[0])
-        return None if hmac.compare_digest(seal.encode(), again.encode()) else "another API key"
+            if stored.get(name) != value:
+                return f"{name} {stored.get(name) or None!r}, not {value or None!r}"
+        stored_hash = stored.get("key", "")
+        own_hash = key_hash(self.api_key, stored_hash.partition(":")[0])
+        return None if hmac.compare_digest(stored_hash.encode(), own_hash.encode()) else "another API key"
 
 
 def key_hash(key: Secret, salt: str) -> str:
+    """Return the salted hash of an API key, with its salt."""
     return f"{salt}:{hashlib.pbkdf2_hmac('sha256', (key.value or '').encode(), salt.encode(), ROUNDS).hex()}"

@@ -37,7 +37,7 @@ def test_export_writes_two_files_of_json_lines(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {
         "conversations": 36,
         "messages": 1817,
-        "leftOut": 0,
+        "skipped": 0,
         "conversationsPath": str(conversations),
         "messagesPath": str(messages),
     }

@@ -1,4 +1,4 @@
-"""An account that answers as fast as text can be put together: for what is about size, not about the API's ways."""
+"""A large account that responds as fast as text can be built: for tests of size and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ START = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 class CannedTransport(httpx.AsyncBaseTransport):
-    """So many conversations of so many messages each, one message a second."""
+    """Serve `conversations` with `messages` each, one message a second."""
 
     def __init__(self, conversations: int, messages: int) -> None:
         self.conversations = conversations

@@ -1,6 +1,6 @@
-"""A server that fails in every way a network, a proxy or a server can, on a raw socket, so that no library mends it.
+"""A server on a raw socket that fails in every way a network, a proxy or a server can. No library repairs its faults.
 
-It answers the API's four calls well, but for the first `times` requests, which meet the fault.
+The first `times` requests meet the fault; all others of the API's four calls get a good response.
 """
 
 from __future__ import annotations

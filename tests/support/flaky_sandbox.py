@@ -1,4 +1,4 @@
-"""A sandbox that fails now and then, in a process of its own: `python -m tests.support.flaky_sandbox FILE PORT`."""
+"""A sandbox that fails about every fifth request: `python -m tests.support.flaky_sandbox FILE PORT`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentphone.sandbox import Sandbox
 
 
 def main(path: str, port: int) -> None:
-    """Serve the file's conversations, and answer about every fifth request with an error."""
+    """Serve the file's conversations, and respond to about every fifth request with an error."""
     with Sandbox(path) as sandbox:
 
         def fail() -> None:

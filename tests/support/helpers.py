@@ -1,6 +1,6 @@
-"""What several test files need: good answers by hand, a transport that plays a script, sockets counted.
+"""What many test files need: good responses written by hand, a transport that plays a script, open sockets.
 
-Nothing here imports the decoder or the wire, so that a mistake there cannot hide in the expectations.
+Nothing here imports the decoder or the requests, so a mistake there cannot hide in the expectations.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Step = httpx.Response | Exception | Callable[[httpx.Request], Awaitable[httpx.Re
 
 
 def sample(name: str) -> bytes:
-    """Give the bytes of a file in `samples/`."""
+    """Return the bytes of a file in `samples/`."""
     return (SAMPLES / f"{name}.json").read_bytes()
 
 
 def conversation(**changes: Any) -> dict[str, Any]:
-    """Give a good conversation as JSON, changed under the API's names."""
+    """Return a good conversation as JSON, with changes under the API's names."""
     good: dict[str, Any] = {
         "id": "conv_1",
         "agentId": "agt_1",
@@ -47,7 +47,7 @@ def conversation(**changes: Any) -> dict[str, Any]:
 
 
 def message(**changes: Any) -> dict[str, Any]:
-    """Give a good message as JSON, changed under the API's names."""
+    """Return a good message as JSON, with changes under the API's names."""
     good: dict[str, Any] = {
         "id": "msg_1",
         "body": "Where is it?",
@@ -63,14 +63,14 @@ def message(**changes: Any) -> dict[str, Any]:
 
 
 def page(*items: dict[str, Any], has_more: bool = False, **more: Any) -> dict[str, Any]:
-    """Give a page as JSON."""
+    """Return a page as JSON."""
     return {"data": list(items), "hasMore": has_more, **more}
 
 
 class Scripted(httpx.AsyncBaseTransport):
-    """Answer each request with the next step of a script, the last step again and again.
+    """Respond to each request with the next step of a script; the last step repeats.
 
-    A step is a response, an exception to raise, or a coroutine function that is given the request.
+    A step is a response, an exception to raise, or a coroutine function that receives the request.
     """
 
     def __init__(self, *steps: Step) -> None:
@@ -93,24 +93,24 @@ class Scripted(httpx.AsyncBaseTransport):
 
     @property
     def targets(self) -> list[str]:
-        """Path and query of each request, as they went over the wire."""
+        """Path and query of each request, as sent."""
         return [request.url.raw_path.decode() for request in self.requests]
 
 
 def ok(content: Any = None) -> httpx.Response:
-    """Give a 200 with this JSON; by default a page of one conversation, which a page of one message is not."""
+    """Return a 200 with this JSON; by default a page of one conversation."""
     return httpx.Response(200, content=json.dumps(page(conversation(), total=1) if content is None else content))
 
 
 def client_of(*steps: Step, **settings: Any) -> tuple[AsyncClient, Scripted]:
-    """Make a client that talks to a script, and give both."""
+    """Create a client that talks to a script, and return both."""
     script = Scripted(*steps)
     given: dict[str, Any] = {"api_key": KEY, "base_url": BASE, "transport": script}
     return AsyncClient(**(given | settings)), script
 
 
 def open_sockets() -> set[int]:
-    """Give the file numbers of all sockets that are open in this process."""
+    """Return the file descriptors of all open sockets of this process."""
     gc.collect()
     # type() and not isinstance(): lazy objects somewhere in memory answer __class__ with an import.
     return {found.fileno() for found in gc.get_objects() if issubclass(type(found), socket.socket)} - {-1}

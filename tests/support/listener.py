@@ -1,6 +1,4 @@
-"""A server to look at calls from the other side: it answers conversations, holds what is asked to be held, and notes
-each request with its connection, and each connection's end.
-"""
+"""An HTTP server that records requests, their connections and the ends of those. It can hold responses."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from tests.support.processes import SECONDS
 
 
 class Listener:
-    """What came in so far, in order: `(port of the client's end, "GET", "conv_1")`; the port is its connection."""
+    """The requests so far, in order: `(client port, "GET", "conv_1")`. The client's port identifies the connection."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -25,11 +23,11 @@ class Listener:
         """The connections that the client has closed."""
 
     def ports(self, asked: str) -> list[int]:
-        """Give the connections on which something was asked."""
+        """Return the connections on which a conversation was requested."""
         return [port for port, _, name in self.requests if name == asked]
 
     def wait_for(self, what: Callable[[], bool]) -> bool:
-        """Wait until something has come about; say whether it did."""
+        """Wait until a condition holds; return whether it did in time."""
         end = time.monotonic() + SECONDS
         while not what():
             if time.monotonic() > end:
@@ -42,8 +40,8 @@ class Listener:
 def listening() -> Iterator[Listener]:
     """Listen on a free port of this machine.
 
-    It answers each conversation's id with a conversation of that id, and the list with a page of one, always another
-    one. The answer to what begins with `hold` never comes.
+    It responds to an id with a conversation of that id, and to the list with a page of one, a new one each time. A
+    request for an id that begins with `hold` never gets a response.
     """
     seen = Listener()
 

@@ -1,4 +1,4 @@
-"""Processes for the tests to look at from outside: the package as `python -m agentphone` runs it, and its sandbox."""
+"""Processes seen from outside: the package as `python -m agentphone` runs it, and its sandbox."""
 
 from __future__ import annotations
 

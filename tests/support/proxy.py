@@ -1,4 +1,4 @@
-"""A proxy of the tests' own, on a raw socket: it forwards plain requests, opens tunnels, and notes what it sees."""
+"""An HTTP proxy on a raw socket: it forwards plain requests, opens tunnels, and records what it sees."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Proxy:
     heads: list[bytes] = field(factory=list)
     """The first head of each connection, up to its empty line."""
     refusals: list[bytes] = field(factory=list)
-    """Answers to give in place of a tunnel, each once."""
+    """Responses to send instead of opening a tunnel, each once."""
 
     @property
     def lines(self) -> list[str]:
-        """The first lines of what was asked."""
+        """The request line of each connection."""
         return [head.partition(b"\r\n")[0].decode() for head in self.heads]
 
 
 @contextmanager
 def proxying(*, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
-    """Listen on a free port of this machine; with `tls`, only for those who speak that."""
+    """Listen on a free port of this machine, over TLS if `tls` is given."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     proxy = Proxy(f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}")

@@ -1,7 +1,7 @@
-"""Exports that are killed with `kill -9`, at random moments and at each step that touches the disk, and go on.
+"""Exports that are killed with `kill -9`, at random moments and at each step on the disk, and resume.
 
-What they leave in the end is compared, to the byte, with rows made from the sandbox's own database. The exports run in
-processes that are forked from one that has imported everything, so that fifty of them take seconds.
+The files are compared, byte for byte, with rows made from the database of the sandbox. The exports run in
+processes forked from one that has imported everything, so fifty of them take seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import importlib, json, os, signal, sys
 from agentphone import Client, _portal
 from agentphone.export import export
 
-for module in _portal._USED_BY_THE_THREAD:
+for module in _portal.PRELOADED_MODULES:
     importlib.import_module(module)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
 
@@ -76,12 +76,12 @@ for line in sys.stdin:
     signal.sigtimedwait([signal.SIGCHLD], 0)
     print(code, flush=True)
 """
-"""For each line it forks an export, and kills it after so many seconds, if it runs so long. An export with `last_step`
-kills itself when it has opened, renamed or removed so many files."""
+"""Fork an export for each line, and kill it after `killed_after` seconds if it still runs. An export with `last_step`
+kills itself when it has opened, renamed or removed that many files."""
 
 START = datetime(2025, 6, 30, 12, tzinfo=UTC)
 SIZES = [1, 3, 60, 199, 200, 201, 450, 700]
-"""How many messages the conversations have, around the 200 of a page."""
+"""The numbers of messages per conversation, around the 200 of a page."""
 AGENT = "+15555550100"
 
 
@@ -94,7 +94,7 @@ class Account:
     nursery: subprocess.Popen[str]
 
     def receive(self, sizes: list[int], begin: datetime) -> None:
-        """Let so many messages come in to each conversation; each three of one share their instant."""
+        """Add messages to each conversation; every three of one share a timestamp."""
         with Sandbox(self.database) as box:
             for number, size in enumerate(sizes):
                 for index in range(size):
@@ -109,7 +109,7 @@ class Account:
                         box.receive_sms(from_number=person, to_number=AGENT, body=text, at=at)
 
     def export(self, directory: Path, **options: Any) -> int:
-        """Run an export, and give its exit code; negative for a signal."""
+        """Run an export and return its exit code, negative for a signal."""
         order = {"since": None, "concurrency": 3, "last_step": None, "killed_after": None} | options
         stdin, stdout = cast("IO[str]", self.nursery.stdin), cast("IO[str]", self.nursery.stdout)
         stdin.write(json.dumps({"url": self.url, "directory": str(directory), **order}) + "\n")
@@ -117,7 +117,7 @@ class Account:
         return int(stdout.readline())
 
     def rows(self, table: str) -> bytes:
-        """Make of the database what the file is to hold."""
+        """Return the expected contents of a file, from the database."""
         with closing(sqlite3.connect(self.database)) as connection:
             connection.row_factory = sqlite3.Row
             conversations = connection.execute("SELECT * FROM conversations ORDER BY id").fetchall()
@@ -207,7 +207,7 @@ def assert_whole(account: Account, directory: Path) -> None:
         assert (directory / f"{table}.jsonl").read_bytes() == account.rows(table), table
 
 
-def test_fifty_kills_at_random_moments_lose_nothing_and_repeat_nothing(account: Account, tmp_path: Path) -> None:
+def test_kills_at_random_moments(account: Account, tmp_path: Path) -> None:
     began = time.monotonic()
     assert account.export(tmp_path / "whole") == 0
     usual = time.monotonic() - began
@@ -229,9 +229,7 @@ def test_fifty_kills_at_random_moments_lose_nothing_and_repeat_nothing(account: 
 
 
 @pytest.mark.parametrize("since", [None, "last"])
-def test_a_kill_at_each_step_on_the_disk_loses_nothing_and_repeats_nothing(
-    account: Account, tmp_path: Path, since: str | None
-) -> None:
+def test_kill_at_each_step_on_the_disk(account: Account, tmp_path: Path, since: str | None) -> None:
     before = b""
     if since == "last":
         assert account.export(tmp_path / "before") == 0
