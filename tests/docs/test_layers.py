@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -154,6 +156,16 @@ def test_the_tables_allow_nothing_that_is_not_used() -> None:
     assert set(SANDBOX_MAY_IMPORT.split()) <= used["sandbox"]
     for aside, tops in ASIDE.items():
         assert all(aside in used[top] for top in tops.split())
+
+
+def test_the_core_declares_exactly_what_it_imports() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    extras = {"export", "cli", "pytest_plugin", "__main__", *ASIDE}
+    core = {name: text for name, text in sources().items() if name.split(".")[0] not in extras}
+    imported = {target.split(".")[0] for name, text in core.items() for target in imports(name, text, set())}
+    optional = {"sniffio"}  # used if it is installed
+    assert imported - set(sys.stdlib_module_names) - {"agentphone"} - optional == declared
 
 
 def test_readme_shows_the_layers() -> None:
