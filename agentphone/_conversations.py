@@ -1,4 +1,4 @@
-"""The conversation endpoints: check the arguments, describe the call, send it."""
+"""The conversation endpoints: check the arguments, describe the request, send it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, overload
 
 from agentphone import _state
+from agentphone._checks import check_integer, check_seconds
 from agentphone._http.requests import (
     RequestSpec,
     get_conversation,
@@ -20,18 +21,16 @@ from agentphone._paging.cursor import MAX_MESSAGES, CursorPaginator, CursorReque
 from agentphone._paging.follow import FollowPaginator
 from agentphone._paging.offset import MAX_CONVERSATIONS, OffsetPaginator, OffsetRequest
 from agentphone._paging.polling import PollBackoff
-from agentphone._paging.watch import MessagesRequest, WatchPaginator
+from agentphone._paging.watch import GONE, MessagesRequest, WatchPaginator
 from agentphone._state_block import AsyncState
-from agentphone._streams import AsyncPager, AsyncStream, _PageStream, _PollingStream
+from agentphone._streams import AsyncPager, AsyncStream, PageStream, PollingStream
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
-
-R = TypeVar("R")
-
 
 T = TypeVar("T")
 
-
 MAX_RECENT_MESSAGES = 100
+MAX_SECONDS = 1e9
+"""The longest interval or overlap: 31 years."""
 
 
 class AsyncConversations:
@@ -67,10 +66,10 @@ class AsyncConversations:
             ValueError: An argument is out of its range.
             TypeError: An argument is not an integer.
         """
-        _check_count("limit", limit, optional=True)
-        _check_count("offset", offset, least=0)
-        _check_count("page_size", page_size, most=MAX_CONVERSATIONS)
-        _check_count("concurrency", concurrency)
+        check_integer("limit", limit, minimum=1, optional=True)
+        check_integer("offset", offset, minimum=0)
+        check_integer("page_size", page_size, minimum=1, maximum=MAX_CONVERSATIONS)
+        check_integer("concurrency", concurrency, minimum=1)
 
         def spec(request: OffsetRequest) -> RequestSpec[Page[Conversation]]:
             return list_conversations(limit=request.limit, offset=request.offset)
@@ -81,7 +80,7 @@ class AsyncConversations:
         first = spec(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
         return AsyncPager(
             lambda: self._transport.send(first),
-            lambda: _PageStream(paginator(), spec, self._transport, max_concurrency=concurrency),
+            lambda: PageStream(paginator(), spec, self._transport, max_concurrency=concurrency),
         )
 
     async def get(self, conversation_id: str, *, message_limit: int | None = None) -> ConversationDetail:
@@ -104,7 +103,7 @@ class AsyncConversations:
             ValueError: The id is empty, or `message_limit` out of its range.
             TypeError: An argument is of another type.
         """
-        _check_count("message_limit", message_limit, most=MAX_RECENT_MESSAGES, optional=True)
+        check_integer("message_limit", message_limit, minimum=1, maximum=MAX_RECENT_MESSAGES, optional=True)
         return await self._transport.send(get_conversation(conversation_id, message_limit=message_limit))
 
     async def update(self, conversation_id: str, *, metadata: Mapping[str, Any] | None) -> ConversationDetail:
@@ -167,14 +166,14 @@ class AsyncConversations:
             ValueError: An argument is out of its range, or an instant has no time or no offset.
             TypeError: An argument is of another type.
         """
-        _check_count("limit", limit, optional=True)
-        _check_count("page_size", page_size, most=MAX_MESSAGES)
+        check_integer("limit", limit, minimum=1, optional=True)
+        check_integer("page_size", page_size, minimum=1, maximum=MAX_MESSAGES)
         if order not in ("asc", "desc"):
             raise ValueError(f'order is "asc" or "desc", not {order!r}')
         upper, lower = parse_bound(before, "before"), parse_bound(after, "after")
 
         def spec(request: CursorRequest) -> RequestSpec[Page[Message]]:
-            return _messages_call(conversation_id, request)
+            return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
         def paginator() -> CursorPaginator:
             return CursorPaginator(
@@ -188,7 +187,7 @@ class AsyncConversations:
                 after=lower.instant if lower else None,
             )
         )
-        return AsyncPager(lambda: self._transport.send(first), lambda: _PageStream(paginator(), spec, self._transport))
+        return AsyncPager(lambda: self._transport.send(first), lambda: PageStream(paginator(), spec, self._transport))
 
     @overload
     def state(self, conversation_id: str) -> AsyncState[dict[str, Any]]: ...
@@ -269,19 +268,22 @@ class AsyncConversations:
             ValueError: An argument is out of its range, or an instant has no time or no offset.
             TypeError: An argument is of another type.
         """
-        backoff = _poll_backoff(poll_interval, max_poll_interval)
+        check_seconds("poll_interval", poll_interval, maximum=MAX_SECONDS)
+        check_seconds("max_poll_interval", max_poll_interval, allow_zero=True, maximum=MAX_SECONDS)
+        check_seconds("overlap", overlap, allow_zero=True, maximum=MAX_SECONDS)
+        backoff = PollBackoff(poll_interval, max(poll_interval, max_poll_interval))
         paginator = FollowPaginator(
             after=parse_bound(after, "after"),
-            overlap=_seconds("overlap", overlap),
+            overlap=timedelta(seconds=overlap),
             clock=self._transport.clock,
             server_time=self._transport.server_time,
         )
 
         def spec(request: CursorRequest) -> RequestSpec[Page[Message]]:
-            return _messages_call(conversation_id, request)
+            return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
         spec(CursorRequest(limit=1))  # an id that cannot be is told here, not at the first step
-        return _PollingStream(paginator, spec, self._transport, backoff)
+        return PollingStream(paginator, spec, self._transport, backoff)
 
     def watch(
         self,
@@ -321,49 +323,27 @@ class AsyncConversations:
             ValueError: An argument is out of its range, or an instant has no time or no offset.
             TypeError: An argument is of another type.
         """
-        backoff = _poll_backoff(poll_interval, max_poll_interval)
+        check_seconds("poll_interval", poll_interval, maximum=MAX_SECONDS)
+        check_seconds("max_poll_interval", max_poll_interval, allow_zero=True, maximum=MAX_SECONDS)
+        check_seconds("overlap", overlap, allow_zero=True, maximum=MAX_SECONDS)
+        backoff = PollBackoff(poll_interval, max(poll_interval, max_poll_interval))
         paginator = WatchPaginator(
             after=parse_bound(after, "after"),
-            overlap=_seconds("overlap", overlap),
+            overlap=timedelta(seconds=overlap),
             clock=self._transport.clock,
             server_time=self._transport.server_time,
         )
 
-        def spec(request: OffsetRequest | MessagesRequest) -> RequestSpec[Page[Any]]:
+        def spec(
+            request: OffsetRequest | MessagesRequest,
+        ) -> RequestSpec[Page[Conversation]] | RequestSpec[Page[Message]]:
             if isinstance(request, OffsetRequest):
                 return list_conversations(limit=request.limit, offset=request.offset)
-            return _messages_call(request.conversation_id, request.cursor)
+            cursor = request.cursor
+            return list_messages(request.conversation_id, limit=cursor.limit, before=cursor.before, after=cursor.after)
 
-        return _PollingStream(paginator, spec, self._transport, backoff)
+        def default_on_not_found(request: OffsetRequest | MessagesRequest) -> Page[Any] | None:
+            # A conversation may have gone since it was listed. Where the list itself is not found, something is wrong.
+            return GONE if isinstance(request, MessagesRequest) else None
 
-
-def _messages_call(conversation_id: str, request: CursorRequest) -> RequestSpec[Page[Message]]:
-    return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
-
-
-def _check_count(
-    name: str, value: int | None, *, least: int = 1, most: int | None = None, optional: bool = False
-) -> None:
-    """Refuse what is not a whole number of things; None only where the caller may leave it open."""
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is an integer, not {value!r}")
-    if value < least or (most is not None and value > most):
-        upto = "or more" if most is None else f"to {most}"
-        raise ValueError(f"{name} is {least} {upto}, not {value}")
-
-
-def _seconds(name: str, value: float, *, may_be_zero: bool = True) -> timedelta:
-    """Refuse what is no length of time."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
-    if not 0 <= value < 1e9 or (value == 0 and not may_be_zero):
-        raise ValueError(f"{name} is a number of seconds {'from' if may_be_zero else 'above'} 0, not {value}")
-    return timedelta(seconds=value)
-
-
-def _poll_backoff(poll_interval: float, max_poll_interval: float) -> PollBackoff:
-    _seconds("poll_interval", poll_interval, may_be_zero=False)
-    _seconds("max_poll_interval", max_poll_interval)
-    return PollBackoff(poll_interval, max(poll_interval, max_poll_interval))
+        return PollingStream(paginator, spec, self._transport, backoff, default_on_not_found=default_on_not_found)

@@ -33,9 +33,9 @@ T = TypeVar("T")
 
 
 class Pager(Generic[T]):
-    """A list that has not been read yet: iterate over its items or its pages, or read its first page.
+    """A list that is read on demand: iterate over its items or its pages, or read its first page.
 
-    Making one sends nothing. Each `for` is a new walk from the start, and asks for a page when it needs it.
+    Creating one sends nothing. Each `for` starts again at the beginning, and requests pages as it needs them.
     """
 
     def __init__(self, wrapped: AsyncPager[T]) -> None:
@@ -48,9 +48,9 @@ class Pager(Generic[T]):
         """Iterate over the items, each once.
 
         Raises:
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
         """
         return _portal.iterate(self._async.__aiter__())
 
@@ -58,26 +58,26 @@ class Pager(Generic[T]):
         """Iterate over the items a page at a time.
 
         Returns:
-            An iterator of pages as the walk hands them out, each item once. Such a page may hold other items than the
-            server's page did; `has_more` says whether the walk goes on.
+            An iterator of pages that together hold each item once. Such a page may hold other items than the server's
+            page did; its `has_more` is False for the last one.
 
         Raises:
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
         """
         return _portal.iterate(self._async.pages())
 
     def page(self) -> Page[T]:
-        """Read the first page as the server gives it, with one request.
+        """Read the server's first page, with one request.
 
         Returns:
             The page, in the server's order.
 
         Raises:
-            APIConnectionError: No whole answer came.
-            APIStatusError: The API said no.
-            ResponseDecodeError: The answer is not what the API promises.
+            APIConnectionError: No complete response was received.
+            APIStatusError: The API returned an error status.
+            ResponseDecodeError: The response does not match the API's schema.
         """
         return _portal.run(self._async.page)
 

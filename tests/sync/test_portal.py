@@ -35,7 +35,6 @@ from agentphone import (
     NotFoundError,
     Page,
     _portal,
-    _streams,
 )
 from agentphone.sandbox import Sandbox
 from tests.conftest import Server
@@ -589,9 +588,8 @@ def test_only_batched_iterators_can_be_iterated_from_blocking_code() -> None:
     async def single() -> Any:
         yield 1
 
-    with pytest.raises(TypeError, match="gives no batches"):
+    with pytest.raises(TypeError, match="has no batches"):
         _portal.iterate(single())
-    assert issubclass(_streams._PageStream, _streams.AsyncStream)
 
 
 def test_a_wrong_argument_raises_before_anything_is_sent() -> None:
