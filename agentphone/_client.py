@@ -79,7 +79,7 @@ class AsyncClient:
         del api_key  # tools that print the local variables of a traceback would show it
         if transport is not None and http_client is not None:
             raise ConfigurationError("transport and http_client exclude each other; pass only one of them.")
-        # httpx's blocking classes are easily passed by mistake, above all to `Client`, and would fail at the first call.
+        # httpx's blocking classes are easily passed by mistake, above all to `Client`, and fail at the first call.
         if not isinstance(transport, httpx.AsyncBaseTransport | None):
             raise TypeError(
                 f"transport must be an httpx.AsyncBaseTransport, also for Client, got {type(transport).__name__}"
