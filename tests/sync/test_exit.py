@@ -16,8 +16,8 @@ from tests.sync.programs import EXIT_SECONDS, START, end, noise, start
 UNCLOSED = {
     "used": "get('a')",
     "never used": "",
-    "half-read iterator": "walk = iter(client.conversations.list()); next(walk)",
-    "half-read iterator over pages": "walk = client.conversations.list().pages(); next(walk)",
+    "unfinished iterator": "items = iter(client.conversations.list()); next(items)",
+    "unfinished iterator over pages": "items = client.conversations.list().pages(); next(items)",
     "call in flight": "threading.Thread(target=get, args=('hold',), daemon=True).start(); wait_for_the_server()",
     "many calls in flight": """
         for number in range(30):
@@ -114,14 +114,14 @@ def test_call_in_an_exit_handler_works_or_raises(first: str, listener: Listener)
 
 
 @pytest.mark.parametrize("first", ["get('a')", ""])
-@pytest.mark.parametrize("call", ["get('b')", "client.close()", "next(walk)"])
+@pytest.mark.parametrize("call", ["get('b')", "client.close()", "next(items)"])
 def test_call_in_a_finalizer_never_hangs(call: str, first: str, listener: Listener) -> None:
     program = f"""
         class Last:
             def __del__(self, call=lambda: {call}, print=print, closed=ClientClosedError):
                 try: call(); print("works")
                 except closed: print("closed")
-        walk = iter(client.conversations.list())
+        items = iter(client.conversations.list())
         {first}
         last = Last()
         last.me = last

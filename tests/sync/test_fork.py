@@ -60,11 +60,11 @@ def test_first_call_of_a_child_in_a_new_thread(listener: Listener) -> None:
 def test_child_may_drop_or_close_an_inherited_client(listener: Listener) -> None:
     program = """
         get("parent")
-        walk = iter(client.conversations.list())
-        next(walk)
+        items = iter(client.conversations.list())
+        next(items)
         def drop():
-            global client, get, walk
-            del client, get, walk
+            global client, get, items
+            del client, get, items
             gc.collect()
             Client("key", base_url=URL).conversations.get("child")
         def close():
@@ -76,7 +76,7 @@ def test_child_may_drop_or_close_an_inherited_client(listener: Listener) -> None
         for work in (drop, close, closed_alone):
             join(in_child(work))
             get("parent")
-            next(walk)
+            next(items)
         """
     assert run_forking(program, listener.url, "-X", "dev") == ["child True"] * 3
     assert len(set(listener.ports("parent") + listener.ports(""))) == 1
@@ -86,16 +86,16 @@ def test_child_may_drop_or_close_an_inherited_client(listener: Listener) -> None
 @NEEDS_FORK
 def test_inherited_iterator_continues_in_child_and_grandchild(listener: Listener) -> None:
     program = """
-        walk = iter(client.conversations.list())
-        next(walk)
-        def grandchild(): get("grandchild"); next(walk)
+        items = iter(client.conversations.list())
+        next(items)
+        def grandchild(): get("grandchild"); next(items)
         def child():
-            next(walk)
+            next(items)
             get("child")
             join(in_child(grandchild))
             get("child")
         join(in_child(child))
-        get("parent"); next(walk)
+        get("parent"); next(items)
         """
     assert run_forking(program, listener.url) == ["child True"] * 2
     ports = [set(listener.ports(who)) for who in ("parent", "child", "grandchild")]
