@@ -182,7 +182,7 @@ class AsyncClient:
     def __repr__(self) -> str:
         # Tools that print the local variables of a traceback call this on a client whose constructor has failed.
         config = getattr(self, "_config", None)
-        return f"<{type(self).__name__} {config.base_url if config else '(not made)'}>"
+        return f"<{type(self).__name__} {config.base_url if config else '(not created)'}>"
 
 
 class _SandboxTransport(httpx.AsyncBaseTransport):

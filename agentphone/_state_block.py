@@ -40,7 +40,7 @@ class AsyncState(Generic[T]):
             RuntimeError: The block of this object is already open.
         """
         if self._is_open:
-            raise RuntimeError("This state is already open. Create another one with conversations.state().")
+            raise RuntimeError("This state is open already. Create another one with conversations.state().")
         self._is_open = True
         try:
             conversation = await self._transport.send(self._spec)

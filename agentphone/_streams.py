@@ -29,7 +29,7 @@ STREAM_NO_COPY = (
     " one, which starts from the beginning, or pass the last message as `after` to continue from there."
 )
 INTERRUPTED = (
-    "An exception (Ctrl-C, or one of a debugger's) interrupted this iteration in the middle of a step. Start a new one"
+    "An exception (Ctrl-C, or one of a debugger's) interrupted this iteration in the middle of a step. Begin a new one"
     " with after= the message that was handled last."
 )
 

@@ -520,7 +520,7 @@ class Client:
         return self._async.__reduce__()
 
     def __repr__(self) -> str:
-        wrapped = getattr(self, "_async", "<Client (not made)>")
+        wrapped = getattr(self, "_async", "<Client (not created)>")
         return str(wrapped).replace("AsyncClient", "Client", 1)
 
     @classmethod
