@@ -1,6 +1,6 @@
-"""AgentPhone conversations for Python: async first, blocking where you need it.
+"""A Python SDK for AgentPhone conversations, with an async and a blocking client.
 
-Start at `AsyncClient`, or at `Client`, which is the same for blocking code; every public name stands in `__all__`.
+Start with `AsyncClient` for asyncio and trio, or with `Client`, which has the same methods for blocking code.
 """
 
 from agentphone._client import AsyncClient

@@ -168,7 +168,7 @@ class Generator:
             lines.append("        return self")
         elif node.name == "__repr__":
             facade = self._facades[owner.name]
-            lines.append(f'        wrapped = getattr(self, "_async", "<{facade} (not made)>")')
+            lines.append(f'        wrapped = getattr(self, "_async", "<{facade} (not created)>")')
             lines.append(f'        return str(wrapped).replace("{owner.name}", "{facade}", 1)')
         else:
             lines.append(self._body(owner, node, node.returns))

@@ -86,7 +86,7 @@ class LoopThread:
         Raises:
             RuntimeError: The interpreter is exiting, so no thread can start.
         """
-        for module in self._preload:
+        for module in ("anyio._backends._asyncio", *self._preload):
             importlib.import_module(module)
         self._thread.start()
         self.loop = self._started.result()
@@ -96,8 +96,9 @@ class LoopThread:
         return threading.get_ident() == self._thread.ident
 
     def stop(self, timeout: float) -> None:
-        """Cancel `main` and wait up to `timeout` seconds for the thread to end."""
-        self.loop.call_soon_threadsafe(self._scope.cancel)
+        """Cancel `main` and wait up to `timeout` seconds for the thread to end. Stopping it again does nothing."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._scope.cancel)
         self._thread.join(timeout)
 
     def pause(self) -> None:
@@ -109,8 +110,9 @@ class LoopThread:
             return
         self._may_resume.clear()
         self._is_paused.clear()
-        self.loop.call_soon_threadsafe(self._block)
-        self._is_paused.wait(PAUSE_SECONDS)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._block)
+            self._is_paused.wait(PAUSE_SECONDS)
 
     def resume(self) -> None:
         """Let a paused thread continue."""
@@ -142,10 +144,13 @@ class LoopThread:
 
 
 class ForkParticipant(Protocol):
-    """Something that must be at rest while the process forks."""
+    """Something that must be at rest while the process forks.
+
+    A signal handler may raise in the middle of `before_fork`. Python then forks all the same, and the other hooks run.
+    """
 
     def before_fork(self) -> None:
-        """Come to rest."""
+        """Pause, and take the locks that the child must find free."""
 
     def after_fork_in_parent(self) -> None:
         """Continue in the parent."""
@@ -156,40 +161,49 @@ class ForkParticipant(Protocol):
 
 _fork_lock = threading.RLock()
 """Held through a fork, and while a participant is added."""
+_forking_thread: int | None = None
+"""The thread that holds the lock for a fork."""
 _threads: weakref.WeakSet[ForkParticipant] = weakref.WeakSet()
 _locks: weakref.WeakSet[ForkParticipant] = weakref.WeakSet()
 _resting: list[ForkParticipant] = []
 
 
 def pause_thread_at_fork(owner: ForkParticipant) -> None:
-    """Call the owner's hooks at each fork: first of all, while its thread can still get the locks it needs."""
+    """Call the owner's hooks at each fork, before any lock is taken that its thread may still need."""
     with _fork_lock:
         _threads.add(owner)
 
 
 def hold_lock_at_fork(owner: ForkParticipant) -> None:
-    """Call the owner's hooks at each fork: after every thread was paused."""
+    """Call the owner's hooks at each fork, after every thread was paused."""
     with _fork_lock:
         _locks.add(owner)
 
 
 def _before_fork() -> None:
+    global _forking_thread
     _fork_lock.acquire()
+    _forking_thread = threading.get_ident()
     for participant in [*_threads, *_locks]:
+        _resting.append(participant)  # first, because the hook may be interrupted after it has paused a thread
         participant.before_fork()
-        _resting.append(participant)
 
 
 def _after_fork_in_parent() -> None:
+    global _forking_thread
+    if _forking_thread != threading.get_ident():  # imported in the middle of a fork, or interrupted at the lock
+        return
     while _resting:
-        _resting.pop().after_fork_in_parent()
-    with contextlib.suppress(RuntimeError):  # this module was imported in the middle of the fork
-        _fork_lock.release()
+        with contextlib.suppress(RuntimeError):  # its hook was interrupted before it took its lock
+            _resting.pop().after_fork_in_parent()
+    _forking_thread = None
+    _fork_lock.release()
 
 
 def _after_fork_in_child() -> None:
-    global _fork_lock
+    global _fork_lock, _forking_thread
     _fork_lock = threading.RLock()
+    _forking_thread = None
     while _resting:
         _resting.pop().after_fork_in_child()
 

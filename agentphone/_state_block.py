@@ -1,4 +1,4 @@
-"""`async with conversations.state(...)`: read a conversation's state, and write what changed at the end."""
+"""`AsyncState`, the context manager of `conversations.state`: read the metadata, and write it if it changed."""
 
 from __future__ import annotations
 
@@ -10,50 +10,47 @@ from agentphone._http.requests import get_conversation, update_conversation
 from agentphone._http.transport import Transport
 from agentphone._json import DecodeError
 
-R = TypeVar("R")
-
-
 T = TypeVar("T")
 
 
 class AsyncState(Generic[T]):
-    """A conversation's state: read when the block begins, written when it ends well and something changed.
+    """A conversation's state: read when the block begins; written when it ends normally, if it has changed.
 
-    Made by `conversations.state`, which says what that means. It may be used again after its block, and reads afresh
-    then; for two blocks at once, make two.
+    Returned by `conversations.state`, which describes the details. It can be used again after its block, and then reads
+    the state again. For two blocks at once, create two.
     """
 
     def __init__(self, conversation_id: str, cls: type[T], transport: Transport) -> None:
         self._conversation_id = conversation_id
         self._class = cls
         self._transport = transport
-        self._call = get_conversation(conversation_id, message_limit=1)
+        self._spec = get_conversation(conversation_id, message_limit=1)
         self._is_open = False
-        self._opened: _state.LoadedState[T]
+        self._loaded: _state.LoadedState[T]
 
     async def __aenter__(self) -> T:
         """Read the state.
 
         Returns:
-            The state, to be changed in the block.
+            The state. Change this object.
 
         Raises:
-            StateDecodeError: What is stored does not fit the class.
+            StateDecodeError: The stored metadata does not match the class.
             AgentPhoneError: It could not be read.
-            RuntimeError: The block of this object is open already.
+            RuntimeError: The block of this object is already open.
         """
         if self._is_open:
-            raise RuntimeError("This state is open already. Make another one with conversations.state().")
+            raise RuntimeError("This state is open already. Create another one with conversations.state().")
         self._is_open = True
         try:
-            conversation = await self._transport.send(self._call)
-            self._opened = _state.LoadedState(conversation.metadata, self._class, "metadata")
+            conversation = await self._transport.send(self._spec)
+            self._loaded = _state.LoadedState(conversation.metadata, self._class, "metadata")
         except BaseException as error:
             self._is_open = False
             if isinstance(error, DecodeError):
-                raise _state.state_decode_error(error, self._class, str(self._call)) from None
+                raise _state.state_decode_error(error, self._class, str(self._spec)) from None
             raise
-        return self._opened.value
+        return self._loaded.value
 
     async def __aexit__(
         self,
@@ -61,17 +58,17 @@ class AsyncState(Generic[T]):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write the state if it changed; after an exception, nothing.
+        """Write the state if it has changed; after an exception write nothing.
 
-        If the writing itself fails or is cut off, either the old object is stored or the new one, never a mixture.
+        If the write fails or is cancelled, either the old or the new object is stored, never a mixture.
 
         Raises:
-            TypeError: A value is of a type that JSON does not have, or that the class could not read back.
-            ValueError: A value is one that JSON cannot carry, or an instant without an offset.
+            TypeError: A value has a type that JSON does not have, or that the class could not read back.
+            ValueError: JSON cannot represent a value, or a timestamp has no offset.
             AgentPhoneError: It could not be written.
         """
         try:
-            changed = self._opened.changed() if exc_type is None else None
+            changed = self._loaded.changed() if exc_type is None else None
             if changed is not None:
                 await self._transport.send(update_conversation(self._conversation_id, metadata=changed))
         finally:

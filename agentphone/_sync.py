@@ -33,9 +33,9 @@ T = TypeVar("T")
 
 
 class Pager(Generic[T]):
-    """A list that has not been read yet: iterate over its items or its pages, or read its first page.
+    """A list that is read on demand: iterate over its items or its pages, or read its first page.
 
-    Making one sends nothing. Each `for` is a new walk from the start, and asks for a page when it needs it.
+    Creating one sends nothing. Each `for` starts again at the beginning, and requests pages as it needs them.
     """
 
     def __init__(self, wrapped: AsyncPager[T]) -> None:
@@ -48,9 +48,9 @@ class Pager(Generic[T]):
         """Iterate over the items, each once.
 
         Raises:
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
         """
         return _portal.iterate(self._async.__aiter__())
 
@@ -58,35 +58,35 @@ class Pager(Generic[T]):
         """Iterate over the items a page at a time.
 
         Returns:
-            An iterator of pages as the walk hands them out, each item once. Such a page may hold other items than the
-            server's page did; `has_more` says whether the walk goes on.
+            An iterator of pages that together hold each item once. Such a page may hold other items than the server's
+            page did; its `has_more` is False for the last one.
 
         Raises:
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
         """
         return _portal.iterate(self._async.pages())
 
     def page(self) -> Page[T]:
-        """Read the first page as the server gives it, with one request.
+        """Read the server's first page, with one request.
 
         Returns:
             The page, in the server's order.
 
         Raises:
-            APIConnectionError: No whole answer came.
-            APIStatusError: The API said no.
-            ResponseDecodeError: The answer is not what the API promises.
+            APIConnectionError: No complete response was received.
+            APIStatusError: The API returned an error status.
+            ResponseDecodeError: The response does not match the API's schema.
         """
         return _portal.run(self._async.page)
 
 
 class State(Generic[T]):
-    """A conversation's state: read when the block begins, written when it ends well and something changed.
+    """A conversation's state: read when the block begins; written when it ends normally, if it has changed.
 
-    Made by `conversations.state`, which says what that means. It may be used again after its block, and reads afresh
-    then; for two blocks at once, make two.
+    Returned by `conversations.state`, which describes the details. It can be used again after its block, and then reads
+    the state again. For two blocks at once, create two.
     """
 
     def __init__(self, wrapped: AsyncState[T]) -> None:
@@ -96,12 +96,12 @@ class State(Generic[T]):
         """Read the state.
 
         Returns:
-            The state, to be changed in the block.
+            The state. Change this object.
 
         Raises:
-            StateDecodeError: What is stored does not fit the class.
+            StateDecodeError: The stored metadata does not match the class.
             AgentPhoneError: It could not be read.
-            RuntimeError: The block of this object is open already.
+            RuntimeError: The block of this object is already open.
         """
         return _portal.run(self._async.__aenter__)
 
@@ -111,20 +111,20 @@ class State(Generic[T]):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write the state if it changed; after an exception, nothing.
+        """Write the state if it has changed; after an exception write nothing.
 
-        If the writing itself fails or is cut off, either the old object is stored or the new one, never a mixture.
+        If the write fails or is cancelled, either the old or the new object is stored, never a mixture.
 
         Raises:
-            TypeError: A value is of a type that JSON does not have, or that the class could not read back.
-            ValueError: A value is one that JSON cannot carry, or an instant without an offset.
+            TypeError: A value has a type that JSON does not have, or that the class could not read back.
+            ValueError: JSON cannot represent a value, or a timestamp has no offset.
             AgentPhoneError: It could not be written.
         """
         _portal.run(self._async.__aexit__, exc_type, exc_value, traceback)
 
 
 class Conversations:
-    """The conversations of the project that the API key belongs to. Reached as `client.conversations`."""
+    """The conversations of the API key's project, available as `client.conversations`."""
 
     def __init__(self, wrapped: AsyncConversations) -> None:
         self._async = wrapped
@@ -134,26 +134,26 @@ class Conversations:
     ) -> Pager[Conversation]:
         """List the conversations, most recent activity first.
 
-        Without `limit` and `offset`, every conversation that is there from the start of an iteration to its end comes
-        exactly once, however the list moves meanwhile, in the order in which the API listed it; what moved out of the
-        way comes late. With either, nothing is repeated. A list of N pages that stands still takes N + 1 requests at
-        most.
+        Without `limit` and `offset`, an iteration yields every conversation that exists throughout it exactly once, in
+        the order in which the API lists them, even if the list changes meanwhile; a conversation that changed its place
+        may come later. With `limit` or `offset`, no conversation is repeated. A list of N pages that does not change
+        takes at most N + 1 requests.
 
         Source: `GET /v1/conversations`.
 
         Args:
-            limit: How many to give in all, from 1; None for every one. 250 takes three requests.
-            offset: How many to skip, from 0.
-            page_size: How many one request asks for, 1 to 100.
-            concurrency: How many requests may be in flight at once, from 1. With more than one, pages come in batches
-                of up to eight times as many; if the list moved meanwhile, it is read a second time, with pages that
-                overlap.
+            limit: The maximum number of conversations, at least 1; None for all of them. 250 takes three requests.
+            offset: The number of conversations to skip, from 0.
+            page_size: The number of conversations per request, 1 to 100.
+            concurrency: The maximum number of requests in flight at once, at least 1. Above 1, pages are requested in
+                batches of up to eight times as many. If the list changed meanwhile, it is read a second time, with
+                overlapping pages.
 
         Returns:
             A pager: iterate over it, or call its `page()` for one page. Nothing is sent before.
 
         Raises:
-            ValueError: An argument is out of its range.
+            ValueError: An argument is out of range.
             TypeError: An argument is not an integer.
         """
         return Pager(self._async.list(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency))
@@ -164,44 +164,43 @@ class Conversations:
         Source: `GET /v1/conversations/{id}`.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            message_limit: How many recent messages to include, 1 to 100; None for the API's default, 50.
+            conversation_id: The conversation's id (`conv_...`).
+            message_limit: The maximum number of recent messages, 1 to 100; None for the API's default, 50.
 
         Returns:
-            The conversation. `last_message_preview` is None: this endpoint does not give it.
+            The conversation. Its `last_message_preview` is None, because this endpoint does not return it.
 
         Raises:
-            NotFoundError: There is no such conversation, or the key has no access to it.
-            APIConnectionError: No whole answer came.
-            APIStatusError: The API said no.
-            ResponseDecodeError: The answer is not what the API promises.
-            ValueError: The id is empty, or `message_limit` out of its range.
-            TypeError: An argument is of another type.
+            NotFoundError: The conversation does not exist, or the key has no access to it.
+            APIConnectionError: No complete response was received.
+            APIStatusError: The API returned an error status.
+            ResponseDecodeError: The response does not match the API's schema.
+            ValueError: The id is empty, or `message_limit` is out of range.
+            TypeError: An argument has the wrong type.
         """
         return _portal.run(self._async.get, conversation_id, message_limit=message_limit)
 
     def update(self, conversation_id: str, *, metadata: Mapping[str, Any] | None) -> ConversationDetail:
-        """Replace a conversation's metadata: the state that comes back in every webhook as `conversationState`.
+        """Replace a conversation's metadata: its state, which every webhook carries as `conversationState`.
 
-        The stored object is replaced whole, not merged. Sending it twice leaves what sending it once leaves, so a call
-        that failed half-way is tried again.
+        The whole object is replaced, nothing is merged. Replacing is idempotent, so a failed call is retried.
 
         Source: `PATCH /v1/conversations/{id}`.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            metadata: What to store: a dict with string keys whose values are JSON. None clears it.
+            conversation_id: The conversation's id (`conv_...`).
+            metadata: The new metadata: a dict with string keys and JSON values. None clears it.
 
         Returns:
             The updated conversation with its recent messages.
 
         Raises:
-            NotFoundError: There is no such conversation, or the key has no access to it.
-            APIConnectionError: No whole answer came.
-            APIStatusError: The API said no.
-            ResponseDecodeError: The answer is not what the API promises.
-            ValueError: The id is empty, or the metadata holds what JSON cannot carry (NaN, itself).
-            TypeError: The metadata holds a type that JSON does not have; the text names where.
+            NotFoundError: The conversation does not exist, or the key has no access to it.
+            APIConnectionError: No complete response was received.
+            APIStatusError: The API returned an error status.
+            ResponseDecodeError: The response does not match the API's schema.
+            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return _portal.run(self._async.update, conversation_id, metadata=metadata)
 
@@ -215,30 +214,30 @@ class Conversations:
         order: Literal["asc", "desc"] = "desc",
         page_size: int = 200,
     ) -> Pager[Message]:
-        """Read a conversation's messages, between two instants if wanted.
+        """Read a conversation's messages, optionally between two timestamps.
 
-        Every message between the bounds that is there when the walk passes it comes exactly once, in the order of
-        `(received_at, id)`, however many share an instant. A history of N pages takes N + 2 requests at most; with
-        `order="asc"` 2N + 4, if the API takes `after` alone to mean the newest page.
+        An iteration yields every message between the bounds exactly once, in the order of `(received_at, id)`, even if
+        many share one timestamp. A history of N pages takes at most N + 2 requests; with `order="asc"` at most 2N + 4,
+        if the API returns the newest page for `after` alone.
 
         Source: `GET /v1/conversations/{id}/messages`.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            limit: How many to give in all, from 1; None for every one.
-            before: Give what was received earlier than this: an aware `datetime`, an ISO 8601 string with an offset, or
-                a message to go on exactly behind it. A string or `datetime` is compared with instants as the API prints
-                them.
-            after: Give what was received later than this; the same forms.
+            conversation_id: The conversation's id (`conv_...`).
+            limit: The maximum number of messages, at least 1; None for all of them.
+            before: Only messages received before this: an aware `datetime`, an ISO 8601 string with an offset, or a
+                message, to continue exactly where it was. A string or `datetime` is compared with the timestamps as the
+                API returns them.
+            after: Only messages received after this; the same types.
             order: `"desc"` for newest first, `"asc"` for oldest first.
-            page_size: How many one request asks for, 1 to 200.
+            page_size: The number of messages per request, 1 to 200.
 
         Returns:
             A pager: iterate over it, or call its `page()` for one page. Nothing is sent before.
 
         Raises:
-            ValueError: An argument is out of its range, or an instant has no time or no offset.
-            TypeError: An argument is of another type.
+            ValueError: An argument is out of range, or a timestamp has no time or no offset.
+            TypeError: An argument has the wrong type.
         """
         return Pager(
             self._async.messages(
@@ -258,36 +257,38 @@ class Conversations:
     def state(self, conversation_id: str, cls: type[T]) -> State[T]: ...
 
     def state(self, conversation_id: str, cls: type[Any] = dict) -> State[Any]:
-        """Open a conversation's metadata as a state: read at the beginning of a block, written at its end.
+        """Open a conversation's metadata as typed state: it is read when the block begins, and written when it ends.
 
-        The block gets an object to change. If it ends well and something changed, that is written; if it ends by an
-        exception, also a cancellation, nothing is. Only what changed is laid over what was read: keys that the class
-        does not know survive, inside nested classes too, and defaults are not written until they are changed. Such keys
-        belong to the object that was read: it takes them along when it is moved, and a new one in its place (also from
-        `attrs.evolve`) has none. Change the object itself; a new value for the variable is nothing to it.
+        Change the object that the block receives; assigning a new object to the variable has no effect. If the block
+        ends normally and the state has changed, it is written. After an exception or a cancellation nothing is written.
 
-        The API has no compare-and-set. When two blocks of one conversation overlap, the later write wins whole: it
-        stores what it read with its own changes, and what the other one wrote meanwhile is lost, under other keys too.
-        Where that can happen, let one worker at a time handle a conversation, or hold a lock of your own.
+        Changes are merged into the object that was read. Keys that the class does not know are kept, also inside nested
+        classes, and defaults are not written until they are changed. Unknown keys belong to the nested object that was
+        read: they move with it, and an object that replaces it (also one from `attrs.evolve`) does not have them.
 
-        If the write gets no answer (an `APIConnectionError` when the block ends), the new object may be stored all the
-        same, whole; the same block once more would then begin with it.
+        The API has no compare-and-set. If two blocks of one conversation overlap, the later write wins: it stores what
+        it read with its own changes, and the changes of the other block are lost, under other keys too. To prevent
+        that, let only one worker at a time handle a conversation, or hold a lock.
+
+        If the write fails with an `APIConnectionError`, the new state may have been stored nevertheless, as a whole. A
+        block that is run again then starts from it.
 
         Source: `GET` and `PATCH /v1/conversations/{id}`, one request each.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            cls: An attrs class that is not frozen: a field `order_id` is the key `orderId`. Its types are held to
-                strictly, and may be str, int, float, bool, datetime (ISO 8601), enums, Literal, list, dict with string
-                keys, tuple and other attrs classes. A field with `init=False` is neither read nor written. By default a
-                dict, with the API's keys.
+            conversation_id: The conversation's id (`conv_...`).
+            cls: An attrs class that is not frozen: a field `order_id` is the key `orderId`. By default a dict with the
+                API's keys. Field types are checked strictly, and may be str, int, float, bool, datetime (ISO 8601),
+                enums, Literal, list, dict with string keys, tuple and other attrs classes. A field with `init=False` is
+                neither read nor written.
 
         Returns:
-            A context manager that gives the state; without metadata, the class's defaults or an empty dict.
+            A context manager for the state. Without metadata the state is an instance with the class's defaults, or an
+            empty dict.
 
         Raises:
             ValueError: The id is empty.
-            TypeError: An argument is of another type, or the class has a field that JSON cannot hold.
+            TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         return State(self._async.state(conversation_id, cls))
 
@@ -300,36 +301,37 @@ class Conversations:
         max_poll_interval: float = 30.0,
         overlap: float = 30.0,
     ) -> Stream[Message]:
-        """Read a conversation's messages as they arrive: an iteration without end, oldest first, each message once.
+        """Follow a conversation: yield its new messages, oldest first, each once. The iteration never ends.
 
-        It asks again and again. While nothing arrives the pauses grow from `poll_interval` to `max_poll_interval`; a
-        message brings them back. An idle poll is one request. What passes is outlasted, however long it takes: no
-        connection, 429 (for as long as `Retry-After` says), 5xx; `on_retry` and the log tell of it. Nothing runs
-        between two steps of the iteration, so that it can be left at any time.
+        It polls. The interval grows from `poll_interval` to `max_poll_interval` while nothing arrives; a message resets
+        it. An idle poll is one request. Connection failures, 429s and 5xx responses are retried until they clear, and
+        reported through `on_retry` and the log; a `Retry-After` of up to an hour is respected. Nothing runs between two
+        steps of the iteration, so it can be abandoned at any time.
 
         Source: `GET /v1/conversations/{id}/messages`.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            after: Begin with what was received later than this: an aware `datetime`, an ISO 8601 string with an
-                offset, or the message that was handled last, to go on exactly behind it. None for what arrives from now
-                on: behind the newest message at the first step.
-            poll_interval: Seconds from one poll to the next while messages arrive, more than 0.
-            max_poll_interval: The longest such time, in seconds; never less than `poll_interval`.
-            overlap: A message that the API shows later than others which were received after it still comes, if that is
-                no more than so many seconds late; it comes late then, and once. From 0.
+            conversation_id: The conversation's id (`conv_...`).
+            after: Start with the messages received after this: an aware `datetime`, an ISO 8601 string with an offset,
+                or the message that was handled last, to continue exactly after it. None for the messages that arrive
+                after the first step.
+            poll_interval: Seconds between polls while messages arrive, more than 0.
+            max_poll_interval: The longest interval, in seconds; at least `poll_interval` is used.
+            overlap: How late a message may be published, in seconds from 0. One that the API publishes up to this much
+                later than messages with a newer timestamp is still yielded, once, out of order.
 
         Returns:
-            An iterator. Nothing is sent before its first step. Its `close()` ends it, also where its next message is
-            being waited for.
+            An iterator. Nothing is sent before its first step. `close()` ends it, also while it is waiting for a
+            message.
 
         Raises:
-            NotFoundError: There is no such conversation, or the key has no access to it.
-            APIStatusError: The API said no, and will again. The next step of the same iterator asks again.
-            ResponseDecodeError: The answer is not what the API promises.
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            ValueError: An argument is out of its range, or an instant has no time or no offset.
-            TypeError: An argument is of another type.
+            NotFoundError: The conversation does not exist, or the key has no access to it.
+            APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
+                tries again.
+            ResponseDecodeError: The response does not match the API's schema.
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ValueError: An argument is out of range, or a timestamp has no time or no offset.
+            TypeError: An argument has the wrong type.
         """
         return _portal.iterate(
             self._async.follow(
@@ -349,35 +351,40 @@ class Conversations:
         max_poll_interval: float = 60.0,
         overlap: float = 30.0,
     ) -> Stream[NewMessage]:
-        """Read the messages of all conversations as they arrive: an iteration without end, each message once.
+        """Watch all conversations: yield their new messages, each once. The iteration never ends.
 
-        Each poll reads the head of the list, and those conversations that moved there; what it brings comes ordered by
-        instant. An idle poll is one request. For all else it is as `follow`.
+        It polls the start of the list, and reads the conversations that have moved there. The messages of one poll are
+        ordered by timestamp. An idle poll is one request. The interval grows from `poll_interval` to
+        `max_poll_interval` while nothing arrives; a message resets it. Connection failures, 429s and 5xx responses are
+        retried until they clear, and reported through `on_retry` and the log; a `Retry-After` of up to an hour is
+        respected. Nothing runs between two steps of the iteration, so it can be abandoned at any time.
 
-        What arrived since `after` is read whole before the first of it comes. The API's `messageCount` tells of
-        messages that are shown late behind newer ones of the same conversation; where it is null, those are not seen.
+        With `after`, all messages received since then are read before the first is yielded. A message that the API
+        publishes late, after a newer one of the same conversation, is detected by `messageCount`; where that is null,
+        it is missed.
 
         Source: `GET /v1/conversations`, `GET /v1/conversations/{id}/messages`.
 
         Args:
-            after: Begin with what was received later than this: an aware `datetime`, an ISO 8601 string with an
-                offset, or the message that was handled last, to go on exactly behind it. None for what arrives from now
-                on: behind the newest message at the first step.
-            poll_interval: Seconds from one poll to the next while messages arrive, more than 0.
-            max_poll_interval: The longest such time, in seconds; never less than `poll_interval`.
-            overlap: A message that the API shows later than others which were received after it still comes, if that is
-                no more than so many seconds late; it comes late then, and once. From 0.
+            after: Start with the messages received after this: an aware `datetime`, an ISO 8601 string with an offset,
+                or the message that was handled last, to continue exactly after it. None for the messages that arrive
+                after the first step.
+            poll_interval: Seconds between polls while messages arrive, more than 0.
+            max_poll_interval: The longest interval, in seconds; at least `poll_interval` is used.
+            overlap: How late a message may be published, in seconds from 0. One that the API publishes up to this much
+                later than messages with a newer timestamp is still yielded, once, out of order.
 
         Returns:
-            An iterator of pairs, `conversation, message`. Nothing is sent before its first step. Its `close()` ends
-            it, also where its next message is being waited for.
+            An iterator of pairs, `conversation, message`. Nothing is sent before its first step. `close()` ends it,
+            also while it is waiting for a message.
 
         Raises:
-            APIStatusError: The API said no, and will again. The next step of the same iterator asks again.
-            ResponseDecodeError: The answer is not what the API promises.
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            ValueError: An argument is out of its range, or an instant has no time or no offset.
-            TypeError: An argument is of another type.
+            APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
+                tries again.
+            ResponseDecodeError: The response does not match the API's schema.
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ValueError: An argument is out of range, or a timestamp has no time or no offset.
+            TypeError: An argument has the wrong type.
         """
         return _portal.iterate(
             self._async.watch(
@@ -392,33 +399,35 @@ class Conversations:
 class Client:
     """A blocking client of AgentPhone's conversations.
 
-    Make one and keep it: it holds the connections, and may be shared by all threads. Making it
-    opens nothing. Close it with `close()` or `with`.
+    Create one and keep it: it owns the connections, and can be shared by all threads. Creating
+    it opens no connection. Close it with `close()` or `with`.
 
     Args:
-        api_key: The API key. Default: the environment's AGENTPHONE_API_KEY.
-        base_url: Where the API is: `https://...`, with or without `/v1` at its end; or `sandbox:` for a local
-            AgentPhone of this client's own, in memory with demonstration data, or `sandbox:FILE.db` for one that is
-            kept in a file. Default: the environment's AGENTPHONE_BASE_URL, else `https://api.agentphone.to`.
-        timeout: Seconds for one attempt, waiting for a free connection not included; or an `httpx.Timeout` for its
-            phases; None for no limit.
-        deadline: Seconds for a whole call with its retries and pauses; None for no limit. Iterators: for each request.
-        max_retries: How often a call that failed for a passing reason is tried again, from 0.
-        max_connections: How many requests may be in flight at once, from 1; further calls wait.
-        transport: What sends instead of the network: an `httpx.AsyncBaseTransport`. The client closes it.
-        http_client: An `httpx.AsyncClient` to send through, for its proxies, certificates or hooks. It stays yours
-            to close.
-        allow_http: Whether `http://` may go to other machines than this one, with the key unencrypted.
-        ssl_context: The SSL context for the connections; by default that of httpx, made once for all clients.
-        max_response_bytes: The largest body that is read, in bytes after decompression.
-        max_retry_after: The longest `Retry-After` that is waited for, in seconds; a longer one ends the call at once.
-        on_request: Called with each `httpx.Request` before it is sent; it may add headers. It sees the key.
-        on_response: Called with each `httpx.Response` when its headers are there and its body is not.
-        on_retry: Called with the error and the pause in seconds before each further attempt.
+        api_key: The API key. Default: the environment variable AGENTPHONE_API_KEY.
+        base_url: The URL of the API: `https://...`, with or without a final `/v1`; `sandbox:` for a local AgentPhone in
+            memory, with demo data, that belongs to this client; or `sandbox:FILE.db` for one that is stored in a file.
+            Default: the environment variable AGENTPHONE_BASE_URL, or `https://api.agentphone.to`.
+        timeout: Seconds for one attempt, without waiting for a free connection; or an `httpx.Timeout` for its phases;
+            None for no limit.
+        deadline: Seconds for a whole call with its retries and delays; None for no limit. Iterators apply it to each
+            request.
+        max_retries: The maximum number of retries of a call that failed for a temporary reason, from 0.
+        max_connections: The maximum number of requests in flight at once, at least 1; further calls wait.
+        transport: An `httpx.AsyncBaseTransport` that sends the requests instead of the network. The client closes it.
+        http_client: An `httpx.AsyncClient` to send through, with its proxies, certificates or hooks. The client does
+            not close it.
+        allow_http: Whether to allow `http://` to other machines, which sends the key unencrypted.
+        ssl_context: The SSL context of the connections. Default: httpx's, created once for all clients.
+        max_response_bytes: The size of the largest response body that is read, in bytes after decompression.
+        max_retry_after: The longest `Retry-After` to wait for, in seconds; with a longer one the call fails at once.
+        on_request: Called with each `httpx.Request` before it is sent. It may add headers, and it sees the key.
+        on_response: Called with each `httpx.Response`, after its headers were received and before its body is read.
+        on_retry: Called with the error and the delay in seconds before each retry.
 
     Raises:
-        ConfigurationError: No key was found, or a value cannot be used; the text names it and never tells the key.
-        TypeError: An argument is of another type.
+        ConfigurationError: No key was found, or a value is invalid. The error names the setting and never contains the
+            key.
+        TypeError: An argument has the wrong type.
     """
 
     def __init__(
@@ -463,7 +472,7 @@ class Client:
 
     @property
     def conversations(self) -> Conversations:
-        """The conversations of the project that the key belongs to."""
+        """The conversations of the API key's project."""
         return Conversations(self._async.conversations)
 
     def with_options(
@@ -473,22 +482,22 @@ class Client:
         deadline: float | NothingType | None = NOTHING,
         max_retries: int | NothingType = NOTHING,
     ) -> Client:
-        """Make a client with other settings that shares this one's connections.
+        """Create a client with other settings that shares this client's connections.
 
-        It need not be closed, and closing it closes no connection: they are closed with the client that made them.
-        What is not given stays as it is.
+        Only the client that created the connections closes them; closing the new one is not necessary and does nothing.
+        Settings that are not passed stay as they are.
 
         Args:
             timeout: Seconds for one attempt, or an `httpx.Timeout`, or None for no limit.
-            deadline: Seconds for a whole call with its retries and pauses, or None for no limit.
-            max_retries: How often a call that failed for a passing reason is tried again, from 0.
+            deadline: Seconds for a whole call with its retries and delays, or None for no limit.
+            max_retries: The maximum number of retries of a call that failed for a temporary reason, from 0.
 
         Returns:
             The new client.
 
         Raises:
-            ConfigurationError: A value is out of its range.
-            TypeError: An argument is of another type.
+            ConfigurationError: A value is out of range.
+            TypeError: An argument has the wrong type.
         """
         return Client._wrap(self._async.with_options(timeout=timeout, deadline=deadline, max_retries=max_retries))
 
@@ -511,7 +520,7 @@ class Client:
         return self._async.__reduce__()
 
     def __repr__(self) -> str:
-        wrapped = getattr(self, "_async", "<Client (not made)>")
+        wrapped = getattr(self, "_async", "<Client (not created)>")
         return str(wrapped).replace("AsyncClient", "Client", 1)
 
     @classmethod

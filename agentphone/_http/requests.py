@@ -12,7 +12,7 @@ from attrs import frozen
 from agentphone._json import encode_json
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 LIST_PATH = "/v1/conversations"
@@ -23,13 +23,13 @@ MAX_ID_LENGTH = 4096
 
 
 @frozen
-class RequestSpec(Generic[T]):
+class RequestSpec(Generic[T_co]):
     """One request to the API, and the shape of a good answer to it."""
 
     method: str
     target: str
     """Path and query, percent-encoded, beginning with `/v1/`."""
-    response_type: type[T]
+    response_type: type[T_co]
     body: bytes | None = None
 
     @property

@@ -126,3 +126,24 @@ def parse_date(value: str) -> float | None:
         return mktime_tz(date)
     except (ValueError, OverflowError):
         return math.inf if date[0] > 9999 else None
+
+
+MAX_POLL_RETRY_AFTER = 3600.0
+"""The longest `Retry-After`, in seconds, that a live iteration waits for."""
+
+
+def min_poll_delay(error: APIConnectionError | APIStatusError) -> float | None:
+    """Return how many seconds a live iteration must wait at least after its poll has failed.
+
+    A live iteration retries without a limit, also after a deadline, which is one of each request.
+
+    Args:
+        error: Why the poll failed, after the retries of its own.
+
+    Returns:
+        The `Retry-After`, 0.0 without one; None if the error will not clear by itself, or not within an hour.
+    """
+    if not is_retryable(error) and not isinstance(error, DeadlineExceededError):
+        return None
+    retry_after = (error.retry_after if isinstance(error, APIStatusError) else None) or 0.0
+    return retry_after if retry_after <= MAX_POLL_RETRY_AFTER else None

@@ -1,6 +1,6 @@
-"""The job end to end: lists walked, bounds kept, state stored, over a sandbox in process and behind a real socket.
+"""The conversation endpoints end to end, with a sandbox in this process and behind a real socket.
 
-The lists here do not move and no two instants are equal; what else a walk promises is tested with the walks.
+The lists here do not change and no two timestamps are equal. `tests/paging` tests what else pagination promises.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ COUNT = 450
 
 
 def second(number: int) -> datetime:
-    """Give the instant of the message of that number."""
+    """Return the timestamp of the message with this number."""
     return START + timedelta(seconds=number)
 
 
 def fill(box: Sandbox, count: int, agent: str = AGENT) -> str:
-    """Put in a conversation whose messages are called 0, 1, ..., one a second; give its id."""
+    """Add a conversation with one message a second, whose texts are 0, 1, ...; return its id."""
     found = ""
     for number in range(count):
-        said = box.receive_sms(from_number=PERSON, to_number=agent, body=str(number), at=second(number))
-        found = said["conversationId"]
+        event = box.receive_sms(from_number=PERSON, to_number=agent, body=str(number), at=second(number))
+        found = event["conversationId"]
     return found
 
 
@@ -64,7 +64,7 @@ class World:
     requests: list[httpx.Request]
 
     def queries(self) -> list[dict[str, str]]:
-        """Give the query of each request so far, and forget them."""
+        """Return the query of each request so far, and clear the list."""
         found = [dict(parse_qsl(urlsplit(str(request.url)).query)) for request in self.requests]
         self.requests.clear()
         return found
@@ -98,35 +98,35 @@ async def world(
 
 
 def bodies(messages: Any) -> list[int]:
-    """Give the numbers that messages are called by."""
+    """Return the texts of messages as numbers."""
     return [int(item.body) for item in messages]
 
 
-# ---- Messages: what is asked and what comes
+# ---- Messages
 
 
-async def test_all_messages_come_once_newest_first(world: World) -> None:
+async def test_messages_are_yielded_once_newest_first(world: World) -> None:
     pager = world.client.conversations.messages(world.conversation_id)
     assert world.requests == []
     assert bodies([item async for item in pager]) == list(range(COUNT))[::-1]
     queries = world.queries()
-    assert len(queries) <= 4  # three pages of 200, and at most one request that finds the end
+    assert len(queries) <= 4  # three pages of 200, and at most one request to find the end
     assert {query["limit"] for query in queries} == {"200"}
 
 
-async def test_a_pager_can_be_walked_again_from_the_start(world: World) -> None:
+async def test_pager_can_be_iterated_again(world: World) -> None:
     pager = world.client.conversations.messages(world.conversation_id, limit=3)
     assert [item async for item in pager] == [item async for item in pager]
 
 
-async def test_ascending_is_oldest_first(world: World) -> None:
+async def test_order_asc_is_oldest_first(world: World) -> None:
     pager = world.client.conversations.messages(world.conversation_id, order="asc")
     assert bodies([item async for item in pager]) == list(range(COUNT))
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("limit", [1, 3, 200, 201, COUNT, COUNT + 1])
-async def test_a_limit_is_how_many_come_in_all(world: World, order: Any, limit: int) -> None:
+async def test_limit_is_the_maximum_number_of_messages(world: World, order: Any, limit: int) -> None:
     pager = world.client.conversations.messages(world.conversation_id, limit=limit, order=order)
     expected = list(range(COUNT))[:: 1 if order == "asc" else -1][:limit]
     assert bodies([item async for item in pager]) == expected
@@ -134,17 +134,17 @@ async def test_a_limit_is_how_many_come_in_all(world: World, order: Any, limit: 
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-@pytest.mark.parametrize("form", ["datetime", "other zone", "text", "message"])
-async def test_before_and_after_are_exclusive_in_every_form(world: World, order: Any, form: str) -> None:
+@pytest.mark.parametrize("form", ["datetime", "other zone", "string", "message"])
+async def test_before_and_after_are_exclusive_for_every_type(world: World, order: Any, form: str) -> None:
     messages = world.client.conversations.messages
     by_number = {int(item.body or ""): item async for item in messages(world.conversation_id)}
 
     def bound(number: int) -> Any:
-        instant = second(number)
+        timestamp = second(number)
         return {
-            "datetime": instant,
-            "other zone": instant.astimezone(),
-            "text": instant.isoformat(),
+            "datetime": timestamp,
+            "other zone": timestamp.astimezone(),
+            "string": timestamp.isoformat(),
             "message": by_number[number],
         }[form]
 
@@ -160,7 +160,7 @@ async def test_before_and_after_are_exclusive_in_every_form(world: World, order:
     assert await between(before=bound(10), after=bound(9)) == []
 
 
-async def test_a_walk_is_resumed_exactly_behind_a_message(world: World) -> None:
+async def test_iteration_resumes_after_a_message(world: World) -> None:
     messages = world.client.conversations.messages
     first = [item async for item in messages(world.conversation_id, limit=7)]
     rest = [item async for item in messages(world.conversation_id, before=first[-1])]
@@ -168,13 +168,13 @@ async def test_a_walk_is_resumed_exactly_behind_a_message(world: World) -> None:
 
 
 @pytest.mark.parametrize("page_size", [1, 7, 200])
-async def test_page_size_is_what_a_request_asks_for(world: World, page_size: int) -> None:
+async def test_page_size_is_the_limit_of_a_request(world: World, page_size: int) -> None:
     pager = world.client.conversations.messages(world.conversation_id, page_size=page_size, after=second(439))
     assert bodies([item async for item in pager]) == list(range(440, COUNT))[::-1]
     assert world.queries()[0]["limit"] == str(page_size)
 
 
-async def test_pages_hold_the_items_of_the_walk_and_say_whether_it_goes_on(world: World) -> None:
+async def test_pages_contain_the_items_and_has_more(world: World) -> None:
     pager = world.client.conversations.messages(world.conversation_id, page_size=100)
     pages = [found async for found in pager.pages()]
     assert all(isinstance(found, Page) for found in pages)
@@ -184,10 +184,10 @@ async def test_pages_hold_the_items_of_the_walk_and_say_whether_it_goes_on(world
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-async def test_tasks_that_step_one_iterator_at_once_are_told_and_lose_nothing(world: World, order: Any) -> None:
+async def test_tasks_stepping_one_iterator_lose_nothing(world: World, order: Any) -> None:
     steps = aiter(world.client.conversations.messages(world.conversation_id, page_size=20, order=order))
     got: list[Message] = []
-    told: list[str] = []
+    refused: list[str] = []
 
     async def work() -> None:
         while True:
@@ -196,17 +196,17 @@ async def test_tasks_that_step_one_iterator_at_once_are_told_and_lose_nothing(wo
             except StopAsyncIteration:
                 return
             except RuntimeError as error:
-                told.append(str(error))
+                refused.append(str(error))
             await anyio.lowlevel.checkpoint()
 
     async with anyio.create_task_group() as group:
         for _ in range(3):
             group.start_soon(work)
     assert sorted(bodies(got)) == list(range(COUNT))
-    assert "one at a time" in told[0]
+    assert "one at a time" in refused[0]
 
 
-async def test_a_page_is_one_request(world: World) -> None:
+async def test_page_is_one_request(world: World) -> None:
     pager = world.client.conversations.messages(world.conversation_id, limit=250, order="asc", after=second(9))
     for found in (await pager, await pager.page()):
         assert len(found) == 200
@@ -216,9 +216,9 @@ async def test_a_page_is_one_request(world: World) -> None:
     assert queries[0] == queries[1] == {"limit": "200", "after": "2025-06-30T00:00:09Z"}
 
 
-async def test_a_step_asks_for_no_page_that_is_not_needed(world: World) -> None:
+async def test_step_requests_no_page_that_it_does_not_need(world: World) -> None:
     steps = aiter(world.client.conversations.messages(world.conversation_id, page_size=10))
-    for _ in range(9):  # a walk may hold back the last of a page, in case the next begins at the same instant
+    for _ in range(9):  # the last item of a page is held back, in case the next page begins with the same timestamp
         await anext(steps)
     assert len(world.requests) == 1
     for _ in range(9):
@@ -231,7 +231,7 @@ async def test_a_step_asks_for_no_page_that_is_not_needed(world: World) -> None:
 
 @pytest.fixture
 async def many() -> AsyncIterator[World]:
-    """A project of 330 conversations, 0 the oldest."""
+    """A project of 330 conversations; 0 is the oldest."""
     with Sandbox() as box:
         for number in range(330):
             box.receive_sms(from_number=f"+1555{number}", to_number=AGENT, body="x", at=second(number))
@@ -241,11 +241,11 @@ async def many() -> AsyncIterator[World]:
 
 
 async def numbers(pager: Any) -> list[int]:
-    """Give the number of each conversation of a list."""
+    """Return the number of each conversation of a list."""
     return [int(item.participant.removeprefix("+1555")) async for item in pager]
 
 
-async def test_all_conversations_come_once_most_recent_first(many: World) -> None:
+async def test_conversations_are_yielded_once_most_recent_first(many: World) -> None:
     assert await numbers(many.client.conversations.list()) == list(range(330))[::-1]
     queries = many.queries()
     assert len(queries) <= 5  # at most N + 1 requests for N pages
@@ -253,7 +253,7 @@ async def test_all_conversations_come_once_most_recent_first(many: World) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "first", "count", "asked"),
+    ("arguments", "first", "count", "requested"),
     [
         ({"limit": 3}, 329, 3, [(3, 0)]),
         ({"limit": 100}, 329, 100, [(100, 0)]),
@@ -266,19 +266,19 @@ async def test_all_conversations_come_once_most_recent_first(many: World) -> Non
     ],
     ids=str,
 )
-async def test_limit_offset_and_page_size_ask_for_no_more_than_wanted(
-    many: World, arguments: dict[str, int], first: int, count: int, asked: list[tuple[int, int]]
+async def test_limit_offset_and_page_size_request_no_more_than_needed(
+    many: World, arguments: dict[str, int], first: int, count: int, requested: list[tuple[int, int]]
 ) -> None:
     assert await numbers(many.client.conversations.list(**arguments)) == [first - step for step in range(count)]
-    assert [(int(query["limit"]), int(query["offset"])) for query in many.queries()] == asked
+    assert [(int(query["limit"]), int(query["offset"])) for query in many.queries()] == requested
 
 
 @pytest.mark.parametrize("concurrency", [2, 10])
-async def test_concurrency_changes_nothing_of_what_comes(many: World, concurrency: int) -> None:
+async def test_concurrency_does_not_change_the_result(many: World, concurrency: int) -> None:
     assert await numbers(many.client.conversations.list(concurrency=concurrency)) == list(range(330))[::-1]
 
 
-async def test_the_first_page_of_conversations_is_the_servers(many: World) -> None:
+async def test_awaited_page_is_the_servers(many: World) -> None:
     found = await many.client.conversations.list(limit=10, offset=20)
     assert (len(found), found.has_more, found.total) == (10, True, 330)
     assert len(many.requests) == 1
@@ -288,7 +288,7 @@ async def test_the_first_page_of_conversations_is_the_servers(many: World) -> No
 # ---- One conversation
 
 
-async def test_state_is_stored_read_back_replaced_and_cleared(world: World) -> None:
+async def test_metadata_is_stored_replaced_and_cleared(world: World) -> None:
     conversations = world.client.conversations
     for metadata in ({"topic": "order", "n": [1, None, {"ü": "👟"}]}, {"other": 1.5}, {}, None):
         updated = await conversations.update(world.conversation_id, metadata=metadata)
@@ -298,9 +298,7 @@ async def test_state_is_stored_read_back_replaced_and_cleared(world: World) -> N
 
 
 @pytest.mark.parametrize(("message_limit", "count"), [(None, 50), (1, 1), (100, 100)])
-async def test_a_conversation_comes_with_its_recent_messages(
-    world: World, message_limit: int | None, count: int
-) -> None:
+async def test_get_returns_recent_messages(world: World, message_limit: int | None, count: int) -> None:
     detail = await world.client.conversations.get(world.conversation_id, message_limit=message_limit)
     assert bodies(detail.messages) == list(range(COUNT))[::-1][:count]
     assert detail.message_count == COUNT
@@ -311,38 +309,38 @@ async def test_a_conversation_comes_with_its_recent_messages(
 @pytest.mark.parametrize(
     "conversation_id", ["conv_0", "..", "../../sandbox/messages", "a/b?c#d", "%2e%2e", "é👟", "\n"]
 )
-async def test_an_unknown_id_is_not_found_whatever_it_looks_like(world: World, conversation_id: str) -> None:
-    asks: list[Callable[[AsyncConversations], Awaitable[object]]] = [
+async def test_unknown_id_is_not_found(world: World, conversation_id: str) -> None:
+    calls: list[Callable[[AsyncConversations], Awaitable[object]]] = [
         lambda c: c.get(conversation_id),
         lambda c: c.update(conversation_id, metadata=None),
         lambda c: c.messages(conversation_id).page(),
         lambda c: anext(aiter(c.messages(conversation_id))),
     ]
-    for ask in asks:
+    for call in calls:
         with pytest.raises(NotFoundError) as caught:
-            await ask(world.client.conversations)
+            await call(world.client.conversations)
         assert caught.value.code == "NOT_FOUND"
         assert caught.value.message.startswith("There is no such conversation")
 
 
-async def test_what_the_server_refuses_is_told_by_field(world: World) -> None:
+async def test_validation_error_names_the_field(world: World) -> None:
     with pytest.raises(UnprocessableEntityError, match="offset: ") as caught:
         await world.client.conversations.list(offset=10**30)
     assert caught.value.details[0]["field"] == "offset"
 
 
-async def test_a_limit_holds_even_if_the_server_gives_more_than_asked() -> None:
+async def test_limit_holds_even_if_a_page_is_too_long() -> None:
     more = page(*(conversation(id=str(number)) for number in range(9)), has_more=True, total=9)
     client, script = client_of(ok(more), ok(page()))
     assert [item.id async for item in client.conversations.list(limit=3)] == ["0", "1", "2"]
     assert len(script.requests) == 1
 
 
-# ---- In the middle of a walk
+# ---- Interrupted iterations
 
 
 def history(request: httpx.Request) -> dict[str, Any]:
-    """Answer a request for messages out of twenty."""
+    """Return the page of a history of twenty messages that a request asks for."""
     query = dict(parse_qsl(urlsplit(str(request.url)).query))
     before = datetime.fromisoformat(query.get("before", "2026-01-01T00:00:00Z"))
     known = [number for number in range(20) if second(number) < before][::-1]
@@ -356,15 +354,13 @@ def history(request: httpx.Request) -> dict[str, Any]:
     [(httpx.Response(500), ServerError), (httpx.Response(200, content=b"{"), ResponseDecodeError)],
 )
 @pytest.mark.parametrize("what", ["items", "pages"])
-async def test_after_an_error_the_next_step_of_the_same_iterator_goes_on(
-    failure: httpx.Response, error: type[Exception], what: str
-) -> None:
-    turn = 0
+async def test_iterator_continues_after_an_error(failure: httpx.Response, error: type[Exception], what: str) -> None:
+    count = 0
 
     async def every_second_fails(request: httpx.Request) -> httpx.Response:
-        nonlocal turn
-        turn += 1
-        return failure if turn % 2 == 0 else ok(history(request))
+        nonlocal count
+        count += 1
+        return failure if count % 2 == 0 else ok(history(request))
 
     client, script = client_of(every_second_fails, max_retries=0)
     pager = client.conversations.messages("conv_1", page_size=6)
@@ -382,12 +378,12 @@ async def test_after_an_error_the_next_step_of_the_same_iterator_goes_on(
             found += [step] if what == "items" else step
     assert bodies(found) == list(range(20))[::-1]
     assert errors == len(script.targets) // 2 >= 3
-    assert len(set(script.targets)) == len(script.targets) - errors  # what failed is what is asked again
+    assert len(set(script.targets)) == len(script.targets) - errors  # what failed is requested again
     with pytest.raises(StopAsyncIteration):
         await anext(steps)
 
 
-async def test_a_cancelled_step_loses_nothing() -> None:
+async def test_cancelled_step_loses_nothing() -> None:
     async def slowly(request: httpx.Request) -> httpx.Response:
         if len(script.requests) == 2:
             await anyio.sleep_forever()
@@ -404,7 +400,7 @@ async def test_a_cancelled_step_loses_nothing() -> None:
     assert bodies(found) == list(range(20))[::-1]
 
 
-async def test_leaving_in_the_middle_leaves_nothing_open(server: Server, long_conversation: str) -> None:
+async def test_abandoned_iteration_leaves_nothing_open(server: Server, long_conversation: str) -> None:
     gc.collect()
     before = open_sockets()
     async with AsyncClient(KEY, base_url=server.url) as client:
@@ -415,7 +411,7 @@ async def test_leaving_in_the_middle_leaves_nothing_open(server: Server, long_co
         steps = aiter(client.conversations.messages(long_conversation, page_size=10))
         await anext(steps)
         del steps
-        gc.collect()  # a generator left half-way would warn here, and a warning is an error
+        gc.collect()  # an abandoned generator would warn here, and a warning is an error
         assert len(open_sockets() - before) == 1  # one connection, kept for the next call
         await client.conversations.get(long_conversation)
         assert len(open_sockets() - before) == 1
@@ -431,11 +427,11 @@ def ten_thousand(server: Server) -> str:
     return fill(server.box, 10_000, agent="+15555550102")
 
 
-async def test_ten_thousand_messages_stream_in_flat_memory(server: Server, ten_thousand: str) -> None:
+async def test_ten_thousand_messages_take_constant_memory(server: Server, ten_thousand: str) -> None:
     async with AsyncClient(KEY, base_url=server.url) as client:
         pager = client.conversations.messages(ten_thousand)
         async for _ in client.conversations.messages(ten_thousand, limit=400):
-            pass  # whatever is made once is made now
+            pass  # creates what is created only once
         gc.collect()
         expected = 10_000
         tracemalloc.start()
@@ -447,4 +443,4 @@ async def test_ten_thousand_messages_stream_in_flat_memory(server: Server, ten_t
         finally:
             tracemalloc.stop()
     assert expected == 0
-    assert peak < 4 * 1024 * 1024  # held all at once, they take more than 6
+    assert peak < 4 * 1024 * 1024  # all at once they take more than 6

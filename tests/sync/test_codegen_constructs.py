@@ -86,7 +86,7 @@ SUPPORTED = {
         "@overload\ndef f(self, a: int) -> Other[int]: ..."
     ),
     "def __repr__(self) -> str:\n    return '<AsyncThing>'": (
-        'def __repr__(self) -> str:\n    wrapped = getattr(self, "_async", "<Thing (not made)>")\n'
+        'def __repr__(self) -> str:\n    wrapped = getattr(self, "_async", "<Thing (not created)>")\n'
         '    return str(wrapped).replace("AsyncThing", "Thing", 1)'
     ),
     "def f(self, a: httpx.AsyncClient, b: ssl.SSLContext) -> int:\n    'Use an `httpx.AsyncClient`.'": (

@@ -1,4 +1,4 @@
-"""Real Django projects under real servers: 2,000 requests each, every answer checked, no error."""
+"""A Django project on gunicorn and uvicorn: 2,000 requests each, every response is checked, nothing is logged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.processes import ENVIRONMENT, SECONDS, sandbox
 
 PROJECT = Path(__file__).parents[1] / "django_project"
 REQUESTS = 2000
-AT_ONCE = 12
+CONCURRENCY = 12
 
 GUNICORN = ("gunicorn", "wsgi:application", "--preload", "--bind", "127.0.0.1:0", "--worker-tmp-dir", ".")
 UVICORN = ("uvicorn", "asgi:application", "--port", "0", "--lifespan", "off", "--no-access-log")
@@ -34,14 +34,14 @@ needs_gunicorn = pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[str]:
-    """Serve a sandbox with its demonstration data by uvicorn, in a process of its own."""
+    """Serve a sandbox with demo data, in a process of its own."""
     with sandbox("--demo") as (_, url):
         yield url
 
 
 @contextmanager
 def serving(folder: Path, api: str, *command: str) -> Iterator[int]:
-    """Serve the project, give the port, and see that the server ends well and has complained of nothing."""
+    """Serve the project, yield the port, and check that the server exits normally and has logged no error."""
     log = folder / "log"
     environment = ENVIRONMENT | {
         "PYTHONPATH": os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(PROJECT)]),
@@ -64,7 +64,7 @@ def serving(folder: Path, api: str, *command: str) -> Iterator[int]:
 
 
 def port_in(log: Path, process: subprocess.Popen[bytes]) -> int:
-    """Wait until the server has written where it listens."""
+    """Wait until the server has logged its address; return the port."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end and process.poll() is None:
         if found := re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text()):
@@ -74,7 +74,7 @@ def port_in(log: Path, process: subprocess.Popen[bytes]) -> int:
 
 
 def drive(port: int, api: str, *kinds: str) -> tuple[list[str], Counter[int]]:
-    """Make the requests; give what was wrong with the answers, and how many came from which process."""
+    """Send the requests; return the wrong responses, and how many responses each server process sent."""
     with Client("any-key", base_url=api) as client:
         ids = [conversation.id for conversation in client.conversations.list()]
     total = len(ids)
@@ -90,15 +90,15 @@ def drive(port: int, api: str, *kinds: str) -> tuple[list[str], Counter[int]]:
             connection.close()
         if response.status != 200:
             return f"{number}: {response.status} {body[:300]!r}", 0
-        told: dict[str, Any] = json.loads(body)
-        process = told.pop("process")
-        if told != {"listed": [3, total], "read": [asked, 1], "updated": [asked, token]}:
-            return f"{number}: asked for {asked} and {token}, got {told}", process
+        result: dict[str, Any] = json.loads(body)
+        process = result.pop("process")
+        if result != {"listed": [3, total], "read": [asked, 1], "updated": [asked, token]}:
+            return f"{number}: asked for {asked} and {token}, got {result}", process
         return None, process
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = list(pool.map(ask, range(REQUESTS)))
-    return [wrong for wrong, _ in answers if wrong], Counter(process for _, process in answers)
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        outcomes = list(pool.map(ask, range(REQUESTS)))
+    return [wrong for wrong, _ in outcomes if wrong], Counter(process for _, process in outcomes)
 
 
 @needs_gunicorn
@@ -119,7 +119,7 @@ def test_gunicorn_with_a_client_used_before_the_fork(
     assert len(counts) == processes
 
 
-def test_uvicorn_with_async_views_and_blocking_views(tmp_path: Path, api: str) -> None:
+def test_uvicorn_with_async_and_blocking_views(tmp_path: Path, api: str) -> None:
     with serving(tmp_path, api, *UVICORN) as port:
         wrong, counts = drive(port, api, "async", "blocking")
     assert wrong == []
