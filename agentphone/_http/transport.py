@@ -18,7 +18,7 @@ import anyio.lowlevel
 import httpx
 
 from agentphone._config import USER_AGENT, Config
-from agentphone._http.pool import _CLOSED, Connections, _Pool
+from agentphone._http.pool import CLOSED_MESSAGE, Connections, Pool
 from agentphone._http.requests import RequestSpec
 from agentphone._http.responses import ACCEPTED_ENCODINGS, Answer, BodyReader, read
 from agentphone._http.retry import RETRIED_STATUSES, RetryPolicy, parse_date
@@ -147,7 +147,7 @@ class Transport:
         with anyio.CancelScope() as scope, pool.track_call(scope):
             await anyio.sleep_until(when - _clock_offset())
         if self._connections.is_closed:
-            raise ClientClosedError(_CLOSED)
+            raise ClientClosedError(CLOSED_MESSAGE)
 
     async def send_all(
         self,
@@ -195,11 +195,11 @@ class Transport:
                 raise
             return default_on_not_found
 
-    async def _attempt(self, spec: RequestSpec[T], pool: _Pool, number: int) -> T:
+    async def _attempt(self, spec: RequestSpec[T], pool: Pool, number: int) -> T:
         """Send a call once, on a connection of its own, within the time of one attempt."""
         async with pool.limiter:
             if self._connections.is_closed:  # while the call waited for its turn
-                raise ClientClosedError(_CLOSED)
+                raise ClientClosedError(CLOSED_MESSAGE)
             started_at = anyio.current_time()
             connection = await pool.acquire()
             try:

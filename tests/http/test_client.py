@@ -15,11 +15,20 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+import trustme
 
-import agentphone._http.pool
-from agentphone import AsyncClient, AuthenticationError, Client, ClientClosedError, ConfigurationError
+import agentphone
+from agentphone import (
+    APIConnectionError,
+    AsyncClient,
+    AuthenticationError,
+    Client,
+    ClientClosedError,
+    ConfigurationError,
+)
 from agentphone.sandbox import Sandbox
 from tests.conftest import Server
+from tests.support.fault_server import serving
 from tests.support.helpers import BASE, KEY, Scripted, client_of, ok, open_sockets
 
 pytestmark = pytest.mark.anyio
@@ -165,20 +174,28 @@ def test_a_base_url_of_another_type_is_a_type_error(base_url: Any) -> None:
         AsyncClient(KEY, base_url=base_url)
 
 
-def test_https_in_capitals_is_https_with_its_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Any] = []
-    monkeypatch.setattr("agentphone._http.pool.httpx.AsyncHTTPTransport", lambda **settings: opened.append(settings))
-    client = AsyncClient(KEY, base_url="HTTPS://API.example")
-    agentphone._http.pool._connection_factory(client._config)()
-    assert opened[0]["verify"].cert_store_stats()["x509_ca"] > 0
+async def test_base_url_scheme_in_capitals_verifies_certificates(
+    tls: ssl.SSLContext, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection trusts the default authorities, and only those."""
+    with serving(tls=tls) as server:
+        url = server.url.replace("https", "HTTPS")
+        async with AsyncClient(KEY, base_url=url, max_retries=0) as client:
+            with pytest.raises(APIConnectionError, match="certificate"):
+                await client.conversations.get("conv_1")
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        async with AsyncClient(KEY, base_url=url, max_retries=0) as client:
+            assert (await client.conversations.get("conv_1")).id == "conv_1"
 
 
-async def test_an_ssl_context_of_the_callers_is_the_one_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Any] = []
-    monkeypatch.setattr("agentphone._http.pool.httpx.AsyncHTTPTransport", lambda **settings: opened.append(settings))
-    context = ssl.create_default_context()
-    agentphone._http.pool._connection_factory(AsyncClient(KEY, ssl_context=context)._config)()
-    assert opened[0]["verify"] is context
+async def test_ssl_context_is_used(tls: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+    with serving(tls=tls) as server:
+        async with AsyncClient(KEY, base_url=server.url, ssl_context=trusting, max_retries=0) as client:
+            assert (await client.conversations.get("conv_1")).id == "conv_1"
+        async with AsyncClient(KEY, base_url=server.url, ssl_context=ssl.create_default_context()) as client:
+            with pytest.raises(APIConnectionError, match="certificate"):
+                await client.conversations.get("conv_1")
 
 
 # ---- Numbers

@@ -1,8 +1,7 @@
-"""One connection on raw sockets: how answers are framed, when it is used again, and who may stand in its place."""
+"""One connection on raw sockets: how responses are framed, and when it is reused."""
 
 from __future__ import annotations
 
-import functools
 import json
 import ssl
 import sys
@@ -14,12 +13,11 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-import respx
 import trustme
 
 import agentphone._http.pool
 from agentphone import APIConnectionError, APIStatusError, AsyncClient, ConfigurationError
-from agentphone._http.connection import READ_BYTES
+from agentphone._http.connection import READ_SIZE
 from tests.support.fault_server import CHUNKED, OK_HEAD, Connection, good, serving
 from tests.support.helpers import conversation
 from tests.support.processes import SECONDS
@@ -111,37 +109,6 @@ async def test_a_request_goes_elsewhere_when_a_hook_says_so() -> None:
             assert (len(server.requests), len(other.requests)) == (1, 1)
 
 
-async def test_respx_gets_the_calls_of_a_client_that_has_a_connection_already() -> None:
-    with serving() as server:
-        async with AsyncClient(KEY, base_url=server.url) as client:
-            assert (await client.conversations.get("real")).id == "conv_1"
-            with respx.mock() as router:
-                router.get(path="/v1/conversations/mocked").respond(json=conversation(id="mocked"))
-                assert (await client.conversations.get("mocked")).id == "mocked"
-            assert (await client.conversations.get("real")).id == "conv_1"
-        assert len(server.requests) == 2
-
-
-async def test_what_is_wrapped_around_the_transport_of_httpx_sees_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    send: Any = httpx.AsyncHTTPTransport.handle_async_request
-
-    @functools.wraps(send)  # as instrumentations are: it calls itself by the name of what it wraps
-    async def wrapped(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
-        seen.append(request.url.path)
-        answer: httpx.Response = await send(transport, request)
-        return answer
-
-    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", wrapped)
-    with serving() as server:
-        async with AsyncClient(KEY, base_url=server.url) as client:
-            await client.conversations.get("conv_1")
-            monkeypatch.undo()
-            await client.conversations.get("conv_2")
-        assert seen == ["/v1/conversations/conv_1"]
-        assert len(server.requests) == 2
-
-
 FORGED = with_length(json.dumps(conversation(id="forged", messages=[])).encode())
 """What nobody asked for, sent with the response to the request before."""
 
@@ -196,9 +163,9 @@ async def test_bytes_behind_a_full_read_are_not_the_response_to_the_next_request
     def answer(connection: Connection) -> None:
         received = connection.read()
         assert received is not None
-        connection.send(OK_HEAD + b"content-length: %d\r\n\r\n" % READ_BYTES)
+        connection.send(OK_HEAD + b"content-length: %d\r\n\r\n" % READ_SIZE)
         were_headers_read.wait(SECONDS)
-        connection.send(good(received).ljust(READ_BYTES) + FORGED)
+        connection.send(good(received).ljust(READ_SIZE) + FORGED)
         was_sent.set()
         connection.wait_until_gone()
 
