@@ -139,7 +139,7 @@ async def test_an_id_stays_one_segment_beneath_the_conversations(
 
 
 def test_an_id_that_is_no_text_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="conversation_id is not Unicode text") as caught:
+    with pytest.raises(ValueError, match="conversation_id must be Unicode text") as caught:
         get_conversation("conv_\udcff", message_limit=None)
     assert type(caught.value) is ValueError
 

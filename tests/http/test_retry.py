@@ -444,7 +444,7 @@ async def test_retries_stay_a_small_share_while_nothing_but_503_comes_and_come_b
 
 
 def test_the_budget_fills_by_success_and_by_time_up_to_its_size() -> None:
-    budget = RetryBudget(size=4, share=0.5, per_second=1)
+    budget = RetryBudget(size=4, per_success=0.5, per_second=1)
 
     def left(now: float) -> int:
         return next(number for number in range(100) if not budget.try_acquire(now))
