@@ -13,7 +13,7 @@ from agentphone._json import encode_json
 from agentphone._timestamps import format_timestamp
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 LIST_PATH = "/v1/conversations"
 
@@ -22,13 +22,13 @@ MAX_ID_LENGTH = 4096
 
 
 @frozen
-class RequestSpec(Generic[T]):
+class RequestSpec(Generic[T_co]):
     """One request to the API, and the type of its result."""
 
     method: str
     target: str
     """Path and query, percent-encoded, starting with `/v1/`."""
-    response_type: type[T]
+    response_type: type[T_co]
     """The class that a successful response is decoded to."""
     body: bytes | None = None
 

@@ -1,4 +1,4 @@
-"""Libraries that mock or trace httpx see every call, also those that begin when the client has a connection already."""
+"""Libraries that mock or trace httpx see every call, even if they start when the client already has a connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.helpers import KEY, conversation
 from tests.support.proxy import proxying
 
 Get = Callable[[str], str]
-"""Get a conversation by its ID, and return the ID in the answer: a real one is always `conv_1`."""
+"""Get a conversation by its id, and return the id in the response: the server's is always `conv_1`."""
 
 
 @pytest.fixture(params=["direct", "proxied"])
@@ -39,7 +39,7 @@ def api(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture(params=["asyncio", "trio", "blocking"])
 def get(request: pytest.FixtureRequest, api: FaultServer) -> Iterator[Get]:
-    """Provide a client that has been used."""
+    """Yield a function that uses a client with an open connection."""
     if request.param == "blocking":
         with Client(KEY, base_url=api.url, max_retries=0) as client:
             assert client.conversations.get("conv_1").id == "conv_1"
@@ -57,7 +57,7 @@ def get(request: pytest.FixtureRequest, api: FaultServer) -> Iterator[Get]:
             yield lambda name: portal.call(get_id, name)
 
 
-def test_respx_answers_while_it_is_active(get: Get, api: FaultServer) -> None:
+def test_respx_responds_while_active(get: Get, api: FaultServer) -> None:
     with respx.mock() as router:
         router.get(path="/v1/conversations/mocked").respond(json=conversation(id="mocked"))
         assert get("mocked") == "mocked"
@@ -66,7 +66,7 @@ def test_respx_answers_while_it_is_active(get: Get, api: FaultServer) -> None:
 
 
 @pytest.mark.parametrize("api", ["direct"], indirect=True)  # respx 0.23 passes nothing on to a proxy over plain HTTP
-def test_respx_sees_what_it_lets_pass(get: Get, api: FaultServer) -> None:
+def test_respx_sees_requests_that_it_passes_through(get: Get, api: FaultServer) -> None:
     with respx.mock() as router:
         route = router.get(path="/v1/conversations/conv_2").pass_through()
         assert get("conv_2") == "conv_1"
@@ -74,16 +74,14 @@ def test_respx_sees_what_it_lets_pass(get: Get, api: FaultServer) -> None:
     assert (len(api.requests), api.connections) == (2, 1)
 
 
-def test_pytest_httpx_answers_from_its_activation_on(
-    get: Get, api: FaultServer, request: pytest.FixtureRequest
-) -> None:
+def test_pytest_httpx_responds_once_active(get: Get, api: FaultServer, request: pytest.FixtureRequest) -> None:
     httpx_mock: HTTPXMock = request.getfixturevalue("httpx_mock")
     httpx_mock.add_response(url=f"{api.url}/v1/conversations/mocked", json=conversation(id="mocked"))
     assert get("mocked") == "mocked"
     assert len(httpx_mock.get_requests()) == len(api.requests) == 1
 
 
-def test_opentelemetry_traces_calls_while_it_is_active(get: Get, api: FaultServer) -> None:
+def test_opentelemetry_traces_calls_while_active(get: Get, api: FaultServer) -> None:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
@@ -102,9 +100,7 @@ def test_opentelemetry_traces_calls_while_it_is_active(get: Get, api: FaultServe
     assert api.connections == 1
 
 
-def test_a_wrapper_around_the_transport_of_httpx_sees_calls_while_it_is_there(
-    get: Get, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrapper_of_httpx_transport_sees_calls(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     send: Any = httpx.AsyncHTTPTransport.handle_async_request
 
