@@ -303,12 +303,12 @@ class NotFoundError(APIStatusError):
     """404: it does not exist, or this API key has no access to it."""
 
     advice: str = (
-        "The id is wrong, or belongs to a project that this API key cannot access, or the base URL is wrong (it ends"
+        "The id is wrong, or belongs to a project that this API key cannot access, or the base URL is wrong (it stops"
         " before /v1); a retry cannot help."
     )
     advice_for_lists = (
-        "There is no such list at this base URL, so it is probably wrong: check `base_url` and AGENTPHONE_BASE_URL (it"
-        " ends before /v1); a retry cannot help."
+        "There is no such list at this base URL, so it is probably wrong: check `base_url` and"
+        " AGENTPHONE_BASE_URL (it stops before /v1); a retry cannot help."
     )
 
 

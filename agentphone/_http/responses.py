@@ -94,7 +94,7 @@ class BodyReader:
         if self._error is not None:
             raise self._error
         if self._decompressor is not None and not self._decompressor.eof:
-            raise self._encoding_error("it is truncated")
+            raise self._encoding_error("it ends too early")
         return bytes(self._bytes)
 
     def _encoding_error(self, reason: str) -> DecodeError:
