@@ -1,4 +1,4 @@
-"""Secrets: values that no repr, traceback or pickle shows."""
+"""Secrets: hide them in reprs, tracebacks and pickles, and redact them in texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attrs import frozen
 
 @frozen(repr=False)
 class Secret:
-    """A value that no text of ours tells: tracebacks print the locals of each frame, the settings among them."""
+    """A string whose repr hides its value: tracebacks print the locals of each frame, the settings among them."""
 
     value: str | None
 
@@ -19,26 +19,27 @@ class Secret:
         return "Secret(...)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A secret is not pickled. Read it from the settings where it is needed.")
+        raise TypeError("A secret cannot be pickled. Read it from the settings where it is needed.")
 
-    def redact(self, text: str, *, is_cut: bool = False) -> str:
-        """Replace the value by stars in a text that an error or a log shows, also as JSON, a URL or a repr writes it.
+    def redact(self, text: str, *, is_truncated: bool = False) -> str:
+        """Replace the value in a text by stars, also in its JSON, URL and repr forms.
 
         Args:
-            text: What a server said. A short value stays in it: `any-key` in a test is a word as any other.
-            is_cut: Whether the text may end in the middle of the value; then its beginning at the end goes, too.
+            text: A text from the server, for an error or a log. A value below 12 characters is not replaced: `any-key`
+                in a test is a word like any other.
+            is_truncated: Whether the text may end inside the value; then the incomplete value is replaced, too.
         """
         value = self.value or ""
-        if len(value) < SHORTEST_SECRET:
+        if len(value) < MIN_REDACTED_LENGTH:
             return text
         in_json, in_repr = json.dumps(value)[1:-1], repr(value)[1:-1]
         for form in dict.fromkeys((value, in_json, in_json.replace("/", "\\/"), quote(value, safe=""), in_repr)):
             text = text.replace(form, "***")
-            if is_cut:
-                beginnings = (form[:length] for length in range(len(form) - 1, 3, -1))
-                if beginning := next(filter(text.endswith, beginnings), ""):
-                    text = text.removesuffix(beginning) + "***"
+            if is_truncated:
+                prefixes = (form[:length] for length in range(len(form) - 1, 3, -1))
+                if prefix := next(filter(text.endswith, prefixes), ""):
+                    text = text.removesuffix(prefix) + "***"
         return text
 
 
-SHORTEST_SECRET = 12
+MIN_REDACTED_LENGTH = 12

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import ssl
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import lru_cache, partial
 from types import AsyncGeneratorType
-from typing import TypeVar, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -18,26 +19,20 @@ import httpx
 
 from agentphone._config import Config, is_loopback
 from agentphone._http.retry import RetryBudget
-from agentphone.errors import (
-    ClientClosedError,
-    ConfigurationError,
-)
-
-T = TypeVar("T")
-
-
-H = TypeVar("H")
-
+from agentphone.errors import ClientClosedError, ConfigurationError
 
 KEEPALIVE_SECONDS = 30.0
-"""How long an idle connection is kept. A server that closes it earlier does no harm: who sends looks first."""
+"""How long an idle connection is kept. A server may close it earlier: it is checked before each use."""
 
-
-_CLOSED = "The client was used after it was closed. Make a new one."
+CLOSED_MESSAGE = "This client is closed. Create a new one."
 
 
 class Connections:
-    """The connections of a client and of those that `with_options` made from it: one pool for each event loop."""
+    """The connections of a client and of those that `with_options` made from it: one pool per event loop.
+
+    A client may be used from several loops (`asyncio.run` three times, two loops in two threads). A pool is closed with
+    the client, when the client is dropped, or when its loop ends, whichever comes first.
+    """
 
     def __init__(
         self,
@@ -49,51 +44,45 @@ class Connections:
         self._config = config
         self._transport = transport
         self._http_client = http_client
-        self._pools: WeakKeyDictionary[object, _Pool] = WeakKeyDictionary()
+        self._pools: WeakKeyDictionary[object, Pool] = WeakKeyDictionary()
         self._was_closed = False
         self.retry_budget: RetryBudget = RetryBudget()
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing may be sent any more."""
+        """True once nothing can be sent any more."""
         return self._was_closed or (self._http_client is not None and self._http_client.is_closed)
 
-    async def pool(self) -> _Pool:
-        """Give the pool of the running event loop, opening it at the first call.
+    async def pool(self) -> Pool:
+        """Return the pool of the running event loop; the first call creates it.
 
         Raises:
             ClientClosedError: The client was closed.
         """
         if self.is_closed:
-            raise ClientClosedError(_CLOSED)
+            raise ClientClosedError(CLOSED_MESSAGE)
         loop = anyio.lowlevel.current_token().native_token
         pool = self._pools.get(loop)
         if pool is None or pool.is_closed:
-            # A pool refers to its loop, so that the weak key alone would not go. Other threads do the same meanwhile.
+            # A pool refers to its loop, so the weak key alone would keep both. Other threads may do the same meanwhile.
             for ended in filter(None, [reference() for reference in self._pools.keyrefs()]):
                 if (old := self._pools.get(ended)) is not None and old.is_closed:
                     self._pools.pop(ended, None)
-            pool = self._pools[loop] = await self._make_pool()
+            pool = self._pools[loop] = await self._create_pool()
         return pool
 
-    async def _make_pool(self) -> _Pool:
-        limiter = anyio.Semaphore(self._config.max_connections, fast_acquire=True)
-        if self._http_client is not None:
-            return _Pool(limiter, shared=ClientTransport(self._http_client))
-        if self._transport is not None:
-            return _Pool(limiter, shared=self._transport)
-        connections: set[httpx.AsyncBaseTransport] = set()
-        guard = cast("AsyncGeneratorType[None, None]", _close_with_loop(connections))
-        pool = _Pool(
-            limiter, connection_factory=_connection_factory(self._config), connections=connections, guard=guard
-        )
-        await guard.asend(None)
+    async def _create_pool(self) -> Pool:
+        shared = self._transport if self._http_client is None else ClientTransport(self._http_client)
+        if shared is not None:
+            return SharedPool(self._config.max_connections, shared)
+        pool = OwnedPool(self._config.max_connections, _connection_factory(self._config))
+        await pool.start()
         return pool
 
     async def aclose(self) -> None:
-        """Close the connections of this loop now, and leave those of other loops to their own. Idempotent.
+        """Close this loop's connections now; other loops close their own when they end. Idempotent.
 
-        Calls that are under way on this loop end with `ClientClosedError`, those on others before their next attempt.
+        Calls in progress on this loop raise `ClientClosedError`; those on other loops do so before their next attempt.
         """
         if self._was_closed:
             return
@@ -107,83 +96,116 @@ class Connections:
             await self._transport.aclose()
 
 
-class _Pool:
-    """The connections of one client on one event loop.
+class Pool(ABC):
+    """The calls of one client on one event loop; a subclass has the connections for them."""
 
-    Each goes as a whole when anything goes wrong on it. A single httpx transport for all of them leaks: httpcore 1.0.9
-    goes on counting a connection, and never uses it again, when its call was cancelled at the last step of the TLS
-    handshake, or while waiting for it, or when its tunnel through a proxy failed; in the end each call waits for ever.
-    Its cost for each call grows with the number of connections, too.
-    """
-
-    def __init__(
-        self,
-        limiter: anyio.Semaphore,
-        *,
-        shared: httpx.AsyncBaseTransport | None = None,
-        connection_factory: Callable[[], httpx.AsyncBaseTransport] | None = None,
-        connections: set[httpx.AsyncBaseTransport] | None = None,
-        guard: AsyncGeneratorType[None, None] | None = None,
-    ) -> None:
-        self.limiter = limiter
-        """As many as there are connections: calls wait here and nowhere else."""
-        self._shared = shared
-        self._open_line = connection_factory
-        self._connections = set() if connections is None else connections
-        self._guard = guard
-        self._idle: list[tuple[float, httpx.AsyncBaseTransport]] = []
+    def __init__(self, max_connections: int) -> None:
+        self.limiter = anyio.Semaphore(max_connections, fast_acquire=True)
+        """One slot per connection: calls wait here and nowhere else."""
         self._calls: set[anyio.CancelScope] = set()
-
-    @property
-    def is_closed(self) -> bool:
-        return self._guard is not None and self._guard.ag_frame is None
 
     @contextmanager
     def track_call(self, scope: anyio.CancelScope) -> Iterator[None]:
-        """Note a call for as long as it takes, to be cancelled when the client is closed."""
+        """Remember a call until it ends, to cancel it when the client is closed."""
         self._calls.add(scope)
         try:
             yield
         finally:
             self._calls.discard(scope)
 
+    @property
+    @abstractmethod
+    def is_closed(self) -> bool:
+        """True once no connection can be acquired any more."""
+
+    @abstractmethod
     async def acquire(self) -> httpx.AsyncBaseTransport:
-        """Give a connection: the one that was used last, or a new one."""
-        if self._shared is not None:
-            return self._shared
+        """Return a connection for one request."""
+
+    @abstractmethod
+    def release(self, connection: httpx.AsyncBaseTransport) -> None:
+        """Keep a connection for the next request: this one left it in order."""
+
+    @abstractmethod
+    async def discard(self, connection: httpx.AsyncBaseTransport) -> None:
+        """Close a connection, in whatever state it is."""
+
+    async def aclose(self) -> None:
+        for scope in tuple(self._calls):
+            scope.cancel()
+
+
+class SharedPool(Pool):
+    """Sends everything through one transport, which has its own connections and is closed by its owner."""
+
+    is_closed = False
+
+    def __init__(self, max_connections: int, transport: httpx.AsyncBaseTransport) -> None:
+        super().__init__(max_connections)
+        self._transport = transport
+
+    async def acquire(self) -> httpx.AsyncBaseTransport:
+        return self._transport
+
+    def release(self, connection: httpx.AsyncBaseTransport) -> None:
+        pass
+
+    async def discard(self, connection: httpx.AsyncBaseTransport) -> None:
+        pass
+
+
+class OwnedPool(Pool):
+    """Opens connections, reuses them and closes them.
+
+    A connection is discarded whole when anything fails on it. One httpx transport for all of them would leak: httpcore
+    1.0.9 goes on counting a connection, and never uses it again, when its call was cancelled at the last step of the
+    TLS handshake, or while waiting for it, or when its tunnel through a proxy failed; in the end every call waits
+    forever. Its time per call grows with the number of connections, too.
+    """
+
+    def __init__(self, max_connections: int, connection_factory: Callable[[], httpx.AsyncBaseTransport]) -> None:
+        super().__init__(max_connections)
+        self._connection_factory = connection_factory
+        self._connections: set[httpx.AsyncBaseTransport] = set()
+        self._idle: list[tuple[float, httpx.AsyncBaseTransport]] = []
+        self._guard = cast("AsyncGeneratorType[None, None]", _close_with_loop(self._connections))
+
+    async def start(self) -> None:
+        """Make the running event loop close the connections when it ends."""
+        await self._guard.asend(None)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._guard.ag_frame is None
+
+    async def acquire(self) -> httpx.AsyncBaseTransport:
+        """Return the connection that was used last, or a new one."""
         now = anyio.current_time()
         while self._idle and self._idle[0][0] < now - KEEPALIVE_SECONDS:
             await self.discard(self._idle.pop(0)[1])
         if self._idle:
             return self._idle.pop()[1]
-        assert self._open_line is not None  # noqa: S101  # for mypy: there is always one of the two
-        connection = self._open_line()
+        connection = self._connection_factory()
         self._connections.add(connection)
         return connection
 
     def release(self, connection: httpx.AsyncBaseTransport) -> None:
-        """Take back a connection on which all went well."""
-        if connection is not self._shared:
-            self._idle.append((anyio.current_time(), connection))
+        self._idle.append((anyio.current_time(), connection))
 
     async def discard(self, connection: httpx.AsyncBaseTransport) -> None:
-        """Close a connection, in whatever state it is."""
-        if connection is not self._shared:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await connection.aclose()
-            finally:  # asyncio's own cancellation knows no shield; the socket is closed all the same
-                self._connections.discard(connection)
+        try:
+            with anyio.CancelScope(shield=True):
+                await connection.aclose()
+        finally:  # asyncio's own cancellation ignores the shield; the socket is closed all the same
+            self._connections.discard(connection)
 
     async def aclose(self) -> None:
-        for scope in tuple(self._calls):
-            scope.cancel()
-        if self._guard is not None:
-            await self._guard.aclose()
+        await super().aclose()
+        await self._guard.aclose()
 
 
 class ClientTransport(httpx.AsyncBaseTransport):
-    """Sends through an `httpx.AsyncClient` of the user's, whose redirects and credentials have no say here."""
+    """Sends through the user's `httpx.AsyncClient`, without its authentication and its redirects."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -195,15 +217,15 @@ class ClientTransport(httpx.AsyncBaseTransport):
 async def _close_with_loop(connections: set[httpx.AsyncBaseTransport]) -> AsyncGenerator[None, None]:
     """Close the connections when this generator ends.
 
-    An event loop ends the generators that were begun on it: each when it is dropped, all when the loop itself ends.
-    That is the one hook that asyncio and trio both have. It must hold nothing that leads back to the pool: a cycle
-    would keep a dropped client's connections open until the garbage collector comes by.
+    An event loop closes the async generators that were started on it: each when it is dropped, all when the loop ends.
+    No other hook exists on both asyncio and trio. The generator must not refer to the pool: a reference cycle would
+    keep a dropped client's connections open until the garbage collector runs.
     """
     try:
         yield
     finally:
-        # A loop that ends has cancelled everything. The stack closes them all, though asyncio's own cancellation, which
-        # knows no shield, ends the closing of one.
+        # A loop that ends has cancelled everything. The stack closes all connections, even where asyncio's own
+        # cancellation, which ignores the shield, interrupts the closing of one.
         with anyio.CancelScope(shield=True):
             async with AsyncExitStack() as stack:
                 while connections:
@@ -212,14 +234,22 @@ async def _close_with_loop(connections: set[httpx.AsyncBaseTransport]) -> AsyncG
 
 @lru_cache(maxsize=4)
 def _default_ssl_context(*_environment: str | None) -> ssl.SSLContext:
-    """Make the SSL context, once for all clients: loading the authorities takes longer than all the rest."""
+    """Create the SSL context, once for all clients: loading the certificate authorities takes 60 ms.
+
+    Args:
+        _environment: The variables that it depends on, as the key of the cache.
+    """
     context = httpx.create_ssl_context()
-    context.set_alpn_protocols(["http/1.1"])  # once and here: a context of the caller's is not ours to change
+    context.set_alpn_protocols(["http/1.1"])  # once, and only here: the caller's context is never changed
     return context
 
 
 def _connection_factory(config: Config) -> Callable[[], httpx.AsyncBaseTransport]:
-    """Prepare to open connections, without httpx's client layer on top: there is one host, no cookies, no redirects."""
+    """Return a function that opens a connection, without httpx's client layer: one host, no cookies, no redirects.
+
+    Raises:
+        ConfigurationError: The proxy or the certificates that the environment names cannot be used.
+    """
     url = httpx.URL(config.base_url)
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_SECONDS)
     try:
@@ -229,39 +259,37 @@ def _connection_factory(config: Config) -> Callable[[], httpx.AsyncBaseTransport
         elif url.scheme == "https" or (proxy is not None and proxy.url.scheme == "https"):
             context = _default_ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
         else:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing will use it; the default one takes 60 ms
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused; the default one takes 60 ms
         if proxy is not None and proxy.url.scheme == "https":
             proxy.ssl_context = context
         open_transport = partial(httpx.AsyncHTTPTransport, verify=context, proxy=proxy, limits=limits)
-        open_transport()  # connects to nothing, and shows whether the proxy can be used
+        open_transport()  # does not connect, but raises if the proxy cannot be used
     except OSError as error:  # ssl.SSLError among them
         raise ConfigurationError(
-            f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be loaded ({error})."
+            f"The certificates named by SSL_CERT_FILE or SSL_CERT_DIR cannot be loaded ({error})."
         ) from None
     except (ImportError, ValueError, httpx.InvalidURL) as error:  # SOCKS without its package; an unknown scheme; no URL
         raise ConfigurationError(
-            f"The proxy that the environment names for {config.base_url} cannot be used ({type(error).__name__})."
-            " See HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, or give http_client= with a proxy of your own."
+            f"The proxy named by the environment for {config.base_url} cannot be used ({type(error).__name__})."
+            " See HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, or pass http_client= with your own proxy."
         ) from None
     if proxy is not None and url.scheme == "http" and not config.allow_http and not is_loopback(proxy.url.host):
         raise ConfigurationError(
-            f"The proxy that the environment names would get the API key for {config.base_url} unencrypted. Except this"
-            f" host with NO_PROXY={url.host}, or give allow_http=True if meant."
+            f"The proxy named by the environment would receive the API key for {config.base_url} unencrypted. Exclude"
+            f" this host with NO_PROXY={url.host}, or pass allow_http=True to permit it."
         )
-    # Not at the top: it loads httpcore, which loads trio if it can, and that takes longer than all the rest.
-    from agentphone._http.connection import Direct, Indirect
+    # Not at the top: it loads httpcore, which loads trio if installed, and that takes longer than everything else.
+    from agentphone._http.connection import DirectConnection, ProxiedConnection
 
-    if proxy is None:
-        return lambda: Direct(context, lambda: Indirect(open_transport()))
-    return lambda: Indirect(open_transport())
+    return partial(DirectConnection, context) if proxy is None else lambda: ProxiedConnection(open_transport())
 
 
 def _proxy(url: httpx.URL) -> httpx.Proxy | None:
-    """Find the proxy that the environment names for the API's host: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY."""
+    """Return the environment's proxy for the API's host: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY."""
     proxies = urllib.request.getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or urllib.request.proxy_bypass(url.netloc.decode("ascii")):
         return None
     found = httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
-    found.url.host.encode("idna")  # or looking it up fails with an error of its own kind
+    found.url.host.encode("idna")  # otherwise the DNS lookup raises a bare UnicodeError
     return found

@@ -1,35 +1,35 @@
-"""Describe calls: one function per endpoint returns a `RequestSpec`. Pure: no I/O, no httpx."""
+"""Describe requests: one function per endpoint returns a `RequestSpec`. Pure: no I/O, no httpx."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from attrs import frozen
 
 from agentphone._json import encode_json
+from agentphone._timestamps import format_timestamp
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 T_co = TypeVar("T_co", covariant=True)
 
-
 LIST_PATH = "/v1/conversations"
 
-
 MAX_ID_LENGTH = 4096
-"""Far beyond any id of the API, and short enough for its URL: httpx refuses one of 64 KiB with an error of its own."""
+"""Far longer than any id of the API, yet short enough for a URL: httpx raises its own error at 64 KiB."""
 
 
 @frozen
 class RequestSpec(Generic[T_co]):
-    """One request to the API, and the shape of a good answer to it."""
+    """One request to the API, and the type of its result."""
 
     method: str
     target: str
-    """Path and query, percent-encoded, beginning with `/v1/`."""
+    """Path and query, percent-encoded, starting with `/v1/`."""
     response_type: type[T_co]
+    """The class that a successful response is decoded to."""
     body: bytes | None = None
 
     @property
@@ -52,7 +52,7 @@ def get_conversation(conversation_id: str, *, message_limit: int | None) -> Requ
 
 
 def update_conversation(conversation_id: str, *, metadata: Mapping[str, Any] | None) -> RequestSpec[ConversationDetail]:
-    """`PATCH /v1/conversations/{id}`: the metadata is replaced whole; None clears it."""
+    """`PATCH /v1/conversations/{id}`: replaces all metadata; None clears it."""
     body = b'{"metadata":' + encode_json(metadata, "metadata") + b"}"
     return RequestSpec("PATCH", _path(conversation_id), ConversationDetail, body)
 
@@ -61,25 +61,28 @@ def list_messages(
     conversation_id: str, *, limit: int, before: datetime | None, after: datetime | None
 ) -> RequestSpec[Page[Message]]:
     """`GET /v1/conversations/{id}/messages`."""
-    path = _path(conversation_id) + "/messages"
-    return RequestSpec(
-        "GET", _target(path, limit=limit, before=format_datetime(before), after=format_datetime(after)), Page[Message]
+    target = _target(
+        _path(conversation_id) + "/messages",
+        limit=limit,
+        before=None if before is None else format_timestamp(before),
+        after=None if after is None else format_timestamp(after),
     )
+    return RequestSpec("GET", target, Page[Message])
 
 
 def _path(conversation_id: str) -> str:
-    """Give the path of a conversation; whatever the id holds, it stays one segment of it."""
+    """Return the path of a conversation; any id stays one segment of it."""
     if not isinstance(conversation_id, str):
-        raise TypeError(f"conversation_id is a string, not {type(conversation_id).__name__}")
+        raise TypeError(f"conversation_id must be a string, got {type(conversation_id).__name__}")
     if not conversation_id:
-        raise ValueError("conversation_id is empty")
+        raise ValueError("conversation_id must not be empty")
     if len(conversation_id) > MAX_ID_LENGTH:
-        raise ValueError(f"conversation_id is longer than {MAX_ID_LENGTH} characters")
+        raise ValueError(f"conversation_id must have at most {MAX_ID_LENGTH} characters, got {len(conversation_id)}")
     try:
         segment = quote(conversation_id, safe="")
     except UnicodeEncodeError:
-        raise ValueError("conversation_id is not Unicode text: it holds half a surrogate pair") from None
-    if not segment.strip("."):  # "." and ".." would be taken for steps in the path
+        raise ValueError("conversation_id must be Unicode text, got half a surrogate pair") from None
+    if not segment.strip("."):  # "." and ".." would be resolved as path steps
         segment = segment.replace(".", "%2E")
     return f"{LIST_PATH}/{segment}"
 
@@ -87,9 +90,3 @@ def _path(conversation_id: str) -> str:
 def _target(path: str, **query: int | str | None) -> str:
     given = "&".join([f"{name}={quote(str(value), safe='')}" for name, value in query.items() if value is not None])
     return f"{path}?{given}" if given else path
-
-
-def format_datetime(instant: datetime | None) -> str | None:
-    if instant is None:
-        return None
-    return instant.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"

@@ -1,4 +1,4 @@
-"""Turn a response into a model or an error. Pure: no I/O, no clock, no httpx."""
+"""Parse a response: return a model or raise an error. Pure: no I/O, no clock, no httpx."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from agentphone._http.retry import parse_retry_after
 from agentphone._json import DecodeError, parse_json
 from agentphone._secret import Secret
 from agentphone.errors import (
+    MAX_ERROR_BODY,
     APIConnectionError,
     APIStatusError,
     AuthenticationError,
@@ -30,29 +31,34 @@ from agentphone.errors import (
 
 T = TypeVar("T")
 
+ACCEPTED_ENCODINGS = "gzip"
+
+_GZIP = 16 + zlib.MAX_WBITS
+
 
 class BodyReader:
-    """The body of an answer as it comes in, decompressed, up to a size.
+    """The body of a response as it arrives: decompressed, up to a maximum size.
 
-    httpx can decompress too, but whole chunks: a few kilobytes of zeros in gzip become gigabytes before anybody looks.
+    httpx can decompress too, but only whole chunks: a few kilobytes of zeros in gzip become gigabytes before anyone can
+    check their size.
     """
 
     def __init__(self, encoding: str | None, max_bytes: int) -> None:
         self._encoding = (encoding or "identity").strip().lower()
         self._max_bytes = max_bytes
         self._bytes = bytearray()
-        self._raw_beginning = b""
+        self._raw_preview = b""
         self._raw_length = 0
-        self._inflater = None if self._encoding == "identity" else zlib.decompressobj(_GZIP)
+        self._decompressor = None if self._encoding == "identity" else zlib.decompressobj(_GZIP)
         self._error: DecodeError | None = None
 
     @property
     def preview(self) -> bytes:
-        """Its first bytes, for an error; those that came over the wire where they could not be decompressed."""
-        return bytes(self._bytes[:MAX_ERROR_BODY]) or self._raw_beginning
+        """The first bytes, for an error: as received where they could not be decompressed."""
+        return bytes(self._bytes[:MAX_ERROR_BODY]) or self._raw_preview
 
     def feed(self, chunk: bytes) -> bool:
-        """Take the next bytes as they came, and say whether more are wanted."""
+        """Add the next bytes as received; return whether to read more."""
         if self._error is None:
             try:
                 self._feed(chunk)
@@ -61,52 +67,43 @@ class BodyReader:
         return self._error is None
 
     def _feed(self, chunk: bytes) -> None:
-        self._raw_beginning += chunk[: MAX_ERROR_BODY - len(self._raw_beginning)]
+        self._raw_preview += chunk[: MAX_ERROR_BODY - len(self._raw_preview)]
         self._raw_length += len(chunk)
         if self._encoding not in ("identity", "gzip"):
-            raise DecodeError(f"the body is compressed in {self._encoding!r}, which was not asked for")
-        if self._inflater is not None:
-            if self._inflater.eof:
-                raise self._wrong_encoding("more follows behind its end")
+            raise DecodeError(f"the body is compressed with {self._encoding!r}, which was not requested")
+        if self._decompressor is not None:
+            if self._decompressor.eof:
+                raise self._encoding_error("more data after its end")
             try:
-                chunk = self._inflater.decompress(chunk, self._max_bytes - len(self._bytes) + 1)
+                chunk = self._decompressor.decompress(chunk, self._max_bytes - len(self._bytes) + 1)
             except zlib.error as error:
-                raise self._wrong_encoding(str(error)) from None
-            if self._inflater.unused_data:
-                raise self._wrong_encoding("more follows behind its end")
+                raise self._encoding_error(str(error)) from None
+            if self._decompressor.unused_data:
+                raise self._encoding_error("more data after its end")
         self._bytes += chunk
-        # What is compressed can be endless and hold nothing. Twice: compressing can make short texts longer, too.
+        # Compressed data can be endless and decompress to nothing. Twice: compression can make short texts longer.
         if len(self._bytes) > self._max_bytes or self._raw_length > 2 * self._max_bytes + 1024:
             raise DecodeError(f"the body is larger than max_response_bytes={self._max_bytes}")
 
     def read(self) -> bytes:
-        """Give the whole body.
+        """Return the whole body.
 
         Raises:
-            DecodeError: It is too large, not compressed as its header says, or ends in the middle of that.
+            DecodeError: The body is too large, not compressed as its header says, or truncated.
         """
         if self._error is not None:
             raise self._error
-        if self._inflater is not None and not self._inflater.eof:
-            raise self._wrong_encoding("it ends too early")
+        if self._decompressor is not None and not self._decompressor.eof:
+            raise self._encoding_error("it ends too early")
         return bytes(self._bytes)
 
-    def _wrong_encoding(self, why: str) -> DecodeError:
-        return DecodeError(f"the body is not {self._encoding}, as its Content-Encoding says ({why})")
-
-
-_GZIP = 16 + zlib.MAX_WBITS
-
-
-ACCEPTED_ENCODINGS = "gzip"
-
-
-MAX_ERROR_BODY = 500
+    def _encoding_error(self, reason: str) -> DecodeError:
+        return DecodeError(f"the body is not {self._encoding}, as its Content-Encoding says ({reason})")
 
 
 @frozen(repr=False)
-class Answer:
-    """An answer as it came. Its repr shows nothing: what a server says may repeat the key."""
+class RawResponse:
+    """A response as received. Its repr shows nothing: the server's text may repeat the key."""
 
     status: int
     headers: Mapping[str, str]
@@ -114,45 +111,47 @@ class Answer:
     body: BodyReader
 
 
-def read(spec: RequestSpec[T], answer: Answer, *, now: float, secret: Secret) -> T:
-    """Read an answer.
+def parse_response(spec: RequestSpec[T], response: RawResponse, *, now: float, secret: Secret) -> T:
+    """Parse a response.
 
     Args:
-        call: What was asked.
-        answer: What came.
-        now: Unix seconds, for a `Retry-After` that is a date.
-        secret: What no error may show, though the answer repeats it.
+        spec: The request.
+        response: The response to it.
+        now: Unix seconds, for a `Retry-After` header that is a date.
+        secret: The key, which no error may show even if the response repeats it.
 
     Returns:
         The model.
 
     Raises:
-        APIStatusError: The status is not a success; also where the body cannot be read, for the status tells enough.
-        ResponseDecodeError: The body is not JSON of the promised shape.
+        APIStatusError: The status is not 2xx; raised even if the body cannot be read.
+        ResponseDecodeError: The body is not JSON of the expected shape.
     """
-    if not 200 <= answer.status < 300:
-        raise _status_error(spec, answer, now, secret)
+    if not 200 <= response.status < 300:
+        raise _status_error(spec, response, now, secret)
     try:
-        return decode(answer.body.read(), spec.response_type)
+        return decode(response.body.read(), spec.response_type)
     except DecodeError as error:
-        what, path = secret.redact(error.reason), secret.redact(error.path)
-    # Not inside the `except`: what is chained there holds the body as it came, and hides what the caller is handling.
+        reason, path = secret.redact(error.reason), secret.redact(error.path)
+    # Not inside the `except`: the error chained there holds the body unredacted, and would hide the exception that the
+    # caller is handling.
     raise ResponseDecodeError(
-        what,
+        reason,
         request=str(spec),
         path=path,
-        status_code=answer.status,
-        request_id=_header(answer, "x-request-id", secret),
-        body=_redact(answer.body.preview, secret, is_cut=True),
+        status_code=response.status,
+        request_id=_header(response, "x-request-id", secret),
+        body=_redact(response.body.preview, secret, is_truncated=True),
     )
 
 
-def _redact(body: bytes, secret: Secret, *, is_cut: bool = False) -> bytes:
-    return secret.redact(body.decode("latin-1"), is_cut=is_cut).encode("latin-1")  # which keep each byte as it is
+def _redact(body: bytes, secret: Secret, *, is_truncated: bool = False) -> bytes:
+    # Latin-1 maps every byte to one character and back.
+    return secret.redact(body.decode("latin-1"), is_truncated=is_truncated).encode("latin-1")
 
 
-def _header(answer: Answer, name: str, secret: Secret) -> str | None:
-    value = answer.headers.get(name)
+def _header(response: RawResponse, name: str, secret: Secret) -> str | None:
+    value = response.headers.get(name)
     return None if value is None else secret.redact(value)
 
 
@@ -167,17 +166,17 @@ _STATUS_ERRORS = {
 }
 
 
-def _status_error(spec: RequestSpec[Any], answer: Answer, now: float, secret: Secret) -> APIStatusError:
-    status, headers = answer.status, answer.headers
+def _status_error(spec: RequestSpec[Any], response: RawResponse, now: float, secret: Secret) -> APIStatusError:
+    status, headers = response.status, response.headers
     cls = _STATUS_ERRORS.get(status, ServerError if 500 <= status < 600 else APIStatusError)
     try:
-        text = _redact(answer.body.read(), secret)
-        error_body = _read_error(text)
-        message = error_body.message or _reason_phrase(status, text)
+        body = _redact(response.body.read(), secret)
+        error_body = _parse_error_body(body)
+        message = error_body.message or _reason_phrase(status, body)
     except DecodeError as error:
-        text, error_body = _redact(answer.body.preview, secret, is_cut=True), ErrorBody()
-        message = secret.redact(f"{_reason_phrase(status, text.strip() or b'?')}; {error.reason}")
-    refusal = cls(
+        body, error_body = _redact(response.body.preview, secret, is_truncated=True), ErrorBody()
+        message = secret.redact(f"{_reason_phrase(status, body.strip() or b'?')}; {error.reason}")
+    status_error = cls(
         message,
         request=str(spec),
         status_code=status,
@@ -185,19 +184,19 @@ def _status_error(spec: RequestSpec[Any], answer: Answer, now: float, secret: Se
         type=error_body.type,
         details=error_body.details,
         retry_after=parse_retry_after(headers.get("retry-after"), now, headers.get("date")),
-        request_id=_header(answer, "x-request-id", secret),
-        location=_header(answer, "location", secret),
-        body=text,
+        request_id=_header(response, "x-request-id", secret),
+        location=_header(response, "location", secret),
+        body=body,
     )
     if status == 407:
-        refusal.advice = APIConnectionError.advice_for_proxies
+        status_error.advice = APIConnectionError.advice_for_proxies
     elif status == 404 and spec.path == LIST_PATH:
-        refusal.advice = NotFoundError.advice_for_lists
-    return refusal
+        status_error.advice = NotFoundError.advice_for_lists
+    return status_error
 
 
 def _reason_phrase(status: int, body: bytes) -> str:
-    """Say what the status means, for an answer that says nothing that the SDK can read."""
+    """Return the meaning of a status, for a body without a message."""
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:
@@ -209,7 +208,7 @@ def _reason_phrase(status: int, body: bytes) -> str:
 
 @frozen
 class ErrorBody:
-    """What an error's body says, from whichever of its four forms."""
+    """The fields of an error's body, in any of its four forms."""
 
     message: str | None = None
     code: str | None = None
@@ -217,8 +216,8 @@ class ErrorBody:
     details: list[dict[str, Any]] | None = None
 
 
-def _read_error(body: bytes) -> ErrorBody:
-    """Read the envelope, FastAPI's two forms of `detail`, or a bare `message`; anything else says nothing."""
+def _parse_error_body(body: bytes) -> ErrorBody:
+    """Parse the API's envelope, FastAPI's two forms of `detail`, or a bare `message`; anything else is empty."""
     try:
         raw = parse_json(body)
     except DecodeError:
@@ -226,20 +225,21 @@ def _read_error(body: bytes) -> ErrorBody:
     match raw:
         case {"error": {**envelope}}:
             return ErrorBody(
-                message=_text(envelope.get("message")),
-                code=_text(envelope.get("code")),
-                type=_text(envelope.get("type")),
+                message=_string(envelope.get("message")),
+                code=_string(envelope.get("code")),
+                type=_string(envelope.get("type")),
                 details=_objects(envelope.get("details")),
             )
-        case {"detail": [*complaints]}:
-            details = [_fastapi_detail(complaint) for complaint in _objects(complaints)]
-            return ErrorBody(message="; ".join(filter(None, (_text(d["message"]) for d in details))), details=details)
+        case {"detail": [*items]}:
+            details = [_fastapi_detail(item) for item in _objects(items)]
+            messages = [_string(detail["message"]) for detail in details]
+            return ErrorBody(message="; ".join(filter(None, messages)), details=details)
         case {"detail": str(message)} | {"message": str(message)} | {"error": str(message)}:
             return ErrorBody(message=message)
     return ErrorBody()
 
 
-def _text(value: Any) -> str | None:
+def _string(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
@@ -247,8 +247,8 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _fastapi_detail(complaint: dict[str, Any]) -> dict[str, Any]:
-    """Give FastAPI's `{loc, msg, type}` as the envelope's `{field, message, type}`."""
-    where = complaint.get("loc")
-    field = ".".join(map(str, where)) if isinstance(where, list) else None
-    return {"field": field, "message": complaint.get("msg"), "type": complaint.get("type")}
+def _fastapi_detail(item: dict[str, Any]) -> dict[str, Any]:
+    """Convert FastAPI's `{loc, msg, type}` to the envelope's `{field, message, type}`."""
+    location = item.get("loc")
+    field = ".".join(map(str, location)) if isinstance(location, list) else None
+    return {"field": field, "message": item.get("msg"), "type": item.get("type")}

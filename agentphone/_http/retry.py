@@ -1,7 +1,6 @@
-"""Whether to try again, and after how long. Pure: time and randomness come in as arguments, nothing sleeps here.
+"""Retry policy: whether to retry, and after what delay. Pure: time and randomness are arguments, nothing sleeps here.
 
-Every call of this SDK may be repeated: a GET reads, and the one PATCH replaces the metadata whole, so that sending it
-twice leaves what sending it once leaves.
+Every request of this SDK may be repeated: GET only reads, and the one PATCH replaces the metadata, which is idempotent.
 """
 
 from __future__ import annotations
@@ -17,29 +16,31 @@ from agentphone.errors import AgentPhoneError, APIConnectionError, APIStatusErro
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 INITIAL_BACKOFF = 0.5
+"""Upper bound of the first delay, in seconds; it doubles with each retry."""
 MAX_BACKOFF = 8.0
+"""Upper bound of every delay that the server did not ask for, in seconds."""
 
 
 @frozen
 class RetryPolicy:
-    """How often a call is tried again, and how long it pauses before."""
+    """How often a request is retried, and after what delays."""
 
     max_retries: int
     """Attempts after the first."""
     max_retry_after: float
-    """The longest `Retry-After` that is waited for, in seconds; a longer one ends the call."""
+    """The longest `Retry-After` to wait for, in seconds; a longer one ends the call."""
     rand: Callable[[], float] = random.random
-    """Gives numbers from 0 to 1."""
+    """Returns random numbers from 0 to 1."""
 
     def delay(self, error: AgentPhoneError, attempt: int) -> float | None:
-        """Say how many seconds to wait before the next attempt.
+        """Return the delay before the next attempt.
 
         Args:
-            error: How the latest attempt failed.
-            attempt: Which attempt that was, from 1.
+            error: The failure of the latest attempt.
+            attempt: The number of that attempt, from 1.
 
         Returns:
-            Seconds, or None when the call ends with this error.
+            Seconds, or None if the call ends with this error.
         """
         if attempt > self.max_retries or not is_retryable(error):
             return None
@@ -51,33 +52,33 @@ class RetryPolicy:
 
 
 class RetryBudget:
-    """Keeps retries a small share of the calls, so that an API that fails is not hit harder for failing.
+    """Limits retries to a small share of the calls, so that they do not add to the load of a failing API.
 
-    A retry takes one from it; a call that succeeds puts `share` back, and so does time, slowly. While it is empty,
-    calls fail with their first error.
+    A retry spends one unit. A successful call adds `per_success`, and time adds `per_second`. While the budget is
+    empty, calls fail with their first error.
     """
 
-    def __init__(self, *, size: float = 100.0, share: float = 0.5, per_second: float = 1.0) -> None:
+    def __init__(self, *, size: float = 100.0, per_success: float = 0.5, per_second: float = 1.0) -> None:
         self._size = size
-        self._share = share
+        self._per_success = per_success
         self._per_second = per_second
         self._left = size
-        self._filled_at = -math.inf
+        self._updated_at = -math.inf
 
     def record_success(self) -> None:
-        """Note that a call succeeded."""
-        self._left = min(self._size, self._left + self._share)
+        """Add the share of a successful call."""
+        self._left = min(self._size, self._left + self._per_success)
 
     def try_acquire(self, now: float) -> bool:
-        """Take one retry, if there is one.
+        """Spend one retry; return False if the budget is empty.
 
         Args:
-            now: Seconds of a clock that only goes forward.
+            now: Seconds of a monotonic clock.
         """
-        if now > self._filled_at:
-            if self._filled_at > -math.inf:
-                self._left = min(self._size, self._left + (now - self._filled_at) * self._per_second)
-            self._filled_at = now
+        if now > self._updated_at:
+            if self._updated_at > -math.inf:
+                self._left = min(self._size, self._left + (now - self._updated_at) * self._per_second)
+            self._updated_at = now
         if self._left < 1:
             return False
         self._left -= 1
@@ -85,7 +86,7 @@ class RetryBudget:
 
 
 def is_retryable(error: AgentPhoneError) -> bool:
-    """Whether the same call may succeed a little later."""
+    """Return whether the same request may succeed a little later."""
     if isinstance(error, APIStatusError):
         return error.status_code in RETRIED_STATUSES
     if isinstance(error, DeadlineExceededError):
@@ -94,31 +95,31 @@ def is_retryable(error: AgentPhoneError) -> bool:
 
 
 def parse_retry_after(value: str | None, now: float, date: str | None = None) -> float | None:
-    """Read a `Retry-After` header.
+    """Parse a `Retry-After` header.
 
     Args:
-        value: The header, or None: a number of seconds or an HTTP date.
-        now: Unix seconds, for a date.
-        date: The `Date` header: what the server's own clock said. It goes before `now`, or a clock here that is ahead
-            would make the retry early.
+        value: The header, a number of seconds or an HTTP date; or None.
+        now: Unix seconds, used for a date.
+        date: The `Date` header: the time by the server's own clock. It is preferred to `now`, because a local clock
+            that is ahead would make the retry early.
 
     Returns:
-        Seconds from now, 0.0 for a date in the past, `inf` for one beyond all calendars; None for what cannot be read.
+        Seconds from now, 0.0 for a date in the past, `inf` for a date after the year 9999; None if it is not valid.
     """
-    if value is None or "_" in value:  # Python reads 1_000 as a number; HTTP does not
+    if value is None or "_" in value:  # Python accepts 1_000 as a number, HTTP does not
         return None
     try:
         seconds = float(value)
     except ValueError:
-        when, there = parse_date(value), parse_date(date or "")
-        if when is None:
+        retry_at, server_now = parse_http_date(value), parse_http_date(date or "")
+        if retry_at is None:
             return None
-        return max(0.0, when - (now if there is None or math.isinf(there) else there))
-    return seconds if seconds >= 0 else None  # nan is not >= 0 either
+        return max(0.0, retry_at - (now if server_now is None or math.isinf(server_now) else server_now))
+    return seconds if seconds >= 0 else None  # excludes nan, too
 
 
-def parse_date(value: str) -> float | None:
-    """Read an HTTP date as Unix seconds; `inf` beyond all calendars, None for what is no date."""
+def parse_http_date(value: str) -> float | None:
+    """Parse an HTTP date to Unix seconds; return `inf` for one after the year 9999, None if it is not valid."""
     date = parsedate_tz(value)
     if date is None:
         return None

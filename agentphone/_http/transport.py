@@ -1,15 +1,11 @@
-"""Send calls, retry them, and keep their deadlines. The only module that sleeps."""
+"""Send requests, retry them, and enforce their deadlines. The only module that sleeps."""
 
 from __future__ import annotations
 
 import logging
 import math
-import re
-import ssl
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -18,11 +14,11 @@ import anyio.lowlevel
 import httpx
 
 from agentphone._config import USER_AGENT, Config
-from agentphone._http.pool import _CLOSED, Connections, _Pool
+from agentphone._http.exceptions import CALL_ERRORS, CallError, map_exceptions, outcome_of
+from agentphone._http.pool import CLOSED_MESSAGE, Connections, Pool
 from agentphone._http.requests import RequestSpec
-from agentphone._http.responses import ACCEPTED_ENCODINGS, Answer, BodyReader, read
-from agentphone._http.retry import RETRIED_STATUSES, RetryPolicy, parse_date
-from agentphone._secret import Secret
+from agentphone._http.responses import ACCEPTED_ENCODINGS, BodyReader, RawResponse, parse_response
+from agentphone._http.retry import RetryPolicy, parse_http_date
 from agentphone.errors import (
     APIConnectionError,
     APIStatusError,
@@ -31,21 +27,22 @@ from agentphone.errors import (
     ClientClosedError,
     DeadlineExceededError,
     NotFoundError,
-    ResponseDecodeError,
 )
 
 T = TypeVar("T")
-
-
 H = TypeVar("H")
 
-
 logger = logging.getLogger("agentphone")
-logger.addHandler(logging.NullHandler())  # or Python prints warnings of programs that have set up no logging
+logger.addHandler(logging.NullHandler())  # otherwise Python prints warnings of programs that set up no logging
+
+NO_COPY = (
+    "A client cannot be copied or pickled, nor what was made from it. Tasks and threads can share one client;"
+    " with_options() makes one with other settings on the same connections; each process makes its own."
+)
 
 
 class Transport:
-    """Sends calls with one client's settings, over connections that it may share with other clients."""
+    """Sends requests with one client's settings, over connections that it may share with other clients."""
 
     def __init__(self, config: Config, connections: Connections) -> None:
         self._config = config
@@ -60,7 +57,7 @@ class Transport:
         self._extensions = {"timeout": phases.as_dict()}
         self._secret = config.api_key
         self._date: str | None = None
-        """When the latest answer was made, as its `Date` header says."""
+        """The `Date` header of the latest response."""
         # httpx.Headers and not a dict: its repr hides the key, also where a traceback prints the locals.
         self._headers = httpx.Headers(
             {
@@ -72,16 +69,16 @@ class Transport:
         )
 
     def __reduce__(self) -> str:
-        raise TypeError(NO_COPY)  # whatever is made from a client holds this
+        raise TypeError(NO_COPY)  # everything made from a client refers to this
 
     async def send(self, spec: RequestSpec[T]) -> T:
-        """Send a call, trying again where that makes sense, and give its answer.
+        """Send a request, retry it as the policy says, and return the decoded response.
 
         Raises:
-            ClientClosedError: The connections were closed, before the call or in the middle of it.
-            APIConnectionError: No whole answer came. So do its kinds for `timeout` and `deadline`.
-            APIStatusError: The API said no.
-            ResponseDecodeError: The answer is not what the API promises.
+            ClientClosedError: The connections were closed, before or during the call.
+            APIConnectionError: No complete response arrived; its subclasses are for `timeout` and `deadline`.
+            APIStatusError: The API returned an error status.
+            ResponseDecodeError: The response is not what the API promises.
         """
         pool = await self._connections.pool()
         started_at = anyio.current_time()
@@ -90,10 +87,10 @@ class Transport:
         with anyio.CancelScope(deadline=deadline_at) as scope, pool.track_call(scope):
             while True:
                 try:
-                    answer = await self._attempt(spec, pool, len(attempts) + 1)
-                except _HookError as raised:
-                    raise raised.error from raised.error.__cause__
-                except (APIConnectionError, APIStatusError, ResponseDecodeError) as error:
+                    result = await self._attempt(spec, pool, len(attempts) + 1)
+                except _HookError as wrapper:
+                    raise wrapper.error from wrapper.error.__cause__
+                except CALL_ERRORS as error:
                     if self._connections.is_closed:
                         break
                     delay = self._policy.delay(error, len(attempts) + 1)
@@ -102,43 +99,43 @@ class Transport:
                         now + delay < deadline_at and self._connections.retry_budget.try_acquire(time.monotonic())
                     ):
                         delay = None
-                    attempts += (Attempt(_outcome(error), now - started_at, delay or 0.0),)
+                    attempts += (Attempt(outcome_of(error), now - started_at, delay or 0.0),)
                     error.attempts = attempts
                     if delay is None:
                         raise
                     self.notify_retry(error, delay)
                 else:
                     self._connections.retry_budget.record_success()
-                    return answer
+                    return result
                 started_at = anyio.current_time() + delay
                 await anyio.sleep(delay)
         if self._connections.is_closed:
-            raise ClientClosedError(f"{spec}: the client was closed before the answer came; it may have been sent.")
-        late = DeadlineExceededError(f"no whole answer within {self._config.deadline:g} s", request=str(spec))
-        late.attempts = (*attempts, Attempt(_outcome(late), max(0.0, anyio.current_time() - started_at), 0.0))
+            raise ClientClosedError(f"{spec}: the client was closed before the response; it may have been sent.")
+        late = DeadlineExceededError(f"no complete response within {self._config.deadline:g} s", request=str(spec))
+        late.attempts = (*attempts, Attempt(outcome_of(late), max(0.0, anyio.current_time() - started_at), 0.0))
         raise late
 
-    def notify_retry(self, error: APIConnectionError | APIStatusError | ResponseDecodeError, delay: float) -> None:
-        """Tell the log and the hook that a call failed and is tried again after `pause` seconds."""
+    def notify_retry(self, error: CallError, delay: float) -> None:
+        """Report through the log and `on_retry` that a request failed and is retried after `delay` seconds."""
         path = error.request.partition("?")[0]
-        logger.warning("%s: %s; trying again in %.2f s", path, _outcome(error), delay)
+        logger.warning("%s: %s; trying again in %.2f s", path, outcome_of(error), delay)
         if self._config.on_retry is not None:
             self._config.on_retry(error, delay)
 
     def clock(self) -> float:
-        """Give the time in seconds, of one clock for all event loops: trio begins each of its own anywhere."""
+        """Return the time in seconds, of one clock for all event loops: each trio loop starts its own anywhere."""
         return anyio.current_time() + _clock_offset()
 
     def server_time(self) -> datetime | None:
-        """Give what the server's own clock said in the latest answer; None where it did not say."""
-        seconds = parse_date(self._date or "")
+        """Return the time in the `Date` header of the latest response; None without a valid one."""
+        seconds = parse_http_date(self._date or "")
         try:
             return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
         except (ValueError, OverflowError, OSError):
             return None
 
     async def sleep_until(self, when: float) -> None:
-        """Rest until an instant of `clock`.
+        """Wait until a time of `clock`.
 
         Raises:
             ClientClosedError: The connections were closed, before or meanwhile.
@@ -147,7 +144,7 @@ class Transport:
         with anyio.CancelScope() as scope, pool.track_call(scope):
             await anyio.sleep_until(when - _clock_offset())
         if self._connections.is_closed:
-            raise ClientClosedError(_CLOSED)
+            raise ClientClosedError(CLOSED_MESSAGE)
 
     async def send_all(
         self,
@@ -156,27 +153,27 @@ class Transport:
         max_concurrency: int | None = None,
         default_on_not_found: T | None = None,
     ) -> Sequence[T]:
-        """Send calls at once and give their answers in order; the first that fails cancels the others.
+        """Send requests concurrently and return the results in order; the first failure cancels the others.
 
         Args:
-            calls: What to send.
-            at_once: How many of them may be under way at a time; None for all.
-            missing: What stands for the answer to a call whose subject is not there (404); None to fail.
+            specs: The requests.
+            max_concurrency: How many may be in flight at once; None for all.
+            default_on_not_found: The result for a request that gets a 404; None to raise `NotFoundError`.
 
         Raises:
-            AgentPhoneError: As `send` does, for the first call that failed.
+            AgentPhoneError: As from `send`, for the first request that failed.
         """
         if len(specs) == 1:
-            return [await self._send_or(specs[0], default_on_not_found)]
-        answers: dict[int, T] = {}
+            return [await self._send_or_default(specs[0], default_on_not_found)]
+        results: dict[int, T] = {}
         failures: list[Exception] = []
-        turns = anyio.Semaphore(max_concurrency or len(specs), fast_acquire=True)
+        slots = anyio.Semaphore(max_concurrency or len(specs), fast_acquire=True)
 
         async def send(index: int, spec: RequestSpec[T]) -> None:
             try:
-                async with turns:
-                    answers[index] = await self._send_or(spec, default_on_not_found)
-            except Exception as error:  # noqa: BLE001  # raised below, alone: a task group would wrap it in a group
+                async with slots:
+                    results[index] = await self._send_or_default(spec, default_on_not_found)
+            except Exception as error:  # noqa: BLE001  # raised below: a task group would wrap it in a group
                 failures.append(error)
                 group.cancel_scope.cancel()
 
@@ -185,9 +182,9 @@ class Transport:
                 group.start_soon(send, index, spec)
         if failures:
             raise failures[0]
-        return [answers[index] for index in range(len(specs))]
+        return [results[index] for index in range(len(specs))]
 
-    async def _send_or(self, spec: RequestSpec[T], default_on_not_found: T | None) -> T:
+    async def _send_or_default(self, spec: RequestSpec[T], default_on_not_found: T | None) -> T:
         try:
             return await self.send(spec)
         except NotFoundError:
@@ -195,35 +192,36 @@ class Transport:
                 raise
             return default_on_not_found
 
-    async def _attempt(self, spec: RequestSpec[T], pool: _Pool, number: int) -> T:
-        """Send a call once, on a connection of its own, within the time of one attempt."""
+    async def _attempt(self, spec: RequestSpec[T], pool: Pool, number: int) -> T:
+        """Send a request once, on a connection that nothing else uses, within the time of one attempt."""
         async with pool.limiter:
-            if self._connections.is_closed:  # while the call waited for its turn
-                raise ClientClosedError(_CLOSED)
+            if self._connections.is_closed:  # while this waited for a slot
+                raise ClientClosedError(CLOSED_MESSAGE)
             started_at = anyio.current_time()
             connection = await pool.acquire()
             try:
                 with anyio.CancelScope(deadline=started_at + self._timeout):
-                    answer = await self._send_once(spec, connection)
-                    self._date = answer.headers.get("date")
-                    _log(spec, str(answer.status), number, started_at)
-                    model = read(spec, answer, now=time.time(), secret=self._secret)
+                    response = await self._send_once(spec, connection)
+                    self._date = response.headers.get("date")
+                    _log(spec, str(response.status), number, started_at)
+                    result = parse_response(spec, response, now=time.time(), secret=self._secret)
                     pool.release(connection)
-                    return model
-                raise APITimeoutError(f"no whole answer within {self._timeout:g} s", request=str(spec))  # noqa: TRY301
+                    return result
+                raise APITimeoutError(  # noqa: TRY301
+                    f"no complete response within {self._timeout:g} s", request=str(spec)
+                )
             except APIStatusError:
                 pool.release(connection)
                 raise
             except BaseException as error:
                 if isinstance(error, APIConnectionError):
-                    _log(spec, _outcome(error), number, started_at)
-                await pool.discard(
-                    connection
-                )  # also after an answer that cannot be read: its rest may be still to come
+                    _log(spec, outcome_of(error), number, started_at)
+                # Also after an unreadable response: the rest of it may still arrive.
+                await pool.discard(connection)
                 raise
 
-    async def _send_once(self, spec: RequestSpec[Any], connection: httpx.AsyncBaseTransport) -> Answer:
-        """Send one request and read its answer; whatever fails on the way becomes one of our errors."""
+    async def _send_once(self, spec: RequestSpec[Any], connection: httpx.AsyncBaseTransport) -> RawResponse:
+        """Send one request and read its response; raise an SDK error for any failure on the way."""
         config = self._config
         request = httpx.Request(
             spec.method,
@@ -235,31 +233,31 @@ class Transport:
         if spec.body is not None:
             request.headers["Content-Type"] = "application/json"
         _call_hook(config.on_request, request)
-        with _map_exceptions(spec, self._secret):
+        with map_exceptions(str(spec), self._secret):
             response = await connection.handle_async_request(request)
-        response.request = request  # what httpx's client layer would do, and a hook relies on
+        response.request = request  # httpx's client layer would do this, and hooks rely on it
         try:
             _call_hook(config.on_response, response)
-            with _map_exceptions(spec, self._secret):
+            with map_exceptions(str(spec), self._secret):
                 body = await self._read_body(response)
         finally:
             if not response.is_closed:
-                # Shielded: a close that is cancelled half-way leaves the connection counted and never used again.
+                # Shielded: a close that is cancelled halfway leaves the connection counted but never used again.
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
-        return Answer(response.status_code, response.headers, body)
+        return RawResponse(response.status_code, response.headers, body)
 
     async def _read_body(self, response: httpx.Response) -> BodyReader:
         """Read and decompress the body, up to the size that the client allows."""
-        if response.is_stream_consumed:  # a transport that does not stream has given it whole, and decompressed
+        if response.is_stream_consumed:  # a transport that does not stream has the whole body, decompressed
             body = BodyReader(None, self._config.max_response_bytes)
-            chunks = _once(response.content)
+            chunks = _single_chunk(response.content)
         else:
             body = BodyReader(response.headers.get("content-encoding"), self._config.max_response_bytes)
             chunks = response.aiter_raw()
         async for chunk in chunks:
             if not body.feed(chunk):
-                # Cancelled and not left: trio warns of each generator of httpx's that is dropped half-way.
+                # Cancelled instead of dropped: trio warns of each of httpx's generators that is dropped before its end.
                 with anyio.CancelScope() as scope:
                     scope.cancel()
                     async for _ in chunks:
@@ -268,7 +266,7 @@ class Transport:
         return body
 
 
-async def _once(body: bytes) -> AsyncIterator[bytes]:
+async def _single_chunk(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
@@ -276,7 +274,7 @@ _offset: anyio.lowlevel.RunVar[float] = anyio.lowlevel.RunVar("agentphone clock 
 
 
 def _clock_offset() -> float:
-    """Say by how much the clock that all event loops have in common is ahead of the running loop's own."""
+    """Return the offset between `time.monotonic()` and this event loop's clock."""
     try:
         return _offset.get()
     except LookupError:
@@ -285,12 +283,12 @@ def _clock_offset() -> float:
 
 
 def _log(spec: RequestSpec[Any], outcome: str, number: int, started_at: float) -> None:
-    took = (anyio.current_time() - started_at) * 1000
-    logger.debug("%s %s: %s, attempt %d, %.1f ms", spec.method, spec.path, outcome, number, took)
+    elapsed = (anyio.current_time() - started_at) * 1000
+    logger.debug("%s %s: %s, attempt %d, %.1f ms", spec.method, spec.path, outcome, number, elapsed)
 
 
 class _HookError(Exception):
-    """Carries what a hook raised past all that would take it for the outcome of the call."""
+    """Wraps an exception raised by a user's hook, so it is not mistaken for the call's own failure."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -301,83 +299,5 @@ def _call_hook(hook: Callable[[H], object] | None, argument: H) -> None:
     if hook is not None:
         try:
             hook(argument)
-        except (APIConnectionError, APIStatusError, ResponseDecodeError) as error:
+        except CALL_ERRORS as error:
             raise _HookError(error) from None
-
-
-@contextmanager
-def _map_exceptions(spec: RequestSpec[Any], secret: Secret) -> Iterator[None]:
-    """Make one of our errors of whatever fails between here and the API.
-
-    Not all of it is httpx's: under asyncio a TLS record that is none comes through httpcore as a bare `SSLError`.
-    """
-    handled = sys.exception()
-    try:
-        yield
-    except (httpx.TimeoutException, TimeoutError) as error:
-        raise APITimeoutError(_describe(error, handled, secret), request=str(spec)) from error
-    except (httpx.RequestError, OSError) as error:
-        advice = _permanent_advice(error, handled)
-        what = _describe(error, handled, secret)
-        raise APIConnectionError(what, request=str(spec), permanent_advice=advice) from error
-
-
-def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
-    """Follow an error to what it was made of.
-
-    Args:
-        error: What failed.
-        handled: The exception that the caller was handling when the call began. Python chains it to whatever is raised
-            inside the call, but it is the caller's own.
-    """
-    seen: list[BaseException] = []
-    reason: BaseException | None = error
-    while reason is not None and reason is not handled and reason not in seen:
-        yield reason
-        seen.append(reason)
-        reason = reason.__cause__ or reason.__context__
-
-
-def _permanent_advice(error: Exception, handled: BaseException | None) -> str | None:
-    """Say what to do about a failure that no further attempt can clear; None where one may."""
-    # Through a proxy on trio, the certificate's error is deep below an error without a text.
-    if any(isinstance(reason, ssl.SSLCertVerificationError) for reason in _chain(error, handled)):
-        return APIConnectionError.advice_for_certificates
-    # httpx tells a proxy's status in the text only; and as words what a SOCKS proxy says to a wrong password.
-    status = re.match(r"4\d\d(?= )|Invalid username", str(error)) if isinstance(error, httpx.ProxyError) else None
-    if status is None or (status[0].isdigit() and int(status[0]) in RETRIED_STATUSES):
-        return None
-    return APIConnectionError.advice_for_proxies
-
-
-def _outcome(error: APIConnectionError | APIStatusError | ResponseDecodeError) -> str:
-    """Name an outcome in one word: the status, or the failure underneath."""
-    if isinstance(error, APIStatusError):
-        return str(error.status_code)
-    return type(error.__cause__ or error).__name__
-
-
-def _describe(error: BaseException, handled: BaseException | None, secret: Secret) -> str:
-    """Say what failed, drop its frames, and the key out of its texts, which may quote what the server said.
-
-    httpx leaves many texts empty, and so do those under it; the first that says something may be the system's own. The
-    frames of the libraries below hold the headers with the key as plain lists, which tools that print the locals of a
-    traceback would show.
-
-    Args:
-        error: What failed.
-        handled: The exception that the caller was handling when the call began; it is left alone.
-        secret: The key.
-    """
-    text, name = "", type(error).__name__
-    for reason in _chain(error, handled):
-        reason.args = tuple(secret.redact(told) if isinstance(told, str) else told for told in reason.args)
-        text = text or secret.redact(str(reason))
-        reason.__traceback__ = None
-    return f"{name}: {text.rstrip('.')}" if text else name
-
-
-NO_COPY = (
-    "A client cannot be copied or pickled, nor what was made from it. Tasks and threads can share one client;"
-    " with_options() makes one with other settings on the same connections; each process makes its own."
-)

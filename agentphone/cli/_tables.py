@@ -19,6 +19,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from agentphone.errors import escape_control_characters
 from agentphone.export import Result
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
@@ -266,7 +267,4 @@ def _lines(text: str) -> Text:
 
 
 def _escape(text: str) -> str:
-    """Escape control characters, so that a text can neither drive the terminal nor reverse its direction."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in JOINERS else ascii(c)[1:-1] for c in text)
+    return escape_control_characters(text, keep=JOINERS)

@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
 )
 PACKAGES: dict[str, str] = {
     "_paging": "base bounds offset cursor polling follow watch",
-    "_http": "retry requests responses connection pool transport",
+    "_http": "retry requests responses exceptions connection pool transport",
 }
 ASIDE: dict[str, str] = {
     # Packages beside the layers, and who may import them.

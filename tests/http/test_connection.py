@@ -1,8 +1,7 @@
-"""One connection on raw sockets: how answers are framed, when it is used again, and who may stand in its place."""
+"""One connection on raw sockets: how responses are framed, and when it is reused."""
 
 from __future__ import annotations
 
-import functools
 import json
 import ssl
 import sys
@@ -14,12 +13,11 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-import respx
 import trustme
 
 import agentphone._http.pool
 from agentphone import APIConnectionError, APIStatusError, AsyncClient, ConfigurationError
-from agentphone._http.connection import READ_BYTES
+from agentphone._http.connection import READ_SIZE
 from tests.support.fault_server import CHUNKED, OK_HEAD, Connection, good, serving
 from tests.support.helpers import conversation
 from tests.support.processes import SECONDS
@@ -42,20 +40,20 @@ KEPT: dict[str, Form] = {
     "with a length": with_length,
     "in chunks": in_chunks,
     "in chunks with a trailer": lambda body: in_chunks(body, b"0\r\nchecksum: 1\r\n\r\n"),
-    "behind early hints": lambda body: b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + with_length(body),
-    "behind two 100 Continue": lambda body: b"HTTP/1.1 100 Continue\r\n\r\n" * 2 + with_length(body),
+    "after early hints": lambda body: b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + with_length(body),
+    "after two 100 Continue": lambda body: b"HTTP/1.1 100 Continue\r\n\r\n" * 2 + with_length(body),
 }
-GIVEN_UP: dict[str, Form] = {
+CLOSED: dict[str, Form] = {
     "connection: close": lambda body: with_length(body, OK_HEAD + b"connection: close\r\n"),
     "HTTP/1.0": lambda body: with_length(body, OK_HEAD.replace(b"HTTP/1.1", b"HTTP/1.0")),
     "without a length": lambda body: OK_HEAD + b"\r\n" + body,
-    "with more behind it": lambda body: with_length(body) + b"HTTP/1.1 200 OK\r\n",
+    "with trailing bytes": lambda body: with_length(body) + b"HTTP/1.1 200 OK\r\n",
 }
 BROKEN: dict[str, Form] = {
     "two lengths": lambda body: with_length(body, OK_HEAD + b"content-length: 1\r\n"),
     "a negative length": lambda body: OK_HEAD + b"content-length: -1\r\n\r\n" + body,
     "a length too large": lambda body: with_length(body + b" ")[:-1],
-    "a chunk size that is none": lambda body: CHUNKED + b"xyz\r\n" + body,
+    "an invalid chunk size": lambda body: CHUNKED + b"xyz\r\n" + body,
     "chunks without an end": lambda body: in_chunks(body, b""),
     "a header that never ends": lambda body: OK_HEAD + b"x: " + b"y" * 200_000,
     "a space before a colon": lambda body: with_length(body, OK_HEAD + b"x : y\r\n"),
@@ -64,22 +62,22 @@ BROKEN: dict[str, Form] = {
 }
 
 
-def answering(form: Form, *, is_kept: bool) -> Callable[[Connection], None]:
-    """Answer each request of a connection in a form, or one."""
+def responding(form: Form, *, is_kept: bool) -> Callable[[Connection], None]:
+    """Respond to every request of a connection, or only to the first."""
 
-    def answer(connection: Connection) -> None:
+    def respond(connection: Connection) -> None:
         while (received := connection.read()) is not None:
             connection.send(form(good(received)))
             if not is_kept:
                 return
 
-    return answer
+    return respond
 
 
-@pytest.mark.parametrize("form", [*KEPT, *GIVEN_UP])
-async def test_each_form_of_an_answer_is_read_and_the_connection_kept_where_it_may_be(form: str) -> None:
+@pytest.mark.parametrize("form", [*KEPT, *CLOSED])
+async def test_connection_is_kept_where_the_response_allows_it(form: str) -> None:
     is_kept = form in KEPT
-    with serving(answering({**KEPT, **GIVEN_UP}[form], is_kept=is_kept), times=9) as server:
+    with serving(responding({**KEPT, **CLOSED}[form], is_kept=is_kept), times=9) as server:
         async with AsyncClient(KEY, base_url=server.url, max_retries=0) as client:
             for number in range(3):
                 detail = await client.conversations.update(f"conv_{number}", metadata={"number": number})
@@ -88,8 +86,8 @@ async def test_each_form_of_an_answer_is_read_and_the_connection_kept_where_it_m
 
 
 @pytest.mark.parametrize("form", BROKEN)
-async def test_what_is_no_answer_is_a_connection_error_and_the_next_call_is_well(form: str) -> None:
-    with serving(answering(BROKEN[form], is_kept=False), times=1) as server:
+async def test_invalid_response_is_a_connection_error(form: str) -> None:
+    with serving(responding(BROKEN[form], is_kept=False), times=1) as server:
         async with AsyncClient(KEY, base_url=server.url, max_retries=0) as client:
             with pytest.raises(APIConnectionError):
                 await client.conversations.get("conv_1")
@@ -97,7 +95,7 @@ async def test_what_is_no_answer_is_a_connection_error_and_the_next_call_is_well
         assert server.connections == 2
 
 
-async def test_a_request_goes_elsewhere_when_a_hook_says_so() -> None:
+async def test_hook_can_redirect_a_request() -> None:
     with serving() as server, serving() as other:
         elsewhere = iter([other.url, server.url])
 
@@ -111,48 +109,15 @@ async def test_a_request_goes_elsewhere_when_a_hook_says_so() -> None:
             assert (len(server.requests), len(other.requests)) == (1, 1)
 
 
-async def test_respx_gets_the_calls_of_a_client_that_has_a_connection_already() -> None:
-    with serving() as server:
-        async with AsyncClient(KEY, base_url=server.url) as client:
-            assert (await client.conversations.get("real")).id == "conv_1"
-            with respx.mock() as router:
-                router.get(path="/v1/conversations/mocked").respond(json=conversation(id="mocked"))
-                assert (await client.conversations.get("mocked")).id == "mocked"
-            assert (await client.conversations.get("real")).id == "conv_1"
-        assert len(server.requests) == 2
-
-
-async def test_what_is_wrapped_around_the_transport_of_httpx_sees_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    send: Any = httpx.AsyncHTTPTransport.handle_async_request
-
-    @functools.wraps(send)  # as instrumentations are: it calls itself by the name of what it wraps
-    async def wrapped(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
-        seen.append(request.url.path)
-        answer: httpx.Response = await send(transport, request)
-        return answer
-
-    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", wrapped)
-    with serving() as server:
-        async with AsyncClient(KEY, base_url=server.url) as client:
-            await client.conversations.get("conv_1")
-            monkeypatch.undo()
-            await client.conversations.get("conv_2")
-        assert seen == ["/v1/conversations/conv_1"]
-        assert len(server.requests) == 2
-
-
 FORGED = with_length(json.dumps(conversation(id="forged", messages=[])).encode())
-"""What nobody asked for, sent with the response to the request before."""
+"""An unrequested response, sent together with the response to the request before."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can hold packets back")
-async def test_a_second_tls_record_is_not_the_response_to_the_next_request(
-    tls: ssl.SSLContext, trusting: ssl.SSLContext
-) -> None:
-    """Both records come in one packet, so that the TLS layer has the second one before anybody asks for it."""
+async def test_second_tls_record_is_not_the_next_response(tls: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+    """Both records arrive in one packet, so the TLS layer has the second one before it is read."""
 
-    def answer(connection: Connection) -> None:
+    def respond(connection: Connection) -> None:
         received = connection.read()
         assert received is not None
         connection.cork()
@@ -161,58 +126,58 @@ async def test_a_second_tls_record_is_not_the_response_to_the_next_request(
         connection.uncork()
         connection.wait_until_gone()
 
-    with serving(answer, times=1, tls=tls) as server:
+    with serving(respond, times=1, tls=tls) as server:
         async with AsyncClient(KEY, base_url=server.url, ssl_context=trusting, max_retries=0) as client:
             assert [(await client.conversations.get("conv_1")).id for _ in range(3)] == ["conv_1"] * 3
         assert server.connections == 2
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-async def test_bytes_that_arrive_later_are_not_the_response_to_the_next_request(
+async def test_later_bytes_are_not_the_next_response(
     tls: ssl.SSLContext, trusting: ssl.SSLContext, secure: bool
 ) -> None:
-    def answer(connection: Connection) -> None:
+    def respond(connection: Connection) -> None:
         received = connection.read()
         assert received is not None
         connection.send(with_length(good(received)))
-        was_answered.wait(SECONDS)
+        has_response.wait(SECONDS)
         connection.send(FORGED)
         was_forged.set()
         connection.wait_until_gone()
 
-    was_answered, was_forged = threading.Event(), threading.Event()
-    with serving(answer, times=1, tls=tls if secure else None) as server:
+    has_response, was_forged = threading.Event(), threading.Event()
+    with serving(respond, times=1, tls=tls if secure else None) as server:
         async with AsyncClient(KEY, base_url=server.url, ssl_context=trusting, max_retries=0) as client:
             assert (await client.conversations.get("conv_1")).id == "conv_1"
-            was_answered.set()
+            has_response.set()
             assert await anyio.to_thread.run_sync(was_forged.wait, SECONDS)
             assert [(await client.conversations.get("conv_1")).id for _ in range(2)] == ["conv_1"] * 2
         assert server.connections == 2
 
 
-async def test_bytes_behind_a_full_read_are_not_the_response_to_the_next_request() -> None:
-    """asyncio reads more at once than it is asked for, and keeps the rest where no check can see it."""
+async def test_bytes_after_a_full_read_are_not_the_next_response() -> None:
+    """asyncio reads more than requested, and keeps the rest where no check can see it."""
 
-    def answer(connection: Connection) -> None:
+    def respond(connection: Connection) -> None:
         received = connection.read()
         assert received is not None
-        connection.send(OK_HEAD + b"content-length: %d\r\n\r\n" % READ_BYTES)
+        connection.send(OK_HEAD + b"content-length: %d\r\n\r\n" % READ_SIZE)
         were_headers_read.wait(SECONDS)
-        connection.send(good(received).ljust(READ_BYTES) + FORGED)
+        connection.send(good(received).ljust(READ_SIZE) + FORGED)
         was_sent.set()
         connection.wait_until_gone()
 
     def hold(_: httpx.Response) -> None:
         were_headers_read.set()
-        was_sent.wait(SECONDS)  # holds up the event loop until all of the rest can be read at once
+        was_sent.wait(SECONDS)  # blocks the event loop until the rest can be read at once
 
     were_headers_read, was_sent = threading.Event(), threading.Event()
-    with serving(answer, times=1) as server:
+    with serving(respond, times=1) as server:
         async with AsyncClient(KEY, base_url=server.url, max_retries=0, on_response=hold) as client:
             assert [(await client.conversations.get("conv_1")).id for _ in range(3)] == ["conv_1"] * 3
 
 
-async def test_a_kept_tls_connection_is_used_again(tls: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+async def test_tls_connection_is_reused(tls: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
     with serving(tls=tls) as server:
         async with AsyncClient(KEY, base_url=server.url, ssl_context=trusting) as client:
             for size in (1, 100, 100_000, 1_000_000, 1):
@@ -221,13 +186,13 @@ async def test_a_kept_tls_connection_is_used_again(tls: ssl.SSLContext, trusting
         assert server.connections == 1
 
 
-def refuse_at_once(connection: Connection) -> None:
+def reject_at_once(connection: Connection) -> None:
     connection.read_some()
     connection.answer(413, b'{"error":{"message":"too large"}}', connection="close")
     connection.close()
 
 
-def refuse_in_pieces(connection: Connection) -> None:
+def reject_in_pieces(connection: Connection) -> None:
     connection.read_some()
     for piece in (
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 413 X\r\nconn",
@@ -239,18 +204,20 @@ def refuse_in_pieces(connection: Connection) -> None:
     connection.close()
 
 
-def refuse_and_read_on(connection: Connection) -> None:
+def reject_and_read_on(connection: Connection) -> None:
     connection.read_some()
-    connection.answer(413, b'{"error":{"message":"too large"}}', connection="close")  # closed when all was read
+    connection.answer(
+        413, b'{"error":{"message":"too large"}}', connection="close"
+    )  # the server closes once it has read everything
 
 
-@pytest.mark.parametrize("refuse", [refuse_at_once, refuse_in_pieces, refuse_and_read_on])
+@pytest.mark.parametrize("reject", [reject_at_once, reject_in_pieces, reject_and_read_on])
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("size", [50_000, 8_000_000])
-async def test_an_early_413_to_a_large_update_is_its_response(
-    tls: ssl.SSLContext, trusting: ssl.SSLContext, secure: bool, refuse: Callable[[Connection], None], size: int
+async def test_early_413_to_a_large_update_is_its_response(
+    tls: ssl.SSLContext, trusting: ssl.SSLContext, secure: bool, reject: Callable[[Connection], None], size: int
 ) -> None:
-    with serving(refuse, times=5, tls=tls if secure else None) as server, anyio.fail_after(SECONDS):
+    with serving(reject, times=5, tls=tls if secure else None) as server, anyio.fail_after(SECONDS):
         async with AsyncClient(KEY, base_url=server.url, ssl_context=trusting, timeout=20) as client:
             for number in range(1, 6):
                 with pytest.raises(APIStatusError) as caught:
@@ -260,7 +227,7 @@ async def test_an_early_413_to_a_large_update_is_its_response(
             assert (await client.conversations.update("conv_1", metadata={"a": 1})).metadata == {"a": 1}
 
 
-async def test_the_callers_ssl_context_is_not_changed(tls: ssl.SSLContext, authority: trustme.CA) -> None:
+async def test_callers_ssl_context_is_not_changed(tls: ssl.SSLContext, authority: trustme.CA) -> None:
     class Watched(ssl.SSLContext):
         def set_alpn_protocols(self, alpn_protocols: Any) -> None:
             raise AssertionError(alpn_protocols)
@@ -274,16 +241,14 @@ async def test_the_callers_ssl_context_is_not_changed(tls: ssl.SSLContext, autho
 
 @pytest.fixture
 def both(authority: trustme.CA) -> ssl.SSLContext:
-    """A server's side of TLS that prefers HTTP/2."""
+    """Return a server's TLS context that prefers HTTP/2."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     context.set_alpn_protocols(["h2", "http/1.1"])
     return context
 
 
-async def test_an_ssl_context_that_negotiates_http_2_is_refused_in_words(
-    both: ssl.SSLContext, authority: trustme.CA
-) -> None:
+async def test_ssl_context_that_negotiates_http_2_is_rejected(both: ssl.SSLContext, authority: trustme.CA) -> None:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -295,7 +260,7 @@ async def test_an_ssl_context_that_negotiates_http_2_is_refused_in_words(
         assert await anyio.to_thread.run_sync(server.wait_until_left)
 
 
-async def test_the_default_ssl_context_offers_http_1_1_and_is_told_so_once(
+async def test_default_ssl_context_offers_http_1_1(
     both: ssl.SSLContext, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(response: httpx.Response) -> None:

@@ -40,6 +40,7 @@ from agentphone import (
     ServerError,
 )
 from agentphone._http import connection as connection_module
+from agentphone._http.pool import OwnedPool
 from tests.support.fault_server import (
     LOST,
     OK_HEAD,
@@ -481,9 +482,10 @@ def tasks_alive() -> int:
 def at_rest(client: AsyncClient) -> None:
     """Make sure that no connection is in use, and no call counted."""
     (pool,) = client._connections._pools.values()
+    assert isinstance(pool, OwnedPool)
     assert not pool._calls
     assert pool.limiter.value == client._config.max_connections
-    assert {line for _, line in pool._idle} == pool._connections
+    assert {connection for _, connection in pool._idle} == pool._connections
     assert len(pool._connections) <= client._config.max_connections
 
 

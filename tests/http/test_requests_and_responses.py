@@ -1,4 +1,4 @@
-"""What goes over the wire, byte for byte, and what is refused before anything does."""
+"""The requests that calls send, byte for byte, and the arguments that are rejected before anything is sent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Ask = Callable[[AsyncConversations], Awaitable[object]]
 
 @pytest.fixture
 def api() -> Iterator[respx.MockRouter]:
-    """Answer in the network's place, below httpx: what is recorded is what httpx would have sent."""
+    """Replace the network below httpx, and record the requests that httpx would send."""
     with respx.mock(assert_all_called=False) as router:
         router.route(path="/v1/conversations").respond(json=page(total=0))
         router.route(path__regex=r"^/v1/conversations/(.|\n)+/messages$").respond(json=page())
@@ -33,7 +33,7 @@ def api() -> Iterator[respx.MockRouter]:
 
 
 async def sent(api: respx.MockRouter, ask: Ask) -> httpx.Request:
-    """Make one call and give the one request that it sends."""
+    """Make one call, and return the one request that it sends."""
     earlier = len(api.calls)
     async with AsyncClient(KEY, base_url=BASE) as client:
         await ask(client.conversations)
@@ -73,7 +73,7 @@ CALLS: list[tuple[Ask, str, str, str]] = [
 
 
 @pytest.mark.parametrize(("ask", "method", "target", "body"), CALLS, ids=[f"{call[1]} {call[2]}" for call in CALLS])
-async def test_each_call_sends_exactly_this(
+async def test_every_call_sends_exactly_this_request(
     api: respx.MockRouter, ask: Ask, method: str, target: str, body: str
 ) -> None:
     request = await sent(api, ask)
@@ -91,7 +91,7 @@ async def test_each_call_sends_exactly_this(
     }
 
 
-async def test_awaiting_a_pager_sends_what_its_page_method_sends(api: respx.MockRouter) -> None:
+async def test_awaiting_a_pager_requests_its_first_page(api: respx.MockRouter) -> None:
     async def ask(conversations: AsyncConversations) -> None:
         await conversations.list(limit=10, offset=20)
 
@@ -125,9 +125,7 @@ async def test_awaiting_a_pager_sends_what_its_page_method_sends(api: respx.Mock
         ("\0", "%00"),
     ],
 )
-async def test_an_id_stays_one_segment_beneath_the_conversations(
-    api: respx.MockRouter, conversation_id: str, segment: str
-) -> None:
+async def test_id_stays_one_path_segment(api: respx.MockRouter, conversation_id: str, segment: str) -> None:
     for ask, tail in (
         (lambda c: c.get(conversation_id), ""),
         (lambda c: c.update(conversation_id, metadata=None), ""),
@@ -138,15 +136,15 @@ async def test_an_id_stays_one_segment_beneath_the_conversations(
         assert request.url.host == "api.agentphone.test"
 
 
-def test_an_id_that_is_no_text_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="conversation_id is not Unicode text") as caught:
+def test_id_with_half_a_surrogate_pair_is_rejected() -> None:
+    with pytest.raises(ValueError, match="conversation_id must be Unicode text") as caught:
         get_conversation("conv_\udcff", message_limit=None)
     assert type(caught.value) is ValueError
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.text(min_size=1))
-def test_any_id_is_one_segment_that_reads_back_as_it_was(conversation_id: str) -> None:
+def test_any_id_is_one_segment_that_decodes_to_itself(conversation_id: str) -> None:
     raw = httpx.URL(BASE + get_conversation(conversation_id, message_limit=None).target).raw_path.decode()
     head, _, segment = raw.rpartition("/")
     assert head == "/v1/conversations"
@@ -168,7 +166,7 @@ def test_any_id_is_one_segment_that_reads_back_as_it_was(conversation_id: str) -
     ],
     ids=lambda part: repr(part)[:20],
 )
-async def test_an_id_that_cannot_be_is_refused_before_anything_is_sent(
+async def test_invalid_id_is_rejected_before_sending(
     api: respx.MockRouter, conversation_id: Any, error: type[Exception]
 ) -> None:
     async with AsyncClient(KEY, base_url=BASE) as client:
@@ -176,19 +174,19 @@ async def test_an_id_that_cannot_be_is_refused_before_anything_is_sent(
             await client.conversations.get(conversation_id)
         with pytest.raises(error):
             await client.conversations.update(conversation_id, metadata=None)
-        with pytest.raises(error):  # at the call, not at the first step
+        with pytest.raises(error):  # in the call, not in the first iteration
             client.conversations.messages(conversation_id)
     assert not api.calls
 
 
-# ---- Instants
+# ---- Timestamps
 
 
 @pytest.mark.parametrize(
-    ("value", "printed"),
+    ("value", "formatted"),
     [
         (T1, "2025-06-30T12:00:00.123456Z"),
-        (datetime(2025, 6, 30, 12, tzinfo=timezone.utc), "2025-06-30T12:00:00Z"),  # noqa: UP017  # any tzinfo is good
+        (datetime(2025, 6, 30, 12, tzinfo=timezone.utc), "2025-06-30T12:00:00Z"),  # noqa: UP017  # any tzinfo works
         (datetime(2025, 1, 1, tzinfo=timezone(timedelta(hours=-12))), "2025-01-01T12:00:00Z"),
         ("2025-06-30T12:00:00Z", "2025-06-30T12:00:00Z"),
         ("2025-06-30T12:00:00.5+02:00", "2025-06-30T10:00:00.500000Z"),
@@ -198,20 +196,20 @@ async def test_an_id_that_cannot_be_is_refused_before_anything_is_sent(
     ],
     ids=lambda part: str(part)[:32],
 )
-async def test_a_bound_is_sent_in_utc(api: respx.MockRouter, value: Any, printed: str) -> None:
+async def test_bound_is_sent_in_utc(api: respx.MockRouter, value: Any, formatted: str) -> None:
     for name in ("before", "after"):
         request = await sent(api, lambda c, name=name: c.messages("conv_1", **{name: value}).page())  # type: ignore[misc]
-        assert dict(request.url.params) == {"limit": "200", name: printed}
+        assert dict(request.url.params) == {"limit": "200", name: formatted}
 
 
 @settings(deadline=None)
 @given(st.datetimes(timezones=st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))))
-def test_the_printed_bound_reads_back_as_the_same_instant(instant: datetime) -> None:
+def test_formatted_bound_parses_to_the_same_time(timestamp: datetime) -> None:
     try:
-        target = list_messages("c", limit=1, before=instant, after=None).target
-    except OverflowError:  # a year that UTC does not have; `read_bound` refuses it before
+        target = list_messages("c", limit=1, before=timestamp, after=None).target
+    except OverflowError:  # outside the years of UTC; `parse_bound` rejects it earlier
         return
-    assert datetime.fromisoformat(httpx.URL(BASE + target).params["before"]) == instant
+    assert datetime.fromisoformat(httpx.URL(BASE + target).params["before"]) == timestamp
 
 
 @pytest.mark.parametrize("name", ["before", "after"])
@@ -234,9 +232,7 @@ def test_the_printed_bound_reads_back_as_the_same_instant(instant: datetime) -> 
     ],
     ids=repr,
 )
-def test_a_bound_that_is_no_instant_is_refused_by_name_at_the_call(
-    name: str, value: Any, error: type[Exception]
-) -> None:
+def test_invalid_bound_is_rejected_by_name(name: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=name):
         AsyncClient(KEY, base_url=BASE).conversations.messages("conv_1", **{name: value})
 
@@ -245,7 +241,7 @@ def test_a_bound_that_is_no_instant_is_refused_by_name_at_the_call(
 
 BY_TYPE: list[Any] = [True, 1.0, "5", b"5", [5]]
 RANGES: list[tuple[str, str, int, int | None, bool]] = [
-    # method, argument, least, most, whether None leaves it open
+    # method, argument, minimum, maximum, whether None is accepted
     ("list", "limit", 1, None, True),
     ("list", "offset", 0, None, False),
     ("list", "page_size", 1, 100, False),
@@ -256,9 +252,9 @@ RANGES: list[tuple[str, str, int, int | None, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "argument", "least", "most", "optional"), RANGES)
-async def test_a_number_out_of_its_range_or_of_another_type_is_refused_before_anything_is_sent(
-    api: respx.MockRouter, method: str, argument: str, least: int, most: int | None, optional: bool
+@pytest.mark.parametrize(("method", "argument", "minimum", "maximum", "optional"), RANGES)
+async def test_invalid_number_is_rejected_before_sending(
+    api: respx.MockRouter, method: str, argument: str, minimum: int, maximum: int | None, optional: bool
 ) -> None:
     async with AsyncClient(KEY, base_url=BASE) as client:
         call = getattr(client.conversations, method)
@@ -266,37 +262,37 @@ async def test_a_number_out_of_its_range_or_of_another_type_is_refused_before_an
 
         async def make(value: Any) -> None:
             made = call(*args, **{argument: value})
-            if method == "get":  # a pager is refused when it is made
+            if method == "get":  # a pager is rejected when it is created
                 await made
 
-        async def refused(value: Any, error: type[Exception]) -> None:
+        async def check_rejected(value: Any, error: type[Exception]) -> None:
             with pytest.raises(error, match=argument):
                 await make(value)
 
-        for value in (least - 1, least - 2, -1, *([] if most is None else [most + 1, 10**30])):
-            await refused(value, ValueError)
+        for value in (minimum - 1, minimum - 2, -1, *([] if maximum is None else [maximum + 1, 10**30])):
+            await check_rejected(value, ValueError)
         for wrong in (*BY_TYPE, *([] if optional else [None])):
-            await refused(wrong, TypeError)
+            await check_rejected(wrong, TypeError)
         assert not api.calls
-        good: list[Any] = [least, 1, *([] if most is None else [most]), *([None] if optional else [])]
+        good: list[Any] = [minimum, 1, *([] if maximum is None else [maximum]), *([None] if optional else [])]
         for value in good:
             await make(value)
 
 
 @pytest.mark.parametrize("order", ["ASC", "", "newest", None, 1, ["asc"]])
-def test_an_order_that_is_neither_asc_nor_desc_is_refused(order: Any) -> None:
+def test_unknown_order_is_rejected(order: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="order"):
         AsyncClient(KEY, base_url=BASE).conversations.messages("conv_1", order=order)
 
 
-async def test_update_without_metadata_is_a_type_error(api: respx.MockRouter) -> None:
+async def test_update_requires_metadata(api: respx.MockRouter) -> None:
     async with AsyncClient(KEY, base_url=BASE) as client:
         with pytest.raises(TypeError, match="metadata"):
             await client.conversations.update("conv_1")  # type: ignore[call-arg]
     assert not api.calls
 
 
-async def test_metadata_that_is_not_json_is_refused_before_anything_is_sent(api: respx.MockRouter) -> None:
+async def test_metadata_that_is_not_json_is_rejected_before_sending(api: respx.MockRouter) -> None:
     async with AsyncClient(KEY, base_url=BASE) as client:
         with pytest.raises(ValueError, match=r"metadata\['a'\]"):
             await client.conversations.update("conv_1", metadata={"a": float("nan")})

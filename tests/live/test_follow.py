@@ -733,7 +733,7 @@ async def test_a_wrong_argument_is_told_before_anything_is_sent(
             client.conversations.follow("conv_1", **arguments)
         with pytest.raises(error):
             client.conversations.watch(**arguments)
-        with pytest.raises(ValueError, match="conversation_id is empty"):
+        with pytest.raises(ValueError, match="conversation_id must not be empty"):
             client.conversations.follow("")
     assert script.requests == []
 
