@@ -68,11 +68,10 @@ FOREIGN: dict[str, str] = {
     "_portal": "",
     "_sync": "attrs httpx",
     "export": "anyio attrs pyarrow",
-    "pytest_plugin": "anyio httpx pytest",
-    "cli": "attrs click rich uvicorn",
+    "pytest_plugin": "pytest",
+    "cli": "attrs click rich",
     "__main__": "click",
     "sandbox": "anyio attrs httpx starlette uvicorn",
-    "_codegen": "attrs",
 }
 
 RANK = {name: number for number, (names, _) in enumerate(LAYERS) for name in names.split()}
