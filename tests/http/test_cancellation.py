@@ -18,12 +18,12 @@ from agentphone import (
 )
 from tests.support.fault_server import (
     SLOW,
-    Connection,
     Fault,
     answering,
+    never_answer,
     serving,
 )
-from tests.support.helpers import KEY
+from tests.support.helpers import KEY, at_rest
 from tests.support.processes import SECONDS
 
 pytestmark = pytest.mark.anyio
@@ -94,10 +94,6 @@ async def test_call_can_be_cancelled_at_every_step(
             assert await anyio.to_thread.run_sync(server.wait_until_left)
     finally:
         gc.enable()
-
-
-def never_answer(connection: Connection) -> None:
-    connection.gone.wait(SECONDS)
 
 
 PHASES: dict[str, tuple[Fault, bool, Any]] = {

@@ -26,14 +26,14 @@ from agentphone import (
     ClientClosedError,
 )
 from agentphone._http import connection as connection_module
-from agentphone._http.pool import OwnedPool
 from tests.support.fault_server import (
     SLOW,
     FaultServer,
     answering,
+    never_answer,
     serving,
 )
-from tests.support.helpers import KEY
+from tests.support.helpers import KEY, at_rest
 from tests.support.processes import SECONDS
 
 pytestmark = pytest.mark.anyio
@@ -85,16 +85,6 @@ def tasks_alive() -> int:
         return len(asyncio.all_tasks())
     except RuntimeError:
         return trio.lowlevel.current_statistics().tasks_living
-
-
-def at_rest(client: AsyncClient) -> None:
-    """Assert that no connection is in use and no call is counted."""
-    (pool,) = client._connections._pools.values()
-    assert isinstance(pool, OwnedPool)
-    assert not pool._calls
-    assert pool.limiter.value == client._config.max_connections
-    assert {connection for _, connection in pool._idle} == pool._connections
-    assert len(pool._connections) <= client._config.max_connections
 
 
 async def test_a_thousand_concurrent_calls_succeed(fast_server: str) -> None:

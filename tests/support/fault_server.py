@@ -399,3 +399,7 @@ def serving(
         for sock in tuple(server.open):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+
+def never_answer(connection: Connection) -> None:
+    connection.gone.wait(SECONDS)
