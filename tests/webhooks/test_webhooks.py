@@ -740,7 +740,7 @@ def test_all_of_the_module_is_what_it_defines_for_its_users() -> None:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_webhook_is_not_pickled_and_the_error_does_not_show_the_secret(protocol: int) -> None:
     for holder in (WEBHOOK, [WEBHOOK], WEBHOOK._secrets):
-        with pytest.raises(TypeError, match="cannot be pickled") as caught:
+        with pytest.raises(TypeError, match="is not pickled") as caught:
             pickle.dumps(holder, protocol)
         shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
         assert SECRET not in "".join(shown.format())
