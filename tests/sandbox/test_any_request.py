@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agentphone.sandbox import Sandbox
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 
 NOBODY = "http://127.0.0.1:1/"
 segments = st.sampled_from(

@@ -13,7 +13,7 @@ import uvicorn
 from agentphone.sandbox import Sandbox, _app
 from agentphone.sandbox.server import running
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 from .receiver import SECONDS, until
 
 pytestmark = pytest.mark.anyio

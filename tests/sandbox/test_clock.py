@@ -11,9 +11,8 @@ import pytest
 
 from agentphone.sandbox import Sandbox
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT, call, statuses
 from .receiver import SECRET, receiving, until
-from .test_webhooks import call, statuses
 
 NOON = datetime(2025, 1, 15, 12, 0, 0, 123456, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ import pytest
 
 from agentphone.sandbox import Sandbox
 
-from .conftest import ADA, AGENT, BEN
+from .helpers import ADA, AGENT, BEN
 
 pytestmark = pytest.mark.anyio
 NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)

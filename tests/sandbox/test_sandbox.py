@@ -15,7 +15,7 @@ import pytest
 from agentphone.sandbox import Sandbox
 from tests.support.processes import PYTHON, run
 
-from .conftest import ADA, AGENT, BEN
+from .helpers import ADA, AGENT, BEN
 
 
 def everything(sandbox: Sandbox) -> list[Any]:
@@ -78,7 +78,7 @@ def test_a_closed_sandbox_says_so(sandbox: Sandbox) -> None:
 
 def test_a_sandbox_is_neither_copied_nor_pickled(sandbox: Sandbox) -> None:
     for copied in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match=r"neither copied nor pickled\. Open another one"):
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled\. Open another one"):
             copied(sandbox)
 
 

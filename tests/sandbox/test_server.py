@@ -17,7 +17,7 @@ import pytest
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 
 CODE = "import sys; from agentphone.sandbox.server import serve; sys.exit(serve(**{}))"
 KEY = "sk-secret-1234"

@@ -7,7 +7,7 @@ import pytest
 
 from agentphone.sandbox import Behavior, Sandbox
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 
 pytestmark = pytest.mark.anyio
 
