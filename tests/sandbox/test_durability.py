@@ -38,7 +38,7 @@ sys.exit(serve(port=0, db=sys.argv[1]))
 """
 
 
-def test_a_file_keeps_everything(tmp_path: Path) -> None:
+def test_file_is_persistent(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     with Sandbox(path) as sandbox:
         sandbox.load_demo_data()
@@ -48,7 +48,7 @@ def test_a_file_keeps_everything(tmp_path: Path) -> None:
         assert get(sandbox, "/v1/conversations?limit=100") == before
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_database_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     path.write_text("not a database at all, but long enough to be looked at as one" * 100)
     with pytest.raises(sqlite3.DatabaseError):
@@ -59,9 +59,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 @pytest.mark.parametrize("application_id", [0, 7])
-def test_somebody_elses_database_is_refused_and_left_as_it_was(
-    tmp_path: Path, journal: str, application_id: int
-) -> None:
+def test_another_programs_database_is_rejected_unchanged(tmp_path: Path, journal: str, application_id: int) -> None:
     path = tmp_path / "theirs.db"
     with closing(sqlite3.connect(path)) as theirs:
         theirs.execute(f"PRAGMA journal_mode = {journal}")
@@ -76,14 +74,14 @@ def test_somebody_elses_database_is_refused_and_left_as_it_was(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_is_empty_becomes_a_sandbox(tmp_path: Path) -> None:
+def test_empty_file_becomes_a_sandbox(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     path.touch()
     for _ in range(2):
         Sandbox(path).close()
 
 
-def test_in_memory_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_path_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="None keeps the data in memory"):
         Sandbox(":memory:")
@@ -92,7 +90,7 @@ def test_in_memory_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_writer_has_lost_nothing_that_it_was_told_is_stored(tmp_path: Path) -> None:
+def test_killed_writer_loses_no_stored_message(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(2)
@@ -110,7 +108,7 @@ def test_a_killed_writer_has_lost_nothing_that_it_was_told_is_stored(tmp_path: P
     assert told <= stored_ids(path)
 
 
-def test_a_killed_server_has_lost_no_acknowledged_message_or_metadata(tmp_path: Path) -> None:
+def test_killed_server_loses_no_acknowledged_write(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     told: dict[str, str] = {}
     states: dict[str, int] = {}
@@ -149,7 +147,7 @@ def test_a_killed_server_has_lost_no_acknowledged_message_or_metadata(tmp_path: 
             assert get(sandbox, f"/v1/conversations/{conversation_id}")["metadata"]["seen"] in (seen, seen + 1)
 
 
-def test_many_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+def test_many_processes_open_a_new_file_concurrently(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     code = WRITER.replace("1_000_000", "20")
     writers = [
@@ -161,7 +159,7 @@ def test_many_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     assert len(told) == 160
 
 
-def test_two_sandboxes_on_one_file_see_each_others_writes(tmp_path: Path) -> None:
+def test_two_sandboxes_share_one_file(tmp_path: Path) -> None:
     with Sandbox(tmp_path / "box.db") as one, Sandbox(tmp_path / "box.db") as other:
         first = one.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
         second = other.send_sms(from_number=AGENT, to_number=ADA, body="Hello")
@@ -176,7 +174,7 @@ def write_and_count(sandbox: Sandbox) -> list[int]:
 
 
 @fork_only
-def test_a_forked_child_shares_the_file_with_its_parent(tmp_path: Path) -> None:
+def test_forked_child_shares_the_file(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     with Sandbox(path) as sandbox:
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="before")
@@ -188,7 +186,7 @@ def test_a_forked_child_shares_the_file_with_its_parent(tmp_path: Path) -> None:
 
 
 @fork_only
-def test_a_child_that_outlives_its_parents_connection_loses_nothing(tmp_path: Path) -> None:
+def test_forked_child_writes_after_its_parent_closes(tmp_path: Path) -> None:
     # A connection inherited open would go on writing to a log that the parent has deleted.
     path = tmp_path / "box.db"
     reader, writer = os.pipe()
@@ -212,7 +210,7 @@ def test_a_child_that_outlives_its_parents_connection_loses_nothing(tmp_path: Pa
 
 
 @fork_only
-def test_a_forked_child_has_an_empty_memory_of_its_own() -> None:
+def test_forked_child_in_memory_starts_empty() -> None:
     with Sandbox() as sandbox:
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="before")
         assert in_child(lambda: write_and_count(sandbox)) == [1, 1]
@@ -220,7 +218,7 @@ def test_a_forked_child_has_an_empty_memory_of_its_own() -> None:
 
 
 @fork_only
-def test_a_forked_child_has_the_same_demonstration_data() -> None:
+def test_forked_child_in_memory_has_the_demo_data() -> None:
     with Sandbox() as sandbox:
         sandbox.load_demo_data()
         page = get(sandbox, "/v1/conversations?limit=100")
@@ -230,7 +228,7 @@ def test_a_forked_child_has_the_same_demonstration_data() -> None:
 
 @fork_only
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_fork_while_other_threads_write_does_not_block_the_child(tmp_path: Path, in_memory: bool) -> None:
+def test_fork_during_writes_does_not_block_the_child(tmp_path: Path, in_memory: bool) -> None:
     done = threading.Event()
     with Sandbox(None if in_memory else tmp_path / "box.db") as sandbox:
 
@@ -261,7 +259,7 @@ held.close()
 
 
 @fork_only
-def test_a_file_that_another_process_is_writing_holds_up_no_fork(tmp_path: Path) -> None:
+def test_locked_file_does_not_delay_a_fork(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     command = [sys.executable, "-c", WRITING, str(path)]
     with (
@@ -284,7 +282,7 @@ def test_a_file_that_another_process_is_writing_holds_up_no_fork(tmp_path: Path)
         assert waiting.result(30)["body"] == "Hi"
 
 
-def test_a_file_that_stays_locked_is_an_error_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_stays_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "box.db"
     with Sandbox(path) as sandbox, closing(sqlite3.connect(path)) as other:
         monkeypatch.setattr(_database, "BUSY_SECONDS", 0.2)
@@ -303,7 +301,7 @@ def test_a_file_that_stays_locked_is_an_error_in_the_end(tmp_path: Path, monkeyp
         _store.COUNT_CONVERSATIONS,
     ],
 )
-def test_every_page_comes_from_an_index(statement: str) -> None:
+def test_pages_are_read_through_an_index(statement: str) -> None:
     with Sandbox() as sandbox, sandbox._store._database.transaction("BEGIN") as connection:
         values = (0,) * statement.count("?")
         plan = [row["detail"] for row in connection.execute("EXPLAIN QUERY PLAN " + statement, values)]
@@ -313,7 +311,7 @@ def test_every_page_comes_from_an_index(statement: str) -> None:
         assert "(conversation=? AND received_at>? AND received_at<?)" in plan[0]
 
 
-def test_a_page_far_back_costs_as_many_steps_as_the_first() -> None:
+def test_late_page_costs_no_more_than_the_first() -> None:
     with Sandbox() as sandbox:
         messages = [_store.MessageInput("inbound", AGENT, ADA, "Hi", at) for at in range(20_000)]
         sandbox._store.fill(messages, {})

@@ -57,7 +57,7 @@ def slow_head(handler: BaseHTTPRequestHandler) -> None:
         (slow_head, "no response within 0.3 seconds"),
     ],
 )
-def test_what_is_no_success_is_tried_six_times_with_the_same_id_and_body(
+def test_failures_are_attempted_six_times(
     receiver: Receiver, receives: Any, error: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if receives in (nothing, slow_head):
@@ -109,7 +109,7 @@ def false_gzip(handler: BaseHTTPRequestHandler) -> None:
 
 
 @pytest.mark.parametrize("writes", [huge_body, slow_body, cut_body, false_gzip])
-def test_the_status_decides_whatever_becomes_of_the_body(
+def test_status_decides_however_the_body_ends(
     sandbox: Sandbox, receiver: Receiver, writes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Only the slow one is ended by time: the huge one by its size, long before.
@@ -121,7 +121,7 @@ def test_the_status_decides_whatever_becomes_of_the_body(
     assert sandbox.deliveries()[0]["attempts"][-1]["status"] == 201
 
 
-def test_nobody_at_the_url_is_an_attempt_that_failed(receiver: Receiver) -> None:
+def test_unreachable_receiver_is_a_failed_attempt(receiver: Receiver) -> None:
     with Sandbox(retry_scale=0.001) as sandbox:
         for url in ("http://127.0.0.1:1/", "https://" + receiver.url.removeprefix("http://")):
             sandbox.set_webhook(url, SECRET)
@@ -132,7 +132,7 @@ def test_nobody_at_the_url_is_an_attempt_that_failed(receiver: Receiver) -> None
             }
 
 
-def test_a_certificate_file_that_is_missing_is_told_in_the_attempts(
+def test_missing_certificate_file_is_recorded_in_the_attempts(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/at/all.pem")
@@ -144,7 +144,7 @@ def test_a_certificate_file_that_is_missing_is_told_in_the_attempts(
         assert "FileNotFoundError" in sandbox.deliveries()[0]["attempts"][0]["error"]
 
 
-def test_a_certificate_of_an_unknown_authority_fails_until_the_environment_names_the_authority(
+def test_ssl_cert_file_adds_a_certificate_authority(
     authority: trustme.CA, tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def deliver() -> dict[str, Any]:
@@ -166,7 +166,7 @@ def test_a_certificate_of_an_unknown_authority_fails_until_the_environment_names
     _dispatcher._ssl_context.cache_clear()
 
 
-def test_the_pauses_grow_by_doubling_times_the_factor(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_delays_double_and_scale(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     due: list[float] = []
     finish = _deliveries.DeliveryQueue.finish
 
@@ -183,7 +183,7 @@ def test_the_pauses_grow_by_doubling_times_the_factor(receiver: Receiver, monkey
     assert [round(seconds / 100) for seconds in due[:5]] == [1, 2, 4, 8, 16]
 
 
-def test_one_that_fails_holds_up_no_other(receiver: Receiver) -> None:
+def test_failed_delivery_does_not_delay_others(receiver: Receiver) -> None:
     with Sandbox(retry_scale=1000) as sandbox:
         receiver.answer = lambda received: None if received.text == "bad" else 200
         sandbox.set_webhook(receiver.url, SECRET)
@@ -194,7 +194,7 @@ def test_one_that_fails_holds_up_no_other(receiver: Receiver) -> None:
         until(lambda: statuses(sandbox) == {"delivered": 40, "pending": 1})
 
 
-def test_what_is_pending_goes_where_the_webhook_is_by_then(sandbox: Sandbox, receiver: Receiver) -> None:
+def test_pending_delivery_goes_to_the_new_webhook(sandbox: Sandbox, receiver: Receiver) -> None:
     receiver.answer = lambda _: 500
     sandbox.set_webhook(receiver.url, SECRET)
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
@@ -207,7 +207,7 @@ def test_what_is_pending_goes_where_the_webhook_is_by_then(sandbox: Sandbox, rec
         assert received.is_signed("another secret")
 
 
-def test_a_receiver_that_fails_now_and_then_gets_everything(receiver: Receiver) -> None:
+def test_flaky_receiver_gets_every_message_once(receiver: Receiver) -> None:
     attempts: Counter[str] = Counter()
 
     def answer(received: Received) -> int | None:
@@ -229,9 +229,7 @@ def test_a_receiver_that_fails_now_and_then_gets_everything(receiver: Receiver) 
     assert max(attempts.values()) > 1
 
 
-def test_a_proxy_in_the_environment_is_not_used(
-    sandbox: Sandbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxy_environment_is_ignored(sandbox: Sandbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     sandbox.set_webhook(receiver.url, SECRET)

@@ -21,7 +21,7 @@ from .receiver import SECRET, Receiver, until
 NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
 
 
-def test_an_inbound_message_is_delivered_signed_with_state_and_history(sandbox: Sandbox, receiver: Receiver) -> None:
+def test_inbound_message_is_delivered_with_state_and_history(sandbox: Sandbox, receiver: Receiver) -> None:
     earlier = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hello", at=NOON)
     sandbox.send_sms(from_number=AGENT, to_number=ADA, body="Hi, Ada", at=NOON + timedelta(seconds=1))
     sandbox.receive_sms(from_number=BEN, to_number=AGENT, body="of somebody else", at=NOON)
@@ -74,7 +74,7 @@ def test_an_inbound_message_is_delivered_signed_with_state_and_history(sandbox: 
 
 
 @pytest.mark.parametrize(("context_limit", "expected"), [(0, 0), (1, 1), (50, 50), (None, 10)])
-def test_as_much_history_comes_along_as_was_asked_for_oldest_first_without_the_message_itself(
+def test_context_limit_bounds_the_history(
     sandbox: Sandbox, receiver: Receiver, context_limit: int | None, expected: int
 ) -> None:
     for index in range(60):  # All at one instant: their order is that in which they came.
@@ -89,9 +89,7 @@ def test_as_much_history_comes_along_as_was_asked_for_oldest_first_without_the_m
     assert receiver.received[0].payload["conversationState"] is None
 
 
-def test_the_history_of_a_message_dated_back_is_what_came_before_that_date(
-    sandbox: Sandbox, receiver: Receiver
-) -> None:
+def test_backdated_message_has_only_earlier_history(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.behavior = Behavior(timestamp_digits=0)
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="before", at=NOON)
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="after", at=NOON + timedelta(hours=2))
@@ -102,7 +100,7 @@ def test_the_history_of_a_message_dated_back_is_what_came_before_that_date(
     assert (item["content"], item["at"]) == ("before", "2025-01-15T12:00:00Z")
 
 
-def test_only_what_is_received_while_there_is_a_webhook_is_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
+def test_only_inbound_messages_after_set_webhook_are_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="too early")
     assert webhook_threads() == []
     sandbox.set_webhook(receiver.url, SECRET)
@@ -115,7 +113,7 @@ def test_only_what_is_received_while_there_is_a_webhook_is_delivered(sandbox: Sa
     assert [received.text for received in receiver.received] == ["by HTTP"]
 
 
-def test_the_demonstration_is_not_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
+def test_demo_data_is_not_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.set_webhook(receiver.url, SECRET)
     sandbox.load_demo_data()
     assert sandbox.deliveries() == []
@@ -142,7 +140,7 @@ def test_the_demonstration_is_not_delivered(sandbox: Sandbox, receiver: Receiver
         ({"contextLimit": None}, "contextLimit"),
     ],
 )
-def test_a_webhook_that_cannot_be_is_refused(sandbox: Sandbox, change: dict[str, Any], field: str) -> None:
+def test_invalid_webhook_is_rejected(sandbox: Sandbox, change: dict[str, Any], field: str) -> None:
     body: dict[str, Any] = {"url": "http://127.0.0.1:1/", "secret": SECRET, "contextLimit": 5} | change
     answer = call(sandbox, "PUT", "/sandbox/webhook", body)
     assert answer.status_code == 422
@@ -154,7 +152,7 @@ def test_a_webhook_that_cannot_be_is_refused(sandbox: Sandbox, change: dict[str,
     assert sandbox.deliveries() == []
 
 
-def test_the_list_of_deliveries_has_a_limit(sandbox: Sandbox, receiver: Receiver) -> None:
+def test_deliveries_have_a_limit(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.set_webhook(receiver.url, SECRET)
     sent = [sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")["id"] for _ in range(103)]
     message_order = call(sandbox, "GET", "/sandbox/deliveries").json()
@@ -169,7 +167,7 @@ def test_the_list_of_deliveries_has_a_limit(sandbox: Sandbox, receiver: Receiver
 
 
 @pytest.mark.parametrize("path", ["/sandbox/webhook", "/%73andbox/webhook"])
-def test_the_secret_is_not_shown(
+def test_secret_is_never_shown(
     sandbox: Sandbox, receiver: Receiver, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -186,12 +184,12 @@ def test_the_secret_is_not_shown(
 
 
 @pytest.mark.parametrize("factor", [-0.1, float("nan"), float("inf")])
-def test_a_factor_that_cannot_be_is_refused(factor: float) -> None:
+def test_invalid_retry_scale_is_rejected(factor: float) -> None:
     with pytest.raises(ValueError, match="retry_scale"):
         Sandbox(retry_scale=factor)
 
 
-def test_two_hundred_messages_of_twenty_people_at_once_arrive_once_each(sandbox: Sandbox, receiver: Receiver) -> None:
+def test_concurrent_messages_arrive_once_each(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.set_webhook(receiver.url, SECRET)
     start = threading.Barrier(20)
 
@@ -210,9 +208,7 @@ def test_two_hundred_messages_of_twenty_people_at_once_arrive_once_each(sandbox:
     assert webhook_threads() == ["agentphone webhooks"]
 
 
-def test_closing_ends_the_thread_in_the_middle_of_attempts_and_leaves_them_to_the_next(
-    receiver: Receiver, tmp_path: Path
-) -> None:
+def test_close_cancels_attempts_and_keeps_them_pending(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     receiver.write = lambda handler: handler.rfile.read(1)
     with Sandbox(path) as sandbox:
@@ -237,7 +233,7 @@ def test_closing_ends_the_thread_in_the_middle_of_attempts_and_leaves_them_to_th
     assert webhook_threads() == []
 
 
-def test_without_a_webhook_there_is_no_thread(tmp_path: Path) -> None:
+def test_no_thread_without_a_webhook(tmp_path: Path) -> None:
     with Sandbox(tmp_path / "box.db") as sandbox, Sandbox() as other:
         for box in (sandbox, other):
             box.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
@@ -245,7 +241,7 @@ def test_without_a_webhook_there_is_no_thread(tmp_path: Path) -> None:
         assert webhook_threads() == []
 
 
-def test_a_file_that_cannot_be_read_for_a_while_is_said_and_survived(
+def test_database_errors_are_logged_and_retried(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_dispatcher, "POLL_SECONDS", 0.01)
@@ -278,7 +274,7 @@ def test_a_file_that_cannot_be_read_for_a_while_is_said_and_survived(
         assert [received.text for received in receiver.received][:3] == ["Hi", "twice", "twice"]
 
 
-def test_who_lost_its_claim_by_being_late_has_no_say_any_more() -> None:
+def test_expired_claim_cannot_finish_a_delivery() -> None:
     store = _store.Store(None, Settings())
     store.queue.set_webhook(_deliveries.WebhookConfig("http://127.0.0.1:1/", SECRET, 0))
     store.add(_store.MessageInput("inbound", AGENT, ADA, "Hi", 0))
@@ -295,7 +291,7 @@ def test_who_lost_its_claim_by_being_late_has_no_say_any_more() -> None:
 @pytest.mark.parametrize(
     "statement", [_deliveries.NEXT_DUE, _deliveries.CLAIM, _deliveries.LIST_DELIVERIES, _deliveries.FINISH]
 )
-def test_nothing_that_is_done_all_the_time_reads_all_deliveries(statement: str) -> None:
+def test_queue_statements_read_through_an_index(statement: str) -> None:
     values = dict.fromkeys(re.findall(r":(\w+)", statement), 0) or (0,) * statement.count("?")
     with Sandbox() as sandbox, sandbox._store._database.transaction("BEGIN") as connection:
         plan = [row["detail"] for row in connection.execute("EXPLAIN QUERY PLAN " + statement, values)]

@@ -71,7 +71,7 @@ def message_ids(received: list[Received]) -> Counter[str]:
     return Counter(one.payload["data"]["messageId"] for one in received)
 
 
-def test_a_kill_at_any_moment_loses_no_delivery(receiver: Receiver, tmp_path: Path) -> None:
+def test_kill_loses_no_delivery(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     for _ in range(4):  # Each kill comes between some message and its delivery, and amid some attempts.
         with process(WRITER, path, receiver.url, SECRET, 100_000) as writer:
@@ -94,9 +94,7 @@ DeliveryQueue.{step} = lambda *_, **__: os.kill(os.getpid(), 9)
 """
 
 
-def test_a_kill_while_a_message_is_stored_leaves_neither_it_nor_its_delivery(
-    receiver: Receiver, tmp_path: Path
-) -> None:
+def test_kill_during_enqueue_stores_nothing(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     with process(DIES.format(step="enqueue") + WAITS, path, receiver.url, SECRET, 1) as writer:
         assert writer.wait(SECONDS) == -signal.SIGKILL
@@ -111,9 +109,7 @@ KILLED = {
 
 
 @pytest.mark.parametrize("moment", KILLED)
-def test_a_kill_at_either_end_of_an_attempt_is_followed_by_another(
-    receiver: Receiver, tmp_path: Path, moment: str
-) -> None:
+def test_kill_around_an_attempt_repeats_it(receiver: Receiver, tmp_path: Path, moment: str) -> None:
     path = tmp_path / "box.db"
     step, before = KILLED[moment]
     with process(DIES.format(step=step) + WAITS, path, receiver.url, SECRET, 1) as writer:
@@ -125,7 +121,7 @@ def test_a_kill_at_either_end_of_an_attempt_is_followed_by_another(
     assert len({(received.id, received.body) for received in receiver.accepted}) == 1
 
 
-def test_a_kill_in_the_middle_of_an_attempt_is_followed_by_another(receiver: Receiver, tmp_path: Path) -> None:
+def test_kill_during_an_attempt_repeats_it(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     receiver.write = lambda handler: handler.rfile.read(1)
     with process(WAITS, path, receiver.url, SECRET, 3) as writer:
@@ -143,7 +139,7 @@ def test_a_kill_in_the_middle_of_an_attempt_is_followed_by_another(receiver: Rec
     assert len(receiver.received) == 6
 
 
-def test_processes_on_one_file_never_attempt_one_delivery_at_once(receiver: Receiver, tmp_path: Path) -> None:
+def test_processes_never_attempt_a_delivery_concurrently(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     attempts: Counter[str] = Counter()
     here = threading.local()  # Each attempt has a thread of the receiver's own.
@@ -176,7 +172,7 @@ def test_processes_on_one_file_never_attempt_one_delivery_at_once(receiver: Rece
     assert message_ids(receiver.accepted) == dict.fromkeys(ids, 1)
 
 
-def test_what_another_process_stores_is_delivered_by_whoever_runs(receiver: Receiver, tmp_path: Path) -> None:
+def test_messages_of_another_process_are_delivered(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     with Sandbox(path) as sandbox:
         sandbox.set_webhook(receiver.url, SECRET)
@@ -185,9 +181,7 @@ def test_what_another_process_stores_is_delivered_by_whoever_runs(receiver: Rece
         until(lambda: statuses(sandbox) == {"delivered": 5})
 
 
-def test_a_server_delivers_and_a_killed_one_goes_on_when_it_is_started_again(
-    receiver: Receiver, tmp_path: Path
-) -> None:
+def test_restarted_server_continues_deliveries(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     receiver.answer = lambda _: 503
     headers = {"Authorization": "Bearer any"}
@@ -221,9 +215,7 @@ def test_a_server_delivers_and_a_killed_one_goes_on_when_it_is_started_again(
 
 @pytest.mark.parametrize("end", ["", "sandbox.close()", "sys.exit(3)"])
 @pytest.mark.parametrize("db", ["None", "sys.argv[1]"])
-def test_an_exit_amid_attempts_waits_for_none_and_says_nothing(
-    receiver: Receiver, tmp_path: Path, end: str, db: str
-) -> None:
+def test_exit_does_not_wait_for_attempts(receiver: Receiver, tmp_path: Path, end: str, db: str) -> None:
     receiver.write = lambda handler: handler.rfile.read(1)
     code = WRITER.replace("Sandbox(sys.argv[1]", f"Sandbox({db}") + f"sys.stdin.readline()\n{end}\n"
     code = code.replace("_dispatcher.CLAIM", "_dispatcher.RESPONSE_TIMEOUT = 1000.0\n_dispatcher.CLAIM")
@@ -240,7 +232,7 @@ socket.getaddrinfo = lambda *_, **__: print("looked up", flush=True) or time.sle
 """
 
 
-def test_an_exit_does_not_wait_for_a_name_that_is_looked_up(tmp_path: Path) -> None:
+def test_exit_does_not_wait_for_a_name_lookup(tmp_path: Path) -> None:
     with process(HANGS + WAITS, tmp_path / "box.db", "http://localhost:1/", SECRET, 1) as writer:
         assert "looked up" in lines(writer, 2)
         assert writer.communicate("", timeout=SECONDS)[1] == ""
@@ -261,18 +253,14 @@ with Sandbox(retry_scale=0) as sandbox:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_the_thread_imports_nothing_so_that_no_fork_takes_an_import_lock_with_it(
-    receiver: Receiver, scheme: str
-) -> None:
+def test_webhook_thread_imports_nothing(receiver: Receiver, scheme: str) -> None:
     url = receiver.url.replace("http", scheme).replace("127.0.0.1", "localhost")
     with process(IMPORTS, url, SECRET) as importer:
         assert importer.communicate(timeout=SECONDS) == ("[]\n", "")
 
 
 @fork_only
-def test_a_fork_finds_the_thread_between_two_steps_so_that_no_lock_is_left_taken(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fork_pauses_the_webhook_thread_between_steps(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = threading.Lock()
     make_headers = _dispatcher._headers
 
@@ -293,7 +281,7 @@ def test_a_fork_finds_the_thread_between_two_steps_so_that_no_lock_is_left_taken
 
 @fork_only
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_forked_child_delivers_with_a_thread_of_its_own(receiver: Receiver, tmp_path: Path, in_memory: bool) -> None:
+def test_forked_child_delivers_from_its_own_thread(receiver: Receiver, tmp_path: Path, in_memory: bool) -> None:
     with Sandbox(None if in_memory else tmp_path / "box.db") as sandbox:
         sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="parent")
@@ -317,7 +305,7 @@ def test_a_forked_child_delivers_with_a_thread_of_its_own(receiver: Receiver, tm
 
 @fork_only
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_forks_amid_deliveries_neither_hang_nor_lose_one(receiver: Receiver, tmp_path: Path, in_memory: bool) -> None:
+def test_forks_during_deliveries_neither_hang_nor_lose_one(receiver: Receiver, tmp_path: Path, in_memory: bool) -> None:
     done = threading.Event()
     stored: list[str] = []
     with Sandbox(None if in_memory else tmp_path / "box.db") as sandbox:
@@ -364,7 +352,7 @@ if child:
 
 
 @fork_only
-def test_a_child_that_ends_in_the_ordinary_way_leaves_its_parents_attempts_alone(receiver: Receiver) -> None:
+def test_child_exit_leaves_the_parents_attempts_running(receiver: Receiver) -> None:
     release = threading.Event()
 
     def hold(handler: BaseHTTPRequestHandler) -> None:
