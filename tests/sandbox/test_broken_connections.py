@@ -13,7 +13,7 @@ import uvicorn
 from agentphone.sandbox import Sandbox, _app
 from agentphone.sandbox.server import running
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 from .receiver import SECONDS, until
 
 pytestmark = pytest.mark.anyio
@@ -37,9 +37,7 @@ async def carried(
             yield client
 
 
-async def test_a_reset_connection_is_a_read_error_and_the_next_call_goes_through(
-    sandbox: Sandbox, carried: httpx.AsyncClient
-) -> None:
+async def test_reset_is_a_read_error_and_the_next_call_succeeds(sandbox: Sandbox, carried: httpx.AsyncClient) -> None:
     for path in ("/v1/conversations", None):
         await carried.get("/v1/conversations")  # So that there is a connection kept alive.
         sandbox.faults.add(kind="reset", path=path)
@@ -58,7 +56,7 @@ async def test_a_reset_connection_is_a_read_error_and_the_next_call_goes_through
         ({"body": b'{"data": [], "hasMore": false}'}, 200, b'{"data": [], "h'),
     ],
 )
-async def test_a_cut_body_ends_in_its_middle(
+async def test_cut_body_ends_early(
     sandbox: Sandbox, carried: httpx.AsyncClient, answer: dict[str, Any], status: int, received: bytes
 ) -> None:
     sandbox.faults.add(kind="cut", **answer)
@@ -80,7 +78,7 @@ async def test_a_cut_body_ends_in_its_middle(
     assert (await carried.get("/v1/conversations")).status_code == 200
 
 
-async def test_a_hang_lasts_until_the_client_has_had_enough(sandbox: Sandbox, carried: httpx.AsyncClient) -> None:
+async def test_hang_lasts_until_the_client_disconnects(sandbox: Sandbox, carried: httpx.AsyncClient) -> None:
     sandbox.faults.add(kind="hang", times=2)
     with pytest.raises(httpx.ReadTimeout):
         await carried.get("/v1/conversations", timeout=httpx.Timeout(SECONDS, read=0.2))
@@ -91,7 +89,7 @@ async def test_a_hang_lasts_until_the_client_has_had_enough(sandbox: Sandbox, ca
     assert (await carried.get("/v1/conversations")).status_code == 200
 
 
-async def test_a_hang_that_nobody_ends_ends_itself(
+async def test_hang_ends_with_a_reset(
     sandbox: Sandbox, carried: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_app, "HANG_SECONDS", 0.2)
@@ -100,7 +98,7 @@ async def test_a_hang_that_nobody_ends_ends_itself(
         await carried.get("/v1/conversations")
 
 
-async def test_a_broken_call_is_recorded_and_does_nothing(sandbox: Sandbox, carried: httpx.AsyncClient) -> None:
+async def test_broken_call_is_recorded_and_not_carried_out(sandbox: Sandbox, carried: httpx.AsyncClient) -> None:
     message = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
     path = f"/v1/conversations/{message['conversationId']}"
     kinds: tuple[Literal["reset", "cut"], ...] = ("reset", "cut")
@@ -112,7 +110,7 @@ async def test_a_broken_call_is_recorded_and_does_nothing(sandbox: Sandbox, carr
     assert [request.method for request in sandbox.requests] == ["PATCH", "PATCH", "GET"]
 
 
-async def test_a_server_that_cannot_reset_cuts_instead(sandbox: Sandbox) -> None:
+async def test_server_without_reset_extension_cuts_the_body(sandbox: Sandbox) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(sandbox.app, log_config=None, log_level="critical", lifespan="off"))
@@ -130,7 +128,7 @@ async def test_a_server_that_cannot_reset_cuts_instead(sandbox: Sandbox) -> None
             thread.join(SECONDS)
 
 
-async def test_the_resets_of_many_connections_hit_none_but_their_own(sandbox: Sandbox) -> None:
+async def test_reset_affects_only_its_own_connection(sandbox: Sandbox) -> None:
     sandbox.faults.add(kind="reset", path="/v1/conversations/conv_x", times=20)
     outcomes: list[str] = []
     with running(sandbox) as url:
@@ -161,6 +159,6 @@ async def test_the_resets_of_many_connections_hit_none_but_their_own(sandbox: Sa
         ({"kind": "cut", "times": 0}, "times"),
     ],
 )
-def test_a_fault_that_says_nothing_or_too_much_is_refused(sandbox: Sandbox, fault: dict[str, Any], named: str) -> None:
+def test_contradictory_fault_is_rejected(sandbox: Sandbox, fault: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         sandbox.faults.add(**fault)

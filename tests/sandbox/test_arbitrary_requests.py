@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agentphone.sandbox import Sandbox
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 
 NOBODY = "http://127.0.0.1:1/"
 segments = st.sampled_from(
@@ -43,7 +43,7 @@ bodies = st.one_of(st.binary(max_size=20), objects.map(lambda body: json.dumps(b
     query=st.lists(st.tuples(names, values), max_size=3),
     body=bodies,
 )
-def test_every_answer_is_json_has_an_id_and_is_no_failure(
+def test_arbitrary_requests_get_documented_responses(
     method: str, path: list[bytes], query: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     with Sandbox() as sandbox:
