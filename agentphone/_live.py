@@ -480,7 +480,7 @@ class WatchWalk(Walk[Any, Any]):
                     thread.is_held = bool(held)
                     items = [item for item in items if item.id not in held]
                 fresh.extend(NewMessage(conversation, item) for item in window.take(items))
-                if not thread.is_held and thread.behind_since is None:
+                if thread.behind_since is None:
                     window.start = lasting_of(self._after)  # what else is shown behind it now, is shown late
         self._threads |= threads
         return fresh, bool(moved)
@@ -534,7 +534,7 @@ class WatchWalk(Walk[Any, Any]):
             self._covered = self._floor
         else:  # the floor may lie in the future
             is_whole = self._head is None or instants[0] >= self._head
-            self._covered = None if is_whole else instants[0]
+            self._covered = None if is_whole else self._head
         for thread in self._threads.values():
             if thread.window is not None and thread.window.seen and thread.behind_since is None:
                 # Not beyond what it has itself: the floor may lie in the future.
