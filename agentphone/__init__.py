@@ -1,11 +1,13 @@
-"""AgentPhone conversations for Python: async first, blocking where you need it.
+"""A Python SDK for AgentPhone conversations, with an async and a blocking client.
 
-Start at `AsyncClient`, or at `Client`, which is the same for blocking code; every public name stands in `__all__`.
+Start with `AsyncClient` for asyncio and trio, or with `Client`, which has the same methods for blocking code.
 """
 
 from agentphone._client import AsyncClient
-from agentphone._conversations import AsyncConversations, AsyncPager, AsyncState
-from agentphone._portal import AsyncStream, Stream
+from agentphone._conversations import AsyncConversations
+from agentphone._portal import Stream
+from agentphone._state_block import AsyncState
+from agentphone._streams import AsyncPager, AsyncStream
 from agentphone._sync import Client, Conversations, Pager, State
 from agentphone._version import __version__
 from agentphone.errors import (

@@ -1,7 +1,7 @@
-"""How a run of the command line ends: its exit code, and the one line that stderr gets. The commands live in `cli`.
+"""The entry point of the command line: exit codes, and errors as one line on stderr. The commands are in `cli`.
 
-An exit code is 0 for done, 1 for a failure that stderr explains in one line, 2 for a command line that makes no sense,
-130 for Ctrl-C and 141 for an output that nobody reads any more. None of them comes with a traceback.
+The exit code is 0 for success, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C and 141 for a closed output
+pipe. None of them prints a traceback.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from collections.abc import Sequence
 
 PROGRAM = "agentphone"
 COMPLETION = "_AGENTPHONE_COMPLETE"
-"""The variable through which a shell asks what could follow on the command line; click's own name for it."""
+"""The variable through which a shell asks for completions; click defines its name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: The command line behind the program's name; that of the process if None.
+        arguments: The command line after the program's name; by default that of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        SystemExit: The command line makes no sense, or asked for help or the version, which is printed.
+        SystemExit: The command line is wrong, or asks for help or the version, which is printed.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this: `>&-`, pythonw
+        if getattr(sys, name) is None:  # closed by the parent process: `>&-`, pythonw
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False))
     try:
         try:
             return _run(list(sys.argv[1:] if arguments is None else arguments))
         finally:
-            sys.stdout.flush()  # here, where a reader who went away can still be told from a failure
+            sys.stdout.flush()  # here, where a closed pipe can still be distinguished from other failures
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
         if isinstance(error, BrokenPipeError):
             return 141
         return _fail(f"{PROGRAM}: {error.strerror or error}")
@@ -58,11 +58,11 @@ def _run(arguments: list[str]) -> int:
     if instruction := os.environ.get(COMPLETION):
         return shell_complete(agentphone, {}, PROGRAM, COMPLETION, instruction)
     try:
-        # Not click's main(): it would keep Ctrl-C and broken pipes to itself, and end them in its own way.
+        # Not click's main(), which handles Ctrl-C and broken pipes with other exit codes.
         with agentphone.make_context(PROGRAM, arguments) as context:
             return int(agentphone.invoke(context) or 0)
-    except click.exceptions.Exit as ended:  # after --help and --version
-        raise SystemExit(ended.exit_code) from None
+    except click.exceptions.Exit as error:  # after --help and --version
+        raise SystemExit(error.exit_code) from None
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(f"{error.format_message()}\n")
         raise SystemExit(2) from None
@@ -76,7 +76,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(text: str, code: int = 1) -> int:
-    """Say in one line why, though a file's name may have two; give the exit code."""
+    """Write an error as one line, even if a file name in it has several; return the exit code."""
     sys.stderr.write(" ".join(text.splitlines()) + "\n")
     return code
 

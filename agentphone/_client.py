@@ -1,4 +1,4 @@
-"""`AsyncClient`: wiring and lifetime. It decides which settings and which connections belong together, nothing else."""
+"""`AsyncClient`: combine settings, connections and endpoints, and close the connections."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import httpx
 from attrs import NOTHING, NothingType, evolve
 
-from agentphone._config import DEFAULT_BASE_URL, Config, Secret, find_api_key, find_base_url
+from agentphone._config import DEFAULT_BASE_URL, Config, resolve_api_key, resolve_base_url
 from agentphone._conversations import AsyncConversations
-from agentphone._transport import Connections, Transport
+from agentphone._http.pool import Connections
+from agentphone._http.transport import NO_COPY, Transport
+from agentphone._secret import Secret
 from agentphone.errors import ConfigurationError
 
 SANDBOX_PREFIX = "sandbox:"
@@ -23,33 +25,35 @@ SANDBOX_KEY = "sandbox"
 class AsyncClient:
     """A client of AgentPhone's conversations for asyncio and trio.
 
-    Make one and keep it: it holds the connections, and may be shared by all tasks, event loops and threads. Making it
-    opens nothing. Close it with `aclose()` or `async with`.
+    Create one and keep it: it owns the connections, and can be shared by all tasks, event loops and threads. Creating
+    it opens no connection. Close it with `aclose()` or `async with`.
 
     Args:
-        api_key: The API key. Default: the environment's AGENTPHONE_API_KEY.
-        base_url: Where the API is: `https://...`, or `sandbox:` for a local AgentPhone of this client's own, in memory
-            with demonstration data, or `sandbox:FILE.db` for one that is kept in a file. Default: the environment's
-            AGENTPHONE_BASE_URL, else `https://api.agentphone.to`.
-        timeout: Seconds for one attempt, waiting for a free connection not included; or an `httpx.Timeout` for its
-            phases; None for no limit.
-        deadline: Seconds for a whole call with its retries and pauses; None for no limit. Iterators: for each request.
-        max_retries: How often a call that failed for a passing reason is tried again, from 0.
-        max_connections: How many requests may be in flight at once, from 1; further calls wait.
-        transport: What sends instead of the network: an `httpx.AsyncBaseTransport`. The client closes it.
-        http_client: An `httpx.AsyncClient` to send through, for its proxies, certificates or hooks. It stays yours
-            to close.
-        allow_http: Whether `http://` may go to other machines than this one, with the key unencrypted.
-        ssl_context: The SSL context for the connections; by default that of httpx, made once for all clients.
-        max_response_bytes: The largest body that is read, in bytes after decompression.
-        max_retry_after: The longest `Retry-After` that is waited for, in seconds; a longer one ends the call at once.
-        on_request: Called with each `httpx.Request` before it is sent; it may add headers. It sees the key.
-        on_response: Called with each `httpx.Response` when its headers are there and its body is not.
-        on_retry: Called with the error and the pause in seconds before each further attempt.
+        api_key: The API key. Default: the environment variable AGENTPHONE_API_KEY.
+        base_url: The URL of the API: `https://...`, with or without a final `/v1`; `sandbox:` for a local AgentPhone in
+            memory, with demo data, that belongs to this client; or `sandbox:FILE.db` for one that is stored in a file.
+            Default: the environment variable AGENTPHONE_BASE_URL, or `https://api.agentphone.to`.
+        timeout: Seconds for one attempt, without waiting for a free connection; or an `httpx.Timeout` for its phases;
+            None for no limit.
+        deadline: Seconds for a whole call with its retries and delays; None for no limit. Iterators apply it to each
+            request.
+        max_retries: The maximum number of retries of a call that failed for a temporary reason, from 0.
+        max_connections: The maximum number of requests in flight at once, at least 1; further calls wait.
+        transport: An `httpx.AsyncBaseTransport` that sends the requests instead of the network. The client closes it.
+        http_client: An `httpx.AsyncClient` to send through, with its proxies, certificates or hooks. The client does
+            not close it.
+        allow_http: Whether to allow `http://` to other machines, which sends the key unencrypted.
+        ssl_context: The SSL context of the connections. Default: httpx's, created once for all clients.
+        max_response_bytes: The size of the largest response body that is read, in bytes after decompression.
+        max_retry_after: The longest `Retry-After` to wait for, in seconds; with a longer one the call fails at once.
+        on_request: Called with each `httpx.Request` before it is sent. It may add headers, and it sees the key.
+        on_response: Called with each `httpx.Response`, after its headers were received and before its body is read.
+        on_retry: Called with the error and the delay in seconds before each retry.
 
     Raises:
-        ConfigurationError: No key was found, or a value cannot be used; the text names it and never tells the key.
-        TypeError: An argument is of another type.
+        ConfigurationError: No key was found, or a value is invalid. The error names the setting and never contains the
+            key.
+        TypeError: An argument has the wrong type.
     """
 
     def __init__(
@@ -72,28 +76,30 @@ class AsyncClient:
         on_retry: Callable[[Exception, float], object] | None = None,
     ) -> None:
         secret = Secret(api_key)
-        del api_key  # from here on no error of ours shows it among the locals of this frame
+        del api_key  # tools that print the local variables of a traceback would show it
         if transport is not None and http_client is not None:
-            raise ConfigurationError("transport and http_client both say what sends; give one of them.")
-        # Those of httpx's blocking half are easily taken for it, above all with `Client`, and fail at the first call.
+            raise ConfigurationError("transport and http_client exclude each other; pass only one of them.")
+        # httpx's blocking classes are easily passed by mistake, above all to `Client`, and fail at the first call.
         if not isinstance(transport, httpx.AsyncBaseTransport | None):
             raise TypeError(
-                f"transport is an httpx.AsyncBaseTransport, also for Client, not {type(transport).__name__}"
+                f"transport must be an httpx.AsyncBaseTransport, also for Client, got {type(transport).__name__}"
             )
         if not isinstance(http_client, httpx.AsyncClient | None):
-            raise TypeError(f"http_client is an httpx.AsyncClient, also for Client, not {type(http_client).__name__}")
-        url = find_base_url(base_url)
+            raise TypeError(
+                f"http_client must be an httpx.AsyncClient, also for Client, got {type(http_client).__name__}"
+            )
+        url = resolve_base_url(base_url)
         sandbox_path: str | None = None
         default_key: str | None = None
         if url.startswith(SANDBOX_PREFIX) and (transport is not None or http_client is not None):
             if base_url is not None:
-                raise ConfigurationError(f"base_url={url!r} brings its own transport; leave out the other one.")
-            url = DEFAULT_BASE_URL  # what was given wins over the environment
+                raise ConfigurationError(f"base_url={url!r} has its own transport; do not pass another one.")
+            url = DEFAULT_BASE_URL  # an argument takes precedence over the environment
         elif url.startswith(SANDBOX_PREFIX):
             sandbox_path = url.removeprefix(SANDBOX_PREFIX)
             url, default_key = SANDBOX_HOST, SANDBOX_KEY
         config = Config(
-            api_key=find_api_key(secret, default_key),
+            api_key=resolve_api_key(secret, default_key),
             base_url=url,
             timeout=timeout,
             deadline=deadline,
@@ -107,7 +113,7 @@ class AsyncClient:
             on_response=on_response,
             on_retry=on_retry,
         )
-        if sandbox_path is not None:  # after the settings were found good: it makes a file
+        if sandbox_path is not None:  # after the settings were checked, because it may create a file
             transport = _SandboxTransport(sandbox_path)
         self._owns_connections = True
         self._wire_up(config, Connections(config, transport=transport, http_client=http_client))
@@ -119,7 +125,7 @@ class AsyncClient:
 
     @property
     def conversations(self) -> AsyncConversations:
-        """The conversations of the project that the key belongs to."""
+        """The conversations of the API key's project."""
         return self._conversations
 
     def with_options(
@@ -129,22 +135,22 @@ class AsyncClient:
         deadline: float | NothingType | None = NOTHING,
         max_retries: int | NothingType = NOTHING,
     ) -> AsyncClient:
-        """Make a client with other settings that shares this one's connections.
+        """Create a client with other settings that shares this client's connections.
 
-        It need not be closed, and closing it closes no connection: they are closed with the client that made them.
-        What is not given stays as it is.
+        Only the client that created the connections closes them; closing the new one is not necessary and does nothing.
+        Settings that are not passed stay as they are.
 
         Args:
             timeout: Seconds for one attempt, or an `httpx.Timeout`, or None for no limit.
-            deadline: Seconds for a whole call with its retries and pauses, or None for no limit.
-            max_retries: How often a call that failed for a passing reason is tried again, from 0.
+            deadline: Seconds for a whole call with its retries and delays, or None for no limit.
+            max_retries: The maximum number of retries of a call that failed for a temporary reason, from 0.
 
         Returns:
             The new client.
 
         Raises:
-            ConfigurationError: A value is out of its range.
-            TypeError: An argument is of another type.
+            ConfigurationError: A value is out of range.
+            TypeError: An argument has the wrong type.
         """
         given = {"timeout": timeout, "deadline": deadline, "max_retries": max_retries}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not NOTHING}
@@ -169,14 +175,18 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
+    def __reduce__(self) -> str:
+        # Called by copy and pickle. A copy would close the connections of the original.
+        raise TypeError(NO_COPY)
+
     def __repr__(self) -> str:
-        # A client whose making has failed is among the locals of its traceback, and those are printed by some.
+        # Tools that print the local variables of a traceback call this on a client whose constructor has failed.
         config = getattr(self, "_config", None)
-        return f"<{type(self).__name__} {config.base_url if config else '(not made)'}>"
+        return f"<{type(self).__name__} {config.base_url if config else '(not created)'}>"
 
 
 class _SandboxTransport(httpx.AsyncBaseTransport):
-    """A sandbox that belongs to one client and closes with it: the core's one door to `agentphone.sandbox`."""
+    """A sandbox that belongs to one client and is closed with it. Only this class imports `agentphone.sandbox`."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -185,16 +195,16 @@ class _SandboxTransport(httpx.AsyncBaseTransport):
             from agentphone.sandbox import Sandbox
         except ImportError as error:
             raise ConfigurationError(
-                f"base_url='sandbox:' needs the extra packages of the sandbox ({error}): pip install '.[sandbox]'"
+                f"base_url='sandbox:' needs the optional packages of the sandbox ({error}): pip install '.[sandbox]'"
             ) from None
-        if path.startswith("//"):  # written as URLs are, it would be a file in the root of the disk
+        if path.startswith("//"):  # written like a URL, it would name a file in the root directory
             raise ConfigurationError(f"base_url={SANDBOX_PREFIX + path!r}: write sandbox:FILE.db, without //")
         try:
             self._sandbox = Sandbox(path or None)
         except (sqlite3.Error, ValueError) as error:
             raise ConfigurationError(f"base_url={SANDBOX_PREFIX + path!r}: {error}") from error
         if not path:
-            self._sandbox.load_demonstration()
+            self._sandbox.load_demo_data()
         self._transport = self._sandbox.transport()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

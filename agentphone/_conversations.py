@@ -1,165 +1,40 @@
-"""The conversations: one async method for each endpoint, and the pager that walks the lists.
-
-Arguments are checked here, before anything is sent; what goes over the wire is `_wire`'s, what to ask next is
-`_pagination`'s.
-"""
+"""The conversation endpoints: check the arguments, describe the request, send it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
-from agentphone import _state, _wire
-from agentphone._decoding import DecodeError
-from agentphone._live import GONE, FollowWalk, MessagesRequest, Pace, WatchWalk
-from agentphone._pagination import (
-    MAX_CONVERSATIONS,
-    MAX_MESSAGES,
-    CursorRequest,
-    CursorWalk,
-    OffsetRequest,
-    OffsetWalk,
-    Walk,
-    read_bound,
+from agentphone import _state
+from agentphone._checks import check_integer, check_seconds
+from agentphone._http.requests import (
+    RequestSpec,
+    get_conversation,
+    list_conversations,
+    list_messages,
+    update_conversation,
 )
-from agentphone._portal import AsyncStream
-from agentphone._retry import is_temporary
-from agentphone._transport import Transport
-from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError
+from agentphone._http.transport import Transport
+from agentphone._paging.bounds import parse_bound
+from agentphone._paging.cursor import MAX_MESSAGES, CursorPaginator, CursorRequest
+from agentphone._paging.follow import FollowPaginator
+from agentphone._paging.offset import MAX_CONVERSATIONS, OffsetPaginator, OffsetRequest
+from agentphone._paging.polling import PollBackoff
+from agentphone._paging.watch import GONE, MessagesRequest, WatchPaginator
+from agentphone._state_block import AsyncState
+from agentphone._streams import AsyncPager, AsyncStream, PageStream, PollingStream
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
 
-R = TypeVar("R")
 T = TypeVar("T")
 
 MAX_RECENT_MESSAGES = 100
-
-_BROKEN_OFF = (
-    "An exception (Ctrl-C, or one of a debugger's) broke this iteration off in the middle of a step. Begin a new one"
-    " with after= the message that was handled last."
-)
-
-LONGEST_RETRY_AFTER = 3600.0
-"""The longest `Retry-After`, in seconds, that a live iteration waits for; it has nothing better to do."""
-
-
-class AsyncPager(Generic[T]):
-    """A list that has not been read yet: iterate over its items or its pages, or await its first page.
-
-    Making one sends nothing. Each `async for` is a new walk from the start, and asks for a page when it needs it.
-    """
-
-    def __init__(self, first: Callable[[], Awaitable[Page[T]]], walk: Callable[[], AsyncStream[Page[T]]]) -> None:
-        self._first = first
-        self._walk = walk
-
-    def __aiter__(self) -> AsyncIterator[T]:
-        """Iterate over the items, each once.
-
-        Raises:
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
-        """
-        return _Items(self._walk())
-
-    def pages(self) -> AsyncIterator[Page[T]]:
-        """Iterate over the items a page at a time.
-
-        Returns:
-            An iterator of pages as the walk hands them out, each item once. Such a page may hold other items than the
-            server's page did; `has_more` says whether the walk goes on.
-
-        Raises:
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            AgentPhoneError: A page could not be read; the next step of the same iterator asks for it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once; nothing is lost by it.
-        """
-        return self._walk()
-
-    async def page(self) -> Page[T]:
-        """Read the first page as the server gives it, with one request.
-
-        Returns:
-            The page, in the server's order.
-
-        Raises:
-            APIConnectionError: No whole answer came.
-            APIStatusError: The API said no.
-            ResponseDecodeError: The answer is not what the API promises.
-        """
-        return await self._first()
-
-    def __await__(self) -> Generator[Any, Any, Page[T]]:
-        return self.page().__await__()
-
-
-class AsyncState(Generic[T]):
-    """A conversation's state: read when the block begins, written when it ends well and something changed.
-
-    Made by `conversations.state`, which says what that means. It may be used again after its block, and reads afresh
-    then; for two blocks at once, make two.
-    """
-
-    def __init__(self, conversation_id: str, cls: type[T], transport: Transport) -> None:
-        self._conversation_id = conversation_id
-        self._class = cls
-        self._transport = transport
-        self._call = _wire.get_conversation(conversation_id, message_limit=1)
-        self._is_open = False
-        self._opened: _state.Opened[T]
-
-    async def __aenter__(self) -> T:
-        """Read the state.
-
-        Returns:
-            The state, to be changed in the block.
-
-        Raises:
-            StateDecodeError: What is stored does not fit the class.
-            AgentPhoneError: It could not be read.
-            RuntimeError: The block of this object is open already.
-        """
-        if self._is_open:
-            raise RuntimeError("This state is open already. Make another one with conversations.state().")
-        self._is_open = True
-        try:
-            conversation = await self._transport.send(self._call)
-            self._opened = _state.Opened(conversation.metadata, self._class, "metadata")
-        except BaseException as error:
-            self._is_open = False
-            if isinstance(error, DecodeError):
-                raise _state.misfit(error, self._class, str(self._call)) from None
-            raise
-        return self._opened.value
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Write the state if it changed; after an exception, nothing.
-
-        If the writing itself fails or is cut off, either the old object is stored or the new one, never a mixture.
-
-        Raises:
-            TypeError: A value is of a type that JSON does not have, or that the class could not read back.
-            ValueError: A value is one that JSON cannot carry, or an instant without an offset.
-            AgentPhoneError: It could not be written.
-        """
-        try:
-            changed = self._opened.changed() if exc_type is None else None
-            if changed is not None:
-                await self._transport.send(_wire.update_conversation(self._conversation_id, metadata=changed))
-        finally:
-            self._is_open = False
+MAX_SECONDS = 1e9
+"""The longest interval or overlap: 31 years."""
 
 
 class AsyncConversations:
-    """The conversations of the project that the API key belongs to. Reached as `client.conversations`."""
+    """The conversations of the API key's project, available as `client.conversations`."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -169,42 +44,43 @@ class AsyncConversations:
     ) -> AsyncPager[Conversation]:
         """List the conversations, most recent activity first.
 
-        Without `limit` and `offset`, every conversation that is there from the start of an iteration to its end comes
-        exactly once, however the list moves meanwhile, in the order in which the API listed it; what moved out of the
-        way comes late. With either, nothing is repeated. A list of N pages that stands still takes N + 1 requests at
-        most.
+        Without `limit` and `offset`, an iteration yields every conversation that exists throughout it exactly once, in
+        the order in which the API lists them, even if the list changes meanwhile; a conversation that changed its place
+        may come later. With `limit` or `offset`, no conversation is repeated. A list of N pages that does not change
+        takes at most N + 1 requests.
 
         Source: `GET /v1/conversations`.
 
         Args:
-            limit: How many to give in all, from 1; None for every one. 250 takes three requests.
-            offset: How many to skip, from 0.
-            page_size: How many one request asks for, 1 to 100.
-            concurrency: How many requests may be in flight at once, from 1. With more than one, pages come in batches
-                of up to eight times as many; if the list moved meanwhile, it is read a second time, with pages that
-                overlap.
+            limit: The maximum number of conversations, at least 1; None for all of them. 250 takes three requests.
+            offset: The number of conversations to skip, from 0.
+            page_size: The number of conversations per request, 1 to 100.
+            concurrency: The maximum number of requests in flight at once, at least 1. Above 1, pages are requested in
+                batches of up to eight times as many. If the list changed meanwhile, it is read a second time, with
+                overlapping pages.
 
         Returns:
             A pager: iterate over it, or await it for one page. Nothing is sent before.
 
         Raises:
-            ValueError: An argument is out of its range.
+            ValueError: An argument is out of range.
             TypeError: An argument is not an integer.
         """
-        _check_count("limit", limit, optional=True)
-        _check_count("offset", offset, least=0)
-        _check_count("page_size", page_size, most=MAX_CONVERSATIONS)
-        _check_count("concurrency", concurrency)
+        check_integer("limit", limit, minimum=1, optional=True)
+        check_integer("offset", offset, minimum=0)
+        check_integer("page_size", page_size, minimum=1, maximum=MAX_CONVERSATIONS)
+        check_integer("concurrency", concurrency, minimum=1)
 
-        def call(request: OffsetRequest) -> _wire.Call[Page[Conversation]]:
-            return _wire.list_conversations(limit=request.limit, offset=request.offset)
+        def spec(request: OffsetRequest) -> RequestSpec[Page[Conversation]]:
+            return list_conversations(limit=request.limit, offset=request.offset)
 
-        def walk() -> OffsetWalk:
-            return OffsetWalk(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
+        def paginator() -> OffsetPaginator:
+            return OffsetPaginator(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
 
-        first = call(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
+        first = spec(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
         return AsyncPager(
-            lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport, at_once=concurrency)
+            lambda: self._transport.send(first),
+            lambda: PageStream(paginator(), spec, self._transport, max_concurrency=concurrency),
         )
 
     async def get(self, conversation_id: str, *, message_limit: int | None = None) -> ConversationDetail:
@@ -213,47 +89,46 @@ class AsyncConversations:
         Source: `GET /v1/conversations/{id}`.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            message_limit: How many recent messages to include, 1 to 100; None for the API's default, 50.
+            conversation_id: The conversation's id (`conv_...`).
+            message_limit: The maximum number of recent messages, 1 to 100; None for the API's default, 50.
 
         Returns:
-            The conversation. `last_message_preview` is None: this endpoint does not give it.
+            The conversation. Its `last_message_preview` is None, because this endpoint does not return it.
 
         Raises:
-            NotFoundError: There is no such conversation, or the key has no access to it.
-            APIConnectionError: No whole answer came.
-            APIStatusError: The API said no.
-            ResponseDecodeError: The answer is not what the API promises.
-            ValueError: The id is empty, or `message_limit` out of its range.
-            TypeError: An argument is of another type.
+            NotFoundError: The conversation does not exist, or the key has no access to it.
+            APIConnectionError: No complete response was received.
+            APIStatusError: The API returned an error status.
+            ResponseDecodeError: The response does not match the API's schema.
+            ValueError: The id is empty, or `message_limit` is out of range.
+            TypeError: An argument has the wrong type.
         """
-        _check_count("message_limit", message_limit, most=MAX_RECENT_MESSAGES, optional=True)
-        return await self._transport.send(_wire.get_conversation(conversation_id, message_limit=message_limit))
+        check_integer("message_limit", message_limit, minimum=1, maximum=MAX_RECENT_MESSAGES, optional=True)
+        return await self._transport.send(get_conversation(conversation_id, message_limit=message_limit))
 
     async def update(self, conversation_id: str, *, metadata: Mapping[str, Any] | None) -> ConversationDetail:
-        """Replace a conversation's metadata: the state that comes back in every webhook as `conversationState`.
+        """Replace a conversation's metadata: its state, which every webhook carries as `conversationState`.
 
-        The stored object is replaced whole, not merged. Sending it twice leaves what sending it once leaves, so a call
-        that failed half-way is tried again.
+        The whole object is replaced, nothing is merged. Replacing is idempotent, so a failed call is retried.
 
         Source: `PATCH /v1/conversations/{id}`.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            metadata: What to store: a dict with string keys whose values are JSON. None clears it.
+            conversation_id: The conversation's id (`conv_...`).
+            metadata: The new metadata: a dict with string keys and JSON values. None clears it.
 
         Returns:
             The updated conversation with its recent messages.
 
         Raises:
-            NotFoundError: There is no such conversation, or the key has no access to it.
-            APIConnectionError: No whole answer came.
-            APIStatusError: The API said no.
-            ResponseDecodeError: The answer is not what the API promises.
-            ValueError: The id is empty, or the metadata holds what JSON cannot carry (NaN, itself).
-            TypeError: The metadata holds a type that JSON does not have; the text names where.
+            NotFoundError: The conversation does not exist, or the key has no access to it.
+            APIConnectionError: No complete response was received.
+            APIStatusError: The API returned an error status.
+            ResponseDecodeError: The response does not match the API's schema.
+            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
-        return await self._transport.send(_wire.update_conversation(conversation_id, metadata=metadata))
+        return await self._transport.send(update_conversation(conversation_id, metadata=metadata))
 
     def messages(
         self,
@@ -265,87 +140,91 @@ class AsyncConversations:
         order: Literal["asc", "desc"] = "desc",
         page_size: int = 200,
     ) -> AsyncPager[Message]:
-        """Read a conversation's messages, between two instants if wanted.
+        """Read a conversation's messages, optionally between two timestamps.
 
-        Every message between the bounds that is there when the walk passes it comes exactly once, in the order of
-        `(received_at, id)`, however many share an instant. A history of N pages takes N + 2 requests at most; with
-        `order="asc"` 2N + 4, if the API takes `after` alone to mean the newest page.
+        An iteration yields every message between the bounds exactly once, in the order of `(received_at, id)`, even if
+        many share one timestamp. A history of N pages takes at most N + 2 requests; with `order="asc"` at most 2N + 4,
+        if the API returns the newest page for `after` alone.
 
         Source: `GET /v1/conversations/{id}/messages`.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            limit: How many to give in all, from 1; None for every one.
-            before: Give what was received earlier than this: an aware `datetime`, an ISO 8601 string with an offset, or
-                a message to go on exactly behind it. A string or `datetime` is compared with instants as the API prints
-                them.
-            after: Give what was received later than this; the same forms.
+            conversation_id: The conversation's id (`conv_...`).
+            limit: The maximum number of messages, at least 1; None for all of them.
+            before: Only messages received before this: an aware `datetime`, an ISO 8601 string with an offset, or a
+                message, to continue exactly where it was. A string or `datetime` is compared with the timestamps as the
+                API returns them.
+            after: Only messages received after this; the same types.
             order: `"desc"` for newest first, `"asc"` for oldest first.
-            page_size: How many one request asks for, 1 to 200.
+            page_size: The number of messages per request, 1 to 200.
 
         Returns:
             A pager: iterate over it, or await it for one page. Nothing is sent before.
 
         Raises:
-            ValueError: An argument is out of its range, or an instant has no time or no offset.
-            TypeError: An argument is of another type.
+            ValueError: An argument is out of range, or a timestamp has no time or no offset.
+            TypeError: An argument has the wrong type.
         """
-        _check_count("limit", limit, optional=True)
-        _check_count("page_size", page_size, most=MAX_MESSAGES)
+        check_integer("limit", limit, minimum=1, optional=True)
+        check_integer("page_size", page_size, minimum=1, maximum=MAX_MESSAGES)
         if order not in ("asc", "desc"):
-            raise ValueError(f'order is "asc" or "desc", not {order!r}')
-        upper, lower = read_bound(before, "before"), read_bound(after, "after")
+            raise ValueError(f'order must be "asc" or "desc", got {order!r}')
+        upper, lower = parse_bound(before, "before"), parse_bound(after, "after")
 
-        def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
-            return _messages_call(conversation_id, request)
+        def spec(request: CursorRequest) -> RequestSpec[Page[Message]]:
+            return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
-        def walk() -> CursorWalk:
-            return CursorWalk(limit=limit, before=upper, after=lower, oldest_first=order == "asc", page_size=page_size)
+        def paginator() -> CursorPaginator:
+            return CursorPaginator(
+                limit=limit, before=upper, after=lower, oldest_first=order == "asc", page_size=page_size
+            )
 
-        first = call(
+        first = spec(
             CursorRequest(
                 limit=min(limit or page_size, page_size),
                 before=upper.instant if upper else None,
                 after=lower.instant if lower else None,
             )
         )
-        return AsyncPager(lambda: self._transport.send(first), lambda: _Pages(walk(), call, self._transport))
+        return AsyncPager(lambda: self._transport.send(first), lambda: PageStream(paginator(), spec, self._transport))
 
     @overload
     def state(self, conversation_id: str) -> AsyncState[dict[str, Any]]: ...
     @overload
     def state(self, conversation_id: str, cls: type[T]) -> AsyncState[T]: ...
     def state(self, conversation_id: str, cls: type[Any] = dict) -> AsyncState[Any]:
-        """Open a conversation's metadata as a state: read at the beginning of a block, written at its end.
+        """Open a conversation's metadata as typed state: it is read when the block begins, and written when it ends.
 
-        The block gets an object to change. If it ends well and something changed, that is written; if it ends by an
-        exception, also a cancellation, nothing is. Only what changed is laid over what was read: keys that the class
-        does not know survive, inside nested classes too, and defaults are not written until they are changed. (A list
-        that changed is written as the class has it.) Change the object itself; a new value for the variable is nothing
-        to it.
+        Change the object that the block receives; assigning a new object to the variable has no effect. If the block
+        ends normally and the state has changed, it is written. After an exception or a cancellation nothing is written.
 
-        The API has no compare-and-set. When two blocks of one conversation overlap, the later write wins whole: it
-        stores what it read with its own changes, and what the other one wrote meanwhile is lost, under other keys too.
-        Where that can happen, let one worker at a time handle a conversation, or hold a lock of your own.
+        Changes are merged into the object that was read. Keys that the class does not know are kept, also inside nested
+        classes, and defaults are not written until they are changed. Unknown keys belong to the nested object that was
+        read: they move with it, and an object that replaces it (also one from `attrs.evolve`) does not have them.
 
-        If the write gets no answer (an `APIConnectionError` when the block ends), the new object may be stored all the
-        same, whole; the same block once more would then begin with it.
+        The API has no compare-and-set. If two blocks of one conversation overlap, the later write wins: it stores what
+        it read with its own changes, and the changes of the other block are lost, under other keys too. To prevent
+        that, let only one worker at a time handle a conversation, or hold a lock.
+
+        If the write fails with an `APIConnectionError`, the new state may have been stored nevertheless, as a whole. A
+        block that is run again then starts from it.
 
         Source: `GET` and `PATCH /v1/conversations/{id}`, one request each.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            cls: An attrs class that is not frozen: a field `order_id` is the key `orderId`. Its types are held to
-                strictly, and may be str, int, float, bool, datetime (ISO 8601), enums, Literal, list, dict with string
-                keys, tuple and other attrs classes. A field with `init=False` is neither read nor written. By default a
-                dict, with the API's keys.
+            conversation_id: The conversation's id (`conv_...`).
+            cls: An attrs class that is not frozen: a field `order_id` is the key `orderId`. By default a dict with the
+                API's keys. Field types are checked strictly, and may be str, int, float, bool, datetime (ISO 8601),
+                enums, Literal, list, dict with string keys, tuple and other attrs classes. A field with `init=False` is
+                neither read nor written.
 
         Returns:
-            A context manager that gives the state; without metadata, the class's defaults or an empty dict.
+            A context manager for the state. Without metadata the state is an instance with the class's defaults, or an
+            empty dict.
 
         Raises:
             ValueError: The id is empty.
-            TypeError: An argument is of another type, or the class has a field that JSON cannot hold.
+            TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         _state.check_class(cls)
         return AsyncState(conversation_id, cls, self._transport)
@@ -359,50 +238,54 @@ class AsyncConversations:
         max_poll_interval: float = 30.0,
         overlap: float = 30.0,
     ) -> AsyncStream[Message]:
-        """Read a conversation's messages as they arrive: an iteration without end, oldest first, each message once.
+        """Follow a conversation: yield its new messages, oldest first, each once. The iteration never ends.
 
-        It asks again and again. While nothing arrives the pauses grow from `poll_interval` to `max_poll_interval`; a
-        message brings them back. An idle poll is one request. What passes is outlasted, however long it takes: no
-        connection, 429 (for as long as `Retry-After` says), 5xx; `on_retry` and the log tell of it. Nothing runs
-        between two steps of the iteration, so that it can be left at any time.
+        It polls. The interval grows from `poll_interval` to `max_poll_interval` while nothing arrives; a message resets
+        it. An idle poll is one request. Connection failures, 429s and 5xx responses are retried until they clear, and
+        reported through `on_retry` and the log; a `Retry-After` of up to an hour is respected. Nothing runs between two
+        steps of the iteration, so it can be abandoned at any time.
 
         Source: `GET /v1/conversations/{id}/messages`.
 
         Args:
-            conversation_id: Its id (`conv_...`).
-            after: Begin with what was received later than this: an aware `datetime`, an ISO 8601 string with an
-                offset, or the message that was handled last, to go on exactly behind it. None for what arrives from now
-                on: behind the newest message at the first step.
-            poll_interval: Seconds from one poll to the next while messages arrive, more than 0.
-            max_poll_interval: The longest such time, in seconds; never less than `poll_interval`.
-            overlap: A message that the API shows later than others which were received after it still comes, if that is
-                no more than so many seconds late; it comes late then, and once. From 0.
+            conversation_id: The conversation's id (`conv_...`).
+            after: Start with the messages received after this: an aware `datetime`, an ISO 8601 string with an offset,
+                or the message that was handled last, to continue exactly after it. None for the messages that arrive
+                after the first step.
+            poll_interval: Seconds between polls while messages arrive, more than 0.
+            max_poll_interval: The longest interval, in seconds; at least `poll_interval` is used.
+            overlap: How late a message may be published, in seconds from 0. One that the API publishes up to this much
+                later than messages with a newer timestamp is still yielded, once, out of order.
 
         Returns:
-            An iterator. Nothing is sent before its first step. Its `aclose()` ends it, also where its next message is
-            being waited for.
+            An iterator. Nothing is sent before its first step. `aclose()` ends it, also while it is waiting for a
+            message.
 
         Raises:
-            NotFoundError: There is no such conversation, or the key has no access to it.
-            APIStatusError: The API said no, and will again. The next step of the same iterator asks again.
-            ResponseDecodeError: The answer is not what the API promises.
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            ValueError: An argument is out of its range, or an instant has no time or no offset.
-            TypeError: An argument is of another type.
+            NotFoundError: The conversation does not exist, or the key has no access to it.
+            APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
+                tries again.
+            ResponseDecodeError: The response does not match the API's schema.
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ValueError: An argument is out of range, or a timestamp has no time or no offset.
+            TypeError: An argument has the wrong type.
         """
-        pace = _pace(poll_interval, max_poll_interval)
-        walk = FollowWalk(
-            after=read_bound(after, "after"),
-            overlap=_seconds("overlap", overlap),
+        check_seconds("poll_interval", poll_interval, maximum=MAX_SECONDS)
+        check_seconds("max_poll_interval", max_poll_interval, allow_zero=True, maximum=MAX_SECONDS)
+        check_seconds("overlap", overlap, allow_zero=True, maximum=MAX_SECONDS)
+        backoff = PollBackoff(poll_interval, max(poll_interval, max_poll_interval))
+        paginator = FollowPaginator(
+            after=parse_bound(after, "after"),
+            overlap=timedelta(seconds=overlap),
             clock=self._transport.clock,
             server_time=self._transport.server_time,
         )
 
-        def call(request: CursorRequest) -> _wire.Call[Page[Message]]:
-            return _messages_call(conversation_id, request)
+        def spec(request: CursorRequest) -> RequestSpec[Page[Message]]:
+            return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
-        call(CursorRequest(limit=1))  # an id that cannot be is told here, not at the first step
-        return _Live(walk, call, self._transport, pace)
+        spec(CursorRequest(limit=1))  # raises here for an invalid id, not at the first step
+        return PollingStream(paginator, spec, self._transport, backoff)
 
     def watch(
         self,
@@ -412,168 +295,62 @@ class AsyncConversations:
         max_poll_interval: float = 60.0,
         overlap: float = 30.0,
     ) -> AsyncStream[NewMessage]:
-        """Read the messages of all conversations as they arrive: an iteration without end, each message once.
+        """Watch all conversations: yield their new messages, each once. The iteration never ends.
 
-        Each poll reads the head of the list, and those conversations that moved there; what it brings comes ordered by
-        instant. An idle poll is one request. For all else it is as `follow`.
+        It polls the start of the list, and reads the conversations that have moved there. The messages of one poll are
+        ordered by timestamp. An idle poll is one request. The interval grows from `poll_interval` to
+        `max_poll_interval` while nothing arrives; a message resets it. Connection failures, 429s and 5xx responses are
+        retried until they clear, and reported through `on_retry` and the log; a `Retry-After` of up to an hour is
+        respected. Nothing runs between two steps of the iteration, so it can be abandoned at any time.
 
-        What arrived since `after` is read whole before the first of it comes. The API's `messageCount` tells of
-        messages that are shown late behind newer ones of the same conversation; where it is null, those are not seen.
+        With `after`, all messages received since then are read before the first is yielded. A message that the API
+        publishes late, after a newer one of the same conversation, is detected by `messageCount`; where that is null,
+        it is missed.
 
         Source: `GET /v1/conversations`, `GET /v1/conversations/{id}/messages`.
 
         Args:
-            after: Begin with what was received later than this: an aware `datetime`, an ISO 8601 string with an
-                offset, or the message that was handled last, to go on exactly behind it. None for what arrives from now
-                on: behind the newest message at the first step.
-            poll_interval: Seconds from one poll to the next while messages arrive, more than 0.
-            max_poll_interval: The longest such time, in seconds; never less than `poll_interval`.
-            overlap: A message that the API shows later than others which were received after it still comes, if that is
-                no more than so many seconds late; it comes late then, and once. From 0.
+            after: Start with the messages received after this: an aware `datetime`, an ISO 8601 string with an offset,
+                or the message that was handled last, to continue exactly after it. None for the messages that arrive
+                after the first step.
+            poll_interval: Seconds between polls while messages arrive, more than 0.
+            max_poll_interval: The longest interval, in seconds; at least `poll_interval` is used.
+            overlap: How late a message may be published, in seconds from 0. One that the API publishes up to this much
+                later than messages with a newer timestamp is still yielded, once, out of order.
 
         Returns:
-            An iterator of pairs, `conversation, message`. Nothing is sent before its first step. Its `aclose()` ends
-            it, also where its next message is being waited for.
+            An iterator of pairs, `conversation, message`. Nothing is sent before its first step. `aclose()` ends it,
+            also while it is waiting for a message.
 
         Raises:
-            APIStatusError: The API said no, and will again. The next step of the same iterator asks again.
-            ResponseDecodeError: The answer is not what the API promises.
-            PaginationError: The pages contradict each other, or one instant holds more messages than a page can.
-            ValueError: An argument is out of its range, or an instant has no time or no offset.
-            TypeError: An argument is of another type.
+            APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
+                tries again.
+            ResponseDecodeError: The response does not match the API's schema.
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ValueError: An argument is out of range, or a timestamp has no time or no offset.
+            TypeError: An argument has the wrong type.
         """
-        pace = _pace(poll_interval, max_poll_interval)
-        walk = WatchWalk(
-            after=read_bound(after, "after"),
-            overlap=_seconds("overlap", overlap),
+        check_seconds("poll_interval", poll_interval, maximum=MAX_SECONDS)
+        check_seconds("max_poll_interval", max_poll_interval, allow_zero=True, maximum=MAX_SECONDS)
+        check_seconds("overlap", overlap, allow_zero=True, maximum=MAX_SECONDS)
+        backoff = PollBackoff(poll_interval, max(poll_interval, max_poll_interval))
+        paginator = WatchPaginator(
+            after=parse_bound(after, "after"),
+            overlap=timedelta(seconds=overlap),
             clock=self._transport.clock,
             server_time=self._transport.server_time,
         )
 
-        def call(request: OffsetRequest | MessagesRequest) -> _wire.Call[Page[Any]]:
+        def spec(
+            request: OffsetRequest | MessagesRequest,
+        ) -> RequestSpec[Page[Conversation]] | RequestSpec[Page[Message]]:
             if isinstance(request, OffsetRequest):
-                return _wire.list_conversations(limit=request.limit, offset=request.offset)
-            return _messages_call(request.conversation_id, request.cursor)
+                return list_conversations(limit=request.limit, offset=request.offset)
+            cursor = request.cursor
+            return list_messages(request.conversation_id, limit=cursor.limit, before=cursor.before, after=cursor.after)
 
-        return _Live(walk, call, self._transport, pace)
+        def default_on_not_found(request: OffsetRequest | MessagesRequest) -> Page[Any] | None:
+            # A conversation may have gone since it was listed. Where the list itself is not found, something is wrong.
+            return GONE if isinstance(request, MessagesRequest) else None
 
-
-class _Pages(AsyncStream[Page[T]]):
-    """Drive one walk: ask for what it wants, hand it the answers. Nothing runs between two steps."""
-
-    def __init__(
-        self, walk: Walk[R, T], call: Callable[[R], _wire.Call[Page[T]]], transport: Transport, *, at_once: int = 1
-    ) -> None:
-        super().__init__()
-        self._walk = walk
-        self._call = call
-        self._transport = transport
-        self._at_once = at_once
-
-    async def _next_batch(self) -> tuple[Page[T]]:
-        while requests := self._walk.next_requests():
-            calls = [self._call(request) for request in requests]
-            pages = await self._transport.send_all(calls, at_once=self._at_once)
-            items = tuple(self._walk.receive(pages))
-            if items or self._walk.is_over:
-                return (Page(data=items, has_more=not self._walk.is_over, total=pages[-1].total),)
-        raise StopAsyncIteration
-
-
-class _Items(AsyncStream[T]):
-    """Give the items of the pages one by one."""
-
-    def __init__(self, pages: AsyncStream[Page[T]]) -> None:
-        super().__init__()
-        self._pages = pages
-
-    async def _next_batch(self) -> list[T]:
-        return [item for page in await self._pages.next_batch() for item in page]
-
-
-class _Live(AsyncStream[T]):
-    """Drive a live walk: as `_Pages` does, with rests between its polls, and outlasting what passes."""
-
-    def __init__(
-        self,
-        walk: FollowWalk | WatchWalk,
-        call: Callable[[Any], _wire.Call[Page[Any]]],
-        transport: Transport,
-        pace: Pace,
-    ) -> None:
-        super().__init__()
-        self._walk = walk
-        self._call = call
-        self._transport = transport
-        self._pace = pace
-        self._began_at: float | None = None
-        """When the poll began that is under way."""
-        self._resume_at = -math.inf
-        """Before this nothing is sent."""
-
-    async def _next_batch(self) -> Sequence[T]:
-        while True:
-            requests: Sequence[Any] = self._walk.next_requests()
-            if requests:
-                await self._transport.sleep_until(self._resume_at)
-                if self._began_at is None:
-                    self._began_at = self._transport.clock()
-                items: Sequence[Any] = self._walk.receive(await self._ask(requests))
-                if items:
-                    return items
-            else:
-                rest = self._pace.rest(has_news=self._walk.has_news)
-                self._resume_at = (self._began_at or 0.0) + rest
-                self._began_at = None
-                self._walk.receive(())
-                if not self._walk.next_requests():
-                    raise RuntimeError(_BROKEN_OFF)
-
-    async def _ask(self, requests: Sequence[Any]) -> Sequence[Page[Any]]:
-        # A conversation may have gone since the list showed it. Only then: where the list itself is not found, the
-        # base URL is wrong, or the API is at fault.
-        missing = GONE if isinstance(requests[0], MessagesRequest) else None
-        while True:
-            try:
-                return await self._transport.send_all(list(map(self._call, requests)), missing=missing)
-            except (APIConnectionError, APIStatusError) as error:
-                retry_after = getattr(error, "retry_after", None) or 0.0
-                is_passing = is_temporary(error) or isinstance(error, DeadlineExceededError)
-                if not is_passing or retry_after > LONGEST_RETRY_AFTER:
-                    raise
-                pause = max(retry_after, self._pace.rest(has_news=False))
-                self._resume_at = self._transport.clock() + pause
-                self._transport.report(error, pause)
-                await self._transport.sleep_until(self._resume_at)
-
-
-def _messages_call(conversation_id: str, request: CursorRequest) -> _wire.Call[Page[Message]]:
-    return _wire.list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
-
-
-def _check_count(
-    name: str, value: int | None, *, least: int = 1, most: int | None = None, optional: bool = False
-) -> None:
-    """Refuse what is not a whole number of things; None only where the caller may leave it open."""
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is an integer, not {value!r}")
-    if value < least or (most is not None and value > most):
-        upto = "or more" if most is None else f"to {most}"
-        raise ValueError(f"{name} is {least} {upto}, not {value}")
-
-
-def _seconds(name: str, value: float, *, may_be_zero: bool = True) -> timedelta:
-    """Refuse what is no length of time."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
-    if not 0 <= value < 1e9 or (value == 0 and not may_be_zero):
-        raise ValueError(f"{name} is a number of seconds {'from' if may_be_zero else 'above'} 0, not {value}")
-    return timedelta(seconds=value)
-
-
-def _pace(poll_interval: float, max_poll_interval: float) -> Pace:
-    _seconds("poll_interval", poll_interval, may_be_zero=False)
-    _seconds("max_poll_interval", max_poll_interval)
-    return Pace(poll_interval, max(poll_interval, max_poll_interval))
+        return PollingStream(paginator, spec, self._transport, backoff, default_on_not_found=default_on_not_found)

@@ -1,292 +1,215 @@
-"""One event loop on one thread, for the blocking face: `run` is the only way in, and knows nothing of what it runs.
+"""The bridge under the sync facade: run async code on one event loop, which a daemon thread of the process runs.
 
-The thread starts at the first call and is shared by all clients of the process. It is a daemon, so that it never keeps
-the interpreter from exiting; a forked child, which has no such thread, starts one of its own at its first call.
+The thread starts at the first call and serves all clients of the process. `run` is the only way to it. A forked child
+leaves its copy of the parent's event loop alone, and starts a thread of its own at its first call.
 
-Not anyio's `BlockingPortal`: its call takes two hops between the threads where one will do, and makes its future where
-an exception raised by a signal handler can lose it, so that the request goes out after Ctrl-C.
+This is not anyio's `BlockingPortal`. That one changes threads twice for each call, and creates its future where an
+exception raised by a signal handler can lose it: the request would still be sent after Ctrl-C.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import operator
 import os
 import sys
 import threading
 import warnings
-from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import Future
-
-# Now and not with asyncio: it registers with fork, and one that is under way would end in a complaint.
-from concurrent.futures.thread import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
-import anyio
-
+from agentphone._loop_thread import LoopThread, pause_thread_at_fork
+from agentphone._streams import STREAM_NO_COPY, AsyncStream
 from agentphone.errors import ClientClosedError, ConfigurationError
 
 if TYPE_CHECKING:
-    import asyncio  # at run time with the first call: it takes as long to import as half of this package
+    import asyncio
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PACKAGE = str(Path(__file__).parent) + os.sep
-_CANCELLATION_SECONDS = 1.0
-_PAUSE_SECONDS = 1.0
-_INSTEAD = {"_advance": "iterate with `async for`", "__aenter__": "use `async with`", "__aexit__": "use `async with`"}
-_TOO_LATE = "The interpreter is exiting, and it is too late for a call. Make it before the program ends."
-
-_USED_BY_THE_THREAD = (
-    "agentphone._connection",
-    "anyio._backends._asyncio",
+PRELOADED_MODULES = (
+    "agentphone._http.connection",
     "anyio.streams.tls",
     "encodings.idna",
     "httpcore",
     "httpcore._backends.anyio",
 )
-"""What the thread would import while it works. A fork in that moment would leave the child with import locks that
-nobody releases, so it is imported before the thread starts."""
+"""What calls import on the thread, imported before it starts."""
 
+ASYNC_EQUIVALENTS = {
+    "_advance": "iterate with `async for`",
+    "__aenter__": "use `async with`",
+    "__aexit__": "use `async with`",
+}
+"""What to do instead of a blocking call, by the method that it runs; `await` it where none is listed."""
 
-class _Lookups(ThreadPoolExecutor):
-    """Look up names, each on a daemon thread: Python waits for an executor's own threads before it exits.
+CANCELLATION_SECONDS = 1.0
+"""How long an interrupted call may take to end."""
 
-    At exit an executor takes no more work and threads may no longer start; then the event loop itself waits for the
-    answer, which nothing else needs by then.
-    """
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001  # whoever waits for the future gets it
-                future.set_exception(error)
-
-        future.set_running_or_notify_cancel()
-        try:
-            threading.Thread(target=work, name="agentphone lookup", daemon=True).start()
-        except RuntimeError:
-            work()
-        return future
+_PACKAGE = str(Path(__file__).parent) + os.sep
+_TOO_LATE = "The interpreter is exiting, and it is too late for a call. Make it before the program ends."
 
 
 class Portal:
-    """The thread and its event loop."""
+    """The loop thread of this process, started at its first call."""
 
     def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop
-        self._started: Future[asyncio.AbstractEventLoop] = Future()
-        self._thread = threading.Thread(target=self._work, name="agentphone", daemon=True)
-        self._is_paused = threading.Event()
-        self._may_go_on = threading.Event()
+        # Reentrant, because a signal handler may make the first call while its own thread is making it.
+        self._lock = threading.RLock()
+        self._thread: LoopThread | None = None
+        self._parents: list[LoopThread] = []
+        """Kept, so that no finalizer closes an event loop that shares its sockets with the parent's."""
+        pause_thread_at_fork(self)
 
-    def start(self) -> None:
-        """Start the thread, and wait until its event loop runs."""
-        self._thread.start()
-        self.loop = self._started.result()
+    def thread(self) -> LoopThread:
+        """Return the thread, started if necessary.
 
-    def is_current(self) -> bool:
-        """Say whether this is the thread of the portal itself."""
-        return threading.get_ident() == self._thread.ident
+        Raises:
+            ClientClosedError: The interpreter is exiting.
+            ConfigurationError: gevent has patched the threads.
+        """
+        return self._thread or self._start()
 
-    def pause(self) -> None:
-        """Hold the thread between two steps of its event loop, if it comes there in time."""
-        self._may_go_on.clear()
-        self._is_paused.clear()
-        self.loop.call_soon_threadsafe(self._stand_still)
-        self._is_paused.wait(_PAUSE_SECONDS)
+    def _start(self) -> LoopThread:
+        with self._lock:
+            if self._thread is None:
+                _check_gevent()
+                thread = LoopThread("agentphone", preload=PRELOADED_MODULES)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    if "shutdown" not in str(error):  # "can't start new thread at interpreter shutdown"
+                        raise
+                    raise ClientClosedError(_TOO_LATE) from None
+                self._thread = thread
+            return self._thread
 
-    def go_on(self) -> None:
-        """Let the thread go on."""
-        self._may_go_on.set()
+    def before_fork(self) -> None:
+        """Wait until the thread is not about to start, and pause it.
 
-    def _stand_still(self) -> None:
-        self._is_paused.set()
-        self._may_go_on.wait()
+        The child would inherit locks that nobody releases: of half-done imports, and those inside OpenSSL, which hung
+        one child in a few hundred.
+        """
+        self._lock.acquire()
+        if self._thread is not None:
+            self._thread.pause()
 
-    def _work(self) -> None:
-        try:
-            anyio.run(self._serve, backend="asyncio")
-        except BaseException as error:  # noqa: BLE001  # whoever waits for the start gets it
-            self._started.set_exception(error)
+    def after_fork_in_parent(self) -> None:
+        """Resume the thread."""
+        if self._thread is not None:
+            self._thread.resume()
+        self._lock.release()
 
-    async def _serve(self) -> None:
-        with contextlib.suppress(ImportError):
-            # Calls come with their caller's context, which may say that trio runs there; the thread's own word wins.
-            importlib.import_module("sniffio").thread_local.name = "asyncio"
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(_Lookups())
-        self._started.set_result(loop)
-        await anyio.sleep_forever()
-
-
-_portal: Portal | None = None
-_lock = threading.RLock()
-_is_fork_watched = False
-_inherited: list[Portal | None] = []
-
-
-def _before_fork() -> None:
-    """Let no fork happen while the portal starts or its thread is at work.
-
-    The child would inherit locks that nobody releases: of half-done imports, and those inside OpenSSL, which hung one
-    child in a few hundred. The first of our hooks to run is the one that was registered last; see `_start`.
-    """
-    _lock.acquire()
-    if _portal is not None and not _portal.is_current() and not sys.is_finalizing():
-        _portal.pause()
+    def after_fork_in_child(self) -> None:
+        """Forget the parent's thread."""
+        self._lock = threading.RLock()
+        if self._thread is not None:
+            self._parents.append(self._thread)
+            self._thread = None
 
 
-def _after_fork_in_parent() -> None:
-    if _portal is not None:
-        _portal.go_on()
-    with contextlib.suppress(RuntimeError):  # this was registered in the middle of the fork
-        _lock.release()
+_portal = Portal()
 
 
-def _after_fork_in_child() -> None:
-    """Leave the parent's portal alone: its loop shares sockets with the parent's."""
-    global _portal, _lock
-    _inherited.append(_portal)
-    _portal = None
-    _lock = threading.RLock()
-
-
-def _start() -> Portal:
-    global _portal, _is_fork_watched
-    with _lock:
-        if _portal is None:
-            _refuse_gevent()
-            if not _is_fork_watched and hasattr(os, "register_at_fork"):
-                # Not before the first call: a sandbox is made by then, and its hook, which takes locks that the
-                # portal's thread may wait for, is to run after the one that pauses that thread.
-                os.register_at_fork(
-                    before=_before_fork,
-                    after_in_parent=_after_fork_in_parent,
-                    after_in_child=_after_fork_in_child,
-                )
-                _is_fork_watched = True
-            for module in _USED_BY_THE_THREAD:
-                importlib.import_module(module)
-            portal = Portal()
-            try:
-                portal.start()
-            except RuntimeError as error:
-                if "shutdown" not in str(error):  # "can't start new thread at interpreter shutdown"
-                    raise
-                raise ClientClosedError(_TOO_LATE) from None
-            _portal = portal
-        return _portal
-
-
-def _refuse_gevent() -> None:
-    """Refuse to start among patched threads, where the event loop would stop every greenlet of the process."""
+def _check_gevent() -> None:
+    """Raise where gevent has patched the threads: the event loop would block every greenlet of the process."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
         raise ConfigurationError(
-            "gevent has patched the threads, which the blocking Client cannot work among. Run the server with real"
-            " threads (gunicorn --worker-class gthread), or call gevent.monkey.patch_all(thread=False, os=False,"
-            " signal=False, subprocess=False) and make the calls by gevent.get_hub().threadpool.apply(), or use"
-            " AsyncClient in an asyncio server."
+            "gevent has patched the threads, and the blocking Client needs real ones. Run the server with real threads"
+            " (gunicorn --worker-class gthread), or call gevent.monkey.patch_all(thread=False, os=False, signal=False,"
+            " subprocess=False) and make the calls by gevent.get_hub().threadpool.apply(), or use AsyncClient in an"
+            " asyncio server."
         )
 
 
 class _Call(Generic[T]):
-    """One call on its way: begun and waited for by the caller's thread, run by the portal's."""
+    """One call: started and awaited by the caller's thread, run by the portal's."""
 
-    def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
-        self._make = make
+    def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
+        self._function = function
         self._task: asyncio.Task[None] | None = None
-        self._is_abandoned = False
-        # The barest lock there is, taken now and released with the outcome: a Future's condition costs more than that.
+        self._is_cancelled = False
+        # A bare lock, acquired now and released with the outcome: the condition of a Future costs more.
         self.is_done = threading.Lock()
         self.is_done.acquire()
         self.result: T
         self.error: BaseException | None = None
 
-    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the task; the caller's context came with the callback that this is."""
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Create the task. Runs as a callback of the loop, in the caller's context."""
         self._task = loop.create_task(self._run())
 
     async def _run(self) -> None:
         try:
-            if not self._is_abandoned:
-                self.result = await self._make()
-        except BaseException as error:  # noqa: BLE001  # all of it belongs to the caller, who raises it
+            if not self._is_cancelled:
+                self.result = await self._function()
+        except BaseException as error:  # noqa: BLE001  # raised in the caller's thread
             self.error = error
         finally:
             self.is_done.release()
 
-    def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Cancel the call, and wait until nothing of it runs any more. For the caller's thread."""
-        self._is_abandoned = True
-        is_cancelled = threading.Event()
-        loop.call_soon_threadsafe(self._cancel, is_cancelled)
-        is_cancelled.wait(_CANCELLATION_SECONDS)
+    def cancel(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel the call from the caller's thread, and wait until its task has ended."""
+        self._is_cancelled = True
+        has_ended = threading.Event()
+        loop.call_soon_threadsafe(self._cancel, has_ended)
+        has_ended.wait(CANCELLATION_SECONDS)
 
-    def _cancel(self, is_cancelled: threading.Event) -> None:
+    def _cancel(self, has_ended: threading.Event) -> None:
         if self._task is None or self._task.done():
-            is_cancelled.set()
+            has_ended.set()
         else:
             self._task.cancel()
-            self._task.add_done_callback(lambda _: is_cancelled.set())
+            self._task.add_done_callback(lambda _: has_ended.set())
 
 
 def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call an async function on the portal's event loop, with the caller's context, and wait for what it gives.
+    """Call an async function on the portal's event loop, in the caller's context, and return its result.
 
-    An exception that ends the waiting (Ctrl-C, or whatever a signal handler raises) cancels the call and goes on at
-    once.
+    An exception raised while it waits (by Ctrl-C or another signal handler) cancels the call and propagates at once.
 
     Raises:
-        ClientClosedError: The interpreter is exiting, and it is too late to start.
+        ClientClosedError: The interpreter is exiting.
         ConfigurationError: gevent has patched the threads.
-        RuntimeError: It was called from inside the portal's own loop, by a hook or a transport.
+        RuntimeError: It was called on the portal's own thread, by a hook or a transport.
     """
-    if sys.is_finalizing():  # a `__del__` at the very end: the portal's thread does not run any more
+    if sys.is_finalizing():  # in a `__del__` at the very end, when daemon threads no longer run
         raise ClientClosedError(_TOO_LATE)
-    portal = _portal or _start()
-    _check_loops(portal, function)
+    thread = _portal.thread()
+    _check_loops(thread, function)
     call = _Call(lambda: function(*args, **kwargs))
     try:
-        portal.loop.call_soon_threadsafe(call.begin, portal.loop)
+        thread.loop.call_soon_threadsafe(call.start, thread.loop)
         call.is_done.acquire()
     except BaseException:
-        call.abandon(portal.loop)
+        call.cancel(thread.loop)
         raise
-    error, call.error = call.error, None  # which the traceback leads back to
+    error, call.error = call.error, None  # the traceback refers to the call
     if error is None:
         return call.result
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
-        traceback = traceback.tb_next  # how the call came to the other thread says nothing of what went wrong
+        traceback = traceback.tb_next  # the frames of this module on the other thread say nothing about the error
     try:
         raise error.with_traceback(traceback)
     finally:
-        del call, error, traceback  # the traceback holds this frame, and would hold itself
+        del call, error, traceback  # or the traceback would hold this frame, and the frame the traceback
 
 
-def _check_loops(portal: Portal, function: Callable[..., Any]) -> None:
-    """Refuse a call from the portal's own thread, and warn of one that blocks an event loop."""
+def _check_loops(thread: LoopThread, function: Callable[..., object]) -> None:
+    """Raise on the portal's own thread; warn where the call blocks another event loop."""
     if not _is_loop_running():
         return
     name = getattr(function, "__qualname__", repr(function))
-    instead = _INSTEAD.get(name.rpartition(".")[2], f"await {name}")
-    if portal.is_current():
+    instead = ASYNC_EQUIVALENTS.get(name.rpartition(".")[2], f"await {name}")
+    if thread.is_current():
         raise RuntimeError(
             "A blocking call was made inside the SDK's own event loop (from a hook or a transport), where it would wait"
             f" for itself. With an AsyncClient, {instead} there."
         )
-    level, frame = 2, sys._getframe(1)  # noqa: SLF001  # the way to a frame that CPython, PyPy and `warnings` itself go
+    level, frame = 2, sys._getframe(1)  # noqa: SLF001  # as `warnings` itself does
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(
@@ -297,8 +220,8 @@ def _check_loops(portal: Portal, function: Callable[..., Any]) -> None:
 
 
 def _is_loop_running() -> bool:
-    """Say whether this thread runs an event loop; also inside a callback of asyncio's, where anyio sees no task."""
-    # What was not imported has no loop that runs.
+    """Return whether this thread runs an event loop, also inside a callback of asyncio, where anyio finds no task."""
+    # A library that was not imported runs no loop.
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio.lowlevel")
     if trio is not None and trio.in_trio_run():
         return True
@@ -311,62 +234,8 @@ def _is_loop_running() -> bool:
     return True
 
 
-class AsyncStream(AsyncIterator[T]):
-    """An async iterator that can be closed, and need not be: between two steps nothing runs.
-
-    Its items come in batches, so that the blocking face changes threads once a batch. A class and not a generator: a
-    generator that is dropped half-way would need closing.
-    """
-
-    def __init__(self) -> None:
-        self._items: Iterator[T] = iter(())
-        self._at_work: anyio.CancelScope | None = None
-        self._is_closed = False
-
-    @abstractmethod
-    async def _next_batch(self) -> Iterable[T]:
-        """Give the next items, which may be none; raise StopAsyncIteration at the end."""
-
-    async def next_batch(self) -> Iterable[T]:
-        """Wait for the next items and give all that have come.
-
-        Raises:
-            StopAsyncIteration: The iteration has ended, or was closed.
-            RuntimeError: Another task or thread waits for them already.
-        """
-        if self._is_closed:
-            raise StopAsyncIteration
-        if self._at_work is not None:  # two answers to one request would pass for the answers to two
-            raise RuntimeError(
-                "This iterator is waiting for a page already, for another task or thread. Step it from one at a time,"
-                " or give each an iterator of its own."
-            )
-        try:
-            with anyio.CancelScope() as self._at_work:
-                return await self._next_batch()
-        finally:
-            self._at_work = None
-        raise StopAsyncIteration  # it was closed meanwhile
-
-    async def aclose(self) -> None:
-        """End the iteration, also for a task that waits for its next item. Closing again does nothing."""
-        self._is_closed = True
-        self._items = iter(())
-        if self._at_work is not None:
-            self._at_work.cancel()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T:
-        while True:
-            for item in self._items:
-                return item
-            self._items = iter(await self.next_batch())
-
-
 class Stream(Iterator[T]):
-    """An iterator that can be closed, and need not be: the blocking face of an `AsyncStream`."""
+    """An iterator that can be closed. It need not be: nothing runs between two steps."""
 
     def __init__(self, source: AsyncStream[T]) -> None:
         self._source = source
@@ -382,18 +251,21 @@ class Stream(Iterator[T]):
                 raise StopIteration from None
 
     async def _advance(self) -> None:
-        """Take the next batch: in the portal's thread, so that no signal in the caller's loses what the walk gave."""
-        if not operator.length_hint(self._items):  # another thread may have brought some meanwhile
+        """Store the next batch, on the portal's thread: a signal in the caller's thread must not lose its items."""
+        if not operator.length_hint(self._items):  # another thread may have stored some meanwhile
             self._items = iter(await self._source.next_batch())
 
+    def __reduce__(self) -> str:
+        raise TypeError(STREAM_NO_COPY)
+
     def close(self) -> None:
-        """End the iteration, also for a thread that waits for its next item. Closing again does nothing."""
+        """End the iteration, also for a thread that is waiting for its next item. Closing again does nothing."""
         self._items = iter(())
         run(self._source.aclose)
 
 
 def iterate(source: AsyncIterator[T]) -> Stream[T]:
-    """Iterate over an async stream from blocking code."""
+    """Return a blocking iterator over an async stream."""
     if not isinstance(source, AsyncStream):
-        raise TypeError(f"{type(source).__name__} gives no batches")
+        raise TypeError(f"{type(source).__name__} has no batches")
     return Stream(source)

@@ -1,23 +1,23 @@
-"""Every exception that the SDK raises on purpose. Plain data: nothing here sends, parses or decides.
+"""Every exception that the SDK raises on purpose. Plain data: nothing here sends, parses or decides anything.
 
     AgentPhoneError
-    ├── ConfigurationError           the client was set up wrongly; nothing was sent
-    ├── ClientClosedError            the client was used after close, or closed during the call
-    ├── APIConnectionError           no whole answer came: network, proxy, TLS, server gone
+    ├── ConfigurationError           the client or webhook is set up wrongly; nothing was sent
+    ├── ClientClosedError            the client was used after close, or closed during a call
+    ├── APIConnectionError           no complete response: network, proxy, TLS, lost server
     │   └── APITimeoutError          ... within `timeout`, the seconds for one attempt
     │       └── DeadlineExceededError    ... within `deadline`, the seconds for the whole call
-    ├── ResponseDecodeError          an answer or a webhook came and is not what the API promises
-    │   └── StateDecodeError         ... or a stored state does not fit the class that it is read as
-    ├── PaginationError              the pages contradict each other; going on would loop or lose items
+    ├── ResponseDecodeError          a response or webhook is not what the API promises
+    │   └── StateDecodeError         ... or a stored state does not match its class
+    ├── PaginationError              contradictory pages: continuing would loop or lose items
     ├── WebhookVerificationError     a webhook delivery is not from AgentPhone, or too old
-    └── APIStatusError               the API said no
+    └── APIStatusError               the API returned an error status
         ├── BadRequestError 400          ├── NotFoundError 404
         ├── AuthenticationError 401      ├── ConflictError 409
         ├── PermissionDeniedError 403    ├── UnprocessableEntityError 422
         ├── RateLimitError 429           └── ServerError 5xx
 
-A wrong argument is not among them: that is a `ValueError` or a `TypeError`, raised before anything is sent. All of
-them can be pickled (Celery, multiprocessing), and none holds the API key.
+A wrong argument is not among them: it raises `ValueError` or `TypeError` before anything is sent. All of these can be
+pickled (Celery, multiprocessing), and none contains the API key.
 """
 
 from __future__ import annotations
@@ -28,27 +28,37 @@ from attrs import frozen
 
 E = TypeVar("E", bound=BaseException)
 
+MAX_ERROR_BODY = 500
+"""How many bytes of a response's body an error keeps."""
+
 
 @frozen
 class Attempt:
-    """What happened at one attempt to send a request."""
+    """One attempt to send a request."""
 
     outcome: str
     """The status (`"503"`) or the name of the failure (`"ReadTimeout"`)."""
     elapsed: float
-    """Seconds until the outcome, waiting for a free connection included."""
-    pause: float
-    """Seconds waited afterwards, before the next attempt; 0.0 after the last."""
+    """Seconds until the outcome, including the wait for a free connection."""
+    delay: float
+    """Seconds waited before the next attempt; 0.0 after the last."""
 
 
 def _rebuild(cls: type[E], args: tuple[Any, ...]) -> E:
-    """Make an exception without its `__init__`, whose keyword arguments pickle does not know."""
+    """Create an exception without calling `__init__`: pickle does not keep its keyword arguments."""
     return cls.__new__(cls, *args)
 
 
-def _one_line(text: str) -> str:
-    """Escape what could forge a line of a log or steer a terminal: the texts of servers end in both."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def escape_control_characters(text: str, *, keep: str = "") -> str:
+    """Escape control characters, so that server-supplied text cannot forge log lines or drive a terminal.
+
+    Args:
+        text: Any text.
+        keep: Unprintable characters to leave as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 class AgentPhoneError(Exception):
@@ -59,93 +69,116 @@ class AgentPhoneError(Exception):
 
 
 class ConfigurationError(AgentPhoneError, ValueError):
-    """The client or the webhook was set up wrongly, which the text names. Nothing was sent; a retry cannot help.
+    """The client or the webhook is set up wrongly; the text names the setting. Nothing was sent, and no retry helps.
 
-    It is a `ValueError` too, as every other wrong value given by the caller.
+    It is a `ValueError` too, like any other invalid argument.
     """
 
 
 class ClientClosedError(AgentPhoneError):
-    """The client was used after `aclose()` or `close()`, or closed in the middle of the call, which the text says.
+    """The client was used after `aclose()` or `close()`, or closed during the call; the text says which.
 
-    Nothing was sent in the first case. Make a new client.
+    In the first case nothing was sent. Create a new client.
     """
 
 
 class PaginationError(AgentPhoneError):
-    """The pages contradict each other, so that going on would loop for ever or lose items unnoticed."""
+    """The pages contradict each other: continuing would loop forever or silently lose items."""
 
 
 class WebhookVerificationError(AgentPhoneError):
-    """A webhook delivery is not signed by a known secret, or not of now: do not act on it, answer with 400 or 401.
+    """A webhook delivery is not signed with a known secret, or is too old: do not act on it, respond with 400 or 401.
 
-    The text says what to check. It holds neither the secret nor the signature that would have been right.
+    The text says what to check. It contains neither the secret nor the expected signature.
     """
 
 
 class _RequestError(AgentPhoneError):
-    """Base of the errors that belong to one request."""
+    """Base of the errors of one request."""
 
     advice = ""
-    """Whose fault it is, whether to retry, what to do next: one sentence, the same for every error of the class."""
+    """The cause, whether to retry, and what to do next: one sentence, the same for every error of the class."""
 
     request: str
     """The method and the path with its query: `"GET /v1/conversations?limit=20&offset=0"`."""
     attempts: tuple[Attempt, ...]
-    """What happened at each attempt, in order; empty when it was not sent."""
+    """Every attempt, in order; empty if the request was not sent."""
 
-    def __init__(self, what: str, *, request: str, attempts: tuple[Attempt, ...] = ()) -> None:
-        super().__init__(what)
+    def __init__(self, reason: str, *, request: str, attempts: tuple[Attempt, ...] = ()) -> None:
+        super().__init__(reason)
         self.request = request
         self.attempts = attempts
 
     def __str__(self) -> str:
-        tries = f" (after {len(self.attempts)} attempts)" if len(self.attempts) > 1 else ""
-        return _one_line(" ".join(filter(None, (f"{self.request}: {self.args[0]}{tries}.", self.advice))))
+        count = f" (after {len(self.attempts)} attempts)" if len(self.attempts) > 1 else ""
+        return escape_control_characters(f"{self.request}: {self.args[0]}{count}. {self.advice}".rstrip())
 
 
 class APIConnectionError(_RequestError):
-    """No whole answer came: the network, a proxy, TLS or a server that went away.
+    """No complete response arrived: the network, a proxy or TLS failed, or the server closed the connection.
 
-    The call may or may not have reached the API. Every call of this SDK can be repeated without harm.
+    The request may or may not have reached the API. Every request of this SDK can be repeated safely.
+
+    Attributes:
+        is_permanent: True if every retry fails until a setting is changed: a certificate that is not trusted, or a
+            proxy that rejects the connection.
     """
 
-    advice = "The API did not answer; this is usually temporary: try again, and check the network and the base URL."
+    advice: str = (
+        "The API did not respond; this is usually temporary: try again, and check the network and the base URL."
+    )
+    advice_for_certificates = (
+        "This is not temporary: the certificate is not trusted, not valid now, or not for this host, and nothing was"
+        " sent. Check the base URL and this machine's clock; if the authority is your own or your company's, set"
+        " SSL_CERT_FILE to its certificate or pass an `ssl_context` to the client."
+    )
+    advice_for_proxies = (
+        "This is not temporary: the proxy rejects the connection. Put its user name and password into its URL"
+        " (HTTPS_PROXY=http://user:password@host:port), or exclude the API's host with NO_PROXY."
+    )
+
+    def __init__(
+        self, reason: str, *, request: str, attempts: tuple[Attempt, ...] = (), permanent_advice: str | None = None
+    ) -> None:
+        super().__init__(reason, request=request, attempts=attempts)
+        self.is_permanent: bool = permanent_advice is not None
+        if permanent_advice is not None:
+            self.advice = permanent_advice
 
 
 class APITimeoutError(APIConnectionError):
-    """No whole answer came within `timeout`, the seconds for one attempt."""
+    """No complete response arrived within `timeout`, the seconds for one attempt."""
 
-    advice = "The API was too slow; try again, or give the client a larger `timeout` (seconds for one attempt)."
+    advice = "The API was too slow; try again, or raise the client's `timeout` (seconds for one attempt)."
 
 
 class DeadlineExceededError(APITimeoutError):
-    """The time for the whole call, `deadline`, ran out in the middle of an attempt."""
+    """The time for the whole call, `deadline`, ran out during an attempt."""
 
-    advice = "Try again later, or give the client a larger `deadline` (seconds for a call with its retries)."
+    advice = "Try again later, or raise the client's `deadline` (seconds for a call with its retries)."
 
 
 class ResponseDecodeError(_RequestError):
-    """An answer or a webhook came and is not what the API promises: not JSON, a missing field, a wrong type.
+    """A response or a webhook is not what the API promises: not JSON, a missing field, a wrong type.
 
     Attributes:
-        path: Where in the body, in the API's own names (`data[3].lastMessageAt`); empty for the body as a whole.
-        status_code: The HTTP status of the answer; None for a webhook.
-        request_id: The answer's `X-Request-ID`, or None.
+        path: The place in the body, in the API's names (`data[3].lastMessageAt`); empty for the whole body.
+        status_code: The HTTP status of the response; None for a webhook.
+        request_id: The response's `X-Request-ID`, or None.
         body: The first 500 bytes of the body.
     """
 
     advice: str = (
-        "The answer is at fault, not the call; a proxy may have answered in the API's place, or the API changed."
+        "The response is at fault, not the request; it may come from a proxy instead of the API, or the API changed."
     )
     advice_for_webhooks: str = (
-        "The signature is good, so AgentPhone sent this, and its payloads may have changed; the same delivery fails"
-        " again each time: keep what you need of it, and answer with 200 to get no more of it."
+        "The signature is valid, so AgentPhone sent this, and its payloads may have changed; the same delivery fails"
+        " each time: keep what you need of it, and respond with 200 to stop its redelivery."
     )
 
     def __init__(
         self,
-        what: str,
+        reason: str,
         *,
         request: str,
         path: str = "",
@@ -154,11 +187,11 @@ class ResponseDecodeError(_RequestError):
         body: bytes = b"",
         attempts: tuple[Attempt, ...] = (),
     ) -> None:
-        super().__init__(what, request=request, attempts=attempts)
+        super().__init__(reason, request=request, attempts=attempts)
         self.path = path
         self.status_code = status_code
         self.request_id = request_id
-        self.body: bytes = body[:500]
+        self.body: bytes = body[:MAX_ERROR_BODY]
         if status_code is None:
             self.advice = self.advice_for_webhooks
 
@@ -168,40 +201,40 @@ class ResponseDecodeError(_RequestError):
             f"status {self.status_code}" if self.status_code is not None else "",
             f"request id {self.request_id}" if self.request_id else "",
         ]
-        told = ", ".join(filter(None, facts))
-        what = f"{where}{self.args[0]}" + (f" ({told})" if told else "")
-        begins = f" The body begins {self.body!r}." if self.body else ""
-        return _one_line(f"{self.request}: {what}.{begins} {self.advice}")
+        known = ", ".join(filter(None, facts))
+        text = f"{self.request}: {where}{self.args[0]}" + (f" ({known})" if known else "")
+        preview = f" The body begins {self.body!r}." if self.body else ""
+        return escape_control_characters(f"{text}.{preview} {self.advice}")
 
 
 class StateDecodeError(ResponseDecodeError):
-    """A stored state does not fit the class that it is read as, at `path`. Nothing was written.
+    """A stored state does not match the class that it is read as, at `path`. Nothing was written.
 
-    `status_code` is None, and `body` empty: what is wrong is the state, not the answer that brought it.
+    `status_code` is None and `body` is empty: the state is wrong, not the response that contained it.
     """
 
     advice = advice_for_webhooks = (
-        "The state is stored in another shape than the class has, and nothing was written: mend it with `update`, or"
-        " let the class take both (a default for what may be missing, `| None` for what may be null)."
+        "The stored state does not match the class, and nothing was written: fix it with `update`, or let the class"
+        " accept both (a default for what may be missing, `| None` for what may be null)."
     )
 
 
 class APIStatusError(_RequestError):
-    """The API answered with a status that is not a success. The classes below name the common ones.
+    """The API returned a status other than 2xx. The common ones have subclasses.
 
     Attributes:
         status_code: The HTTP status.
-        message: What the API says, or the status's own phrase where it says nothing.
+        message: The API's message, or the standard phrase of the status if there is none.
         code: The API's error code (`"VALIDATION_ERROR"`, an open set), or None.
         type: The API's error type, or None.
-        details: One dict for each complaint, with the keys `field`, `message` and `type` where the API names them.
-        retry_after: Seconds after which the API wants to be asked again, or None.
-        request_id: The answer's `X-Request-ID` (name it to AgentPhone's support), or None.
-        location: Where a redirect (3xx) points, or None. Redirects are not followed.
-        body: The first 500 bytes of the answer.
+        details: One dict per invalid field, with the keys `field`, `message` and `type` where the API has them.
+        retry_after: Seconds until a retry is welcome (`Retry-After`), or None.
+        request_id: The response's `X-Request-ID` (quote it to AgentPhone's support), or None.
+        location: The target of a redirect (3xx), or None. Redirects are not followed.
+        body: The first 500 bytes of the response.
     """
 
-    advice = "The SDK does not know this status; see the message."
+    advice: str = "The SDK does not know this status; see the message."
 
     def __init__(
         self,
@@ -210,7 +243,7 @@ class APIStatusError(_RequestError):
         request: str,
         status_code: int,
         code: str | None = None,
-        type: str | None = None,  # noqa: A002  # the API's own name for it, as a caller reads it: error.type
+        type: str | None = None,  # noqa: A002  # the API's name for it, as in `error.type`
         details: list[dict[str, Any]] | None = None,
         retry_after: float | None = None,
         request_id: str | None = None,
@@ -227,7 +260,7 @@ class APIStatusError(_RequestError):
         self.retry_after = retry_after
         self.request_id = request_id
         self.location = location
-        self.body: bytes = body[:500]
+        self.body: bytes = body[:MAX_ERROR_BODY]
 
     def __str__(self) -> str:
         facts = [
@@ -236,20 +269,20 @@ class APIStatusError(_RequestError):
             f"retry after {self.retry_after:g} s" if self.retry_after is not None else "",
             f"after {len(self.attempts)} attempts" if len(self.attempts) > 1 else "",
         ]
-        told = ", ".join(filter(None, facts))
-        complaints = "; ".join(
+        known = ", ".join(filter(None, facts))
+        details = "; ".join(
             f"{detail.get('field') or 'request'}: {detail.get('message') or detail.get('type') or '?'}"
             for detail in self.details
         )
         text = f"{self.request}: {self.status_code} {self.message.rstrip('.')}"
-        text += f" [{complaints}]" if complaints else ""
-        text += f" ({told})" if told else ""
-        text += f". It points to {self.location}" if self.location else ""
-        return _one_line(f"{text}. {self.advice}")
+        text += f" [{details}]" if details else ""
+        text += f" ({known})" if known else ""
+        text += f". It redirects to {self.location}" if self.location else ""
+        return escape_control_characters(f"{text}. {self.advice}")
 
 
 class BadRequestError(APIStatusError):
-    """400: the API could not read the request."""
+    """400: the API could not parse the request."""
 
     advice = "The request is at fault; sending it again cannot help."
 
@@ -261,39 +294,43 @@ class AuthenticationError(APIStatusError):
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the API key is known and may not do this."""
+    """403: the API key is valid but has no permission for this."""
 
-    advice = "This API key may not do that; a retry cannot help."
+    advice = "This API key has no permission for that; a retry cannot help."
 
 
 class NotFoundError(APIStatusError):
-    """404: no such thing, or this API key has no access to it."""
+    """404: it does not exist, or this API key has no access to it."""
 
-    advice = (
-        "The id is wrong, or belongs to a project that this API key cannot see, or the base URL leads elsewhere (it"
-        " stops before /v1); a retry cannot help."
+    advice: str = (
+        "The id is wrong, or belongs to a project that this API key cannot access, or the base URL is wrong (it stops"
+        " before /v1); a retry cannot help."
+    )
+    advice_for_lists = (
+        "There is no such list at this base URL, so it is probably wrong: check `base_url` and"
+        " AGENTPHONE_BASE_URL (it stops before /v1); a retry cannot help."
     )
 
 
 class ConflictError(APIStatusError):
-    """409: the request contradicts the present state."""
+    """409: the request conflicts with the current state."""
 
-    advice = "Read the present state, then decide again."
+    advice = "Read the current state, then decide again."
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: the API read the request and refuses a value in it."""
+    """422: the API parsed the request but rejects a value in it."""
 
     advice = "A value in the request is at fault; sending it again cannot help."
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests; `retry_after` says for how long, in seconds."""
+    """429: too many requests; `retry_after` is the time to wait, in seconds."""
 
-    advice = "Slow down: wait `retry_after` seconds, or share one client, whose limits then hold for all callers."
+    advice = "Slow down: wait `retry_after` seconds, or share one client, whose limits then apply to all callers."
 
 
 class ServerError(APIStatusError):
-    """5xx: the API or a proxy before it failed."""
+    """5xx: the API, or a proxy before it, failed."""
 
     advice = "The API is at fault, usually for a short time; try again later."

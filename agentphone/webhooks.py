@@ -1,6 +1,6 @@
 """Webhooks: verify that a delivery is AgentPhone's, and read it. It knows no web framework and sends nothing.
 
-    from agentphone.webhooks import DeliveryLog, MessageEvent, Webhook
+    from agentphone._delivery_log import DeliveryLog
 
 `Webhook.parse` takes the raw body and the headers of any framework and gives an event. `DeliveryLog` remembers which
 deliveries were handled, because AgentPhone sends one again until it is answered with 2xx.
@@ -14,29 +14,28 @@ import builtins
 import hashlib
 import hmac
 import math
-import os
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 
 from attrs import field, frozen
 
-from agentphone._config import Secret
-from agentphone._decoding import DecodeError, parse_json, structure
-from agentphone._state import misfit, read_state
+from agentphone._decoding import structure
+from agentphone._json import DecodeError, parse_json
+from agentphone._secret import Secret
+from agentphone._state import read_state, state_decode_error
 from agentphone.errors import ConfigurationError, ResponseDecodeError, WebhookVerificationError
 from agentphone.models import _extra
 
 if TYPE_CHECKING:
-    import sqlite3
+    pass
+from agentphone._delivery_log import DeliveryLog, SQLiteDeliveryLog
 
 T = TypeVar("T")
+
 
 __all__ = [
     "CallEndedEvent",
@@ -50,9 +49,6 @@ __all__ = [
     "VoiceEvent",
     "Webhook",
 ]
-
-
-# ---- Events
 
 
 @frozen(kw_only=True)
@@ -121,7 +117,7 @@ class Event:
         try:
             return read_state(self.conversation_state, cls, "conversationState")
         except DecodeError as error:
-            raise misfit(error, cls, _request(self.delivery_id)) from None
+            raise state_decode_error(error, cls, _request(self.delivery_id)) from None
 
 
 @frozen(kw_only=True)
@@ -185,9 +181,6 @@ class UnknownEvent(Event):
     """An event of a type that this version does not know. Its `data` is in `extra["data"]`, as received."""
 
 
-# ---- Payloads, as they are sent
-
-
 @frozen(kw_only=True)
 class _Payload:
     event: str
@@ -219,7 +212,7 @@ class _TextPayload(_Payload):
 
 
 @frozen(kw_only=True)
-class _Turn:
+class _VoiceData:
     call_id: str
     number_id: str | None = None
     from_: str
@@ -232,8 +225,8 @@ class _Turn:
 
 
 @frozen(kw_only=True)
-class _TurnPayload(_Payload):
-    data: _Turn
+class _VoicePayload(_Payload):
+    data: _VoiceData
 
 
 _BARE_EVENTS: Mapping[str, type[Event]] = {"agent.reaction": ReactionEvent, "agent.call_ended": CallEndedEvent}
@@ -244,7 +237,7 @@ def _read(raw: Any, delivery_id: str | None) -> Event:
     shape: type[_Payload] = _Payload
     match raw:
         case {"event": "agent.message", "channel": "voice"}:
-            shape = _TurnPayload
+            shape = _VoicePayload
         case {"event": "agent.message"}:
             shape = _TextPayload
     payload = structure(raw, shape)
@@ -269,10 +262,10 @@ def _read(raw: Any, delivery_id: str | None) -> Event:
                 media_url=text.media_url,
                 direction=text.direction,
                 received_at=text.received_at,
-                extra=_both(payload.extra, text.extra),
+                extra=_merge_extra(payload.extra, text.extra),
                 **common,
             )
-        case _TurnPayload(data=turn):
+        case _VoicePayload(data=turn):
             return VoiceEvent(
                 call_id=turn.call_id,
                 number_id=turn.number_id,
@@ -282,7 +275,7 @@ def _read(raw: Any, delivery_id: str | None) -> Event:
                 transcript=turn.transcript,
                 confidence=turn.confidence,
                 direction=turn.direction,
-                extra=_both(payload.extra, turn.extra),
+                extra=_merge_extra(payload.extra, turn.extra),
                 **common,
             )
     return _BARE_EVENTS.get(payload.event, UnknownEvent)(extra=payload.extra, **common)
@@ -293,20 +286,24 @@ def _request(delivery_id: str | None) -> str:
     return f"POST (webhook {delivery_id})" if delivery_id else "POST (webhook)"
 
 
-def _both(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
+def _merge_extra(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
     """Put what `data` has more under its name: the two levels may use one name for different things."""
     return {**outer, "data": inner} if inner else outer
 
 
-# ---- Signatures
-
 SIGNATURE, TIMESTAMP, DELIVERY_ID = "X-Webhook-Signature", "X-Webhook-Timestamp", "X-Webhook-ID"
-_SPELLINGS = {
+
+
+HEADER_ALIASES = {
     spelling: name
     for name in (SIGNATURE, TIMESTAMP, DELIVERY_ID)
     for spelling in (name.lower(), "http_" + name.lower().replace("-", "_"))  # HTTP, and WSGI's environ
 }
+
+
 _SIGNATURE_FORM = re.compile(r"sha256=([0-9A-Fa-f]{64})")
+
+
 _TIMESTAMP_FORM = re.compile(r"[0-9]{1,12}")  # not \d, which takes the digits of other scripts
 
 
@@ -340,7 +337,7 @@ class Webhook:
         tolerance: float = 300,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._secrets = _hidden(secret_or_secrets)
+        self._secrets = _wrap_secrets(secret_or_secrets)
         del secret_or_secrets  # from here on no error of ours shows it among the locals of this frame
         self._tolerance = tolerance
         self._clock = clock
@@ -372,7 +369,7 @@ class Webhook:
             return _read(parse_json(raw), delivery_id)
         except DecodeError as error:
             raise ResponseDecodeError(
-                error.what,
+                error.reason,
                 request=_request(delivery_id),
                 path=error.path,
                 status_code=None,
@@ -408,7 +405,7 @@ class Webhook:
         """
         sent = str(int(self._clock() if timestamp is None else timestamp))
         return {
-            SIGNATURE: "sha256=" + _digest(self._secrets[0], sent, _raw(body)).hex(),
+            SIGNATURE: "sha256=" + _digest(self._secrets[0], sent, _to_bytes(body)).hex(),
             TIMESTAMP: sent,
             DELIVERY_ID: str(uuid.uuid4()),
         }
@@ -416,9 +413,18 @@ class Webhook:
     def __repr__(self) -> str:
         return f"<Webhook secrets={len(self._secrets)} tolerance={self._tolerance!r}>"
 
+    def __copy__(self) -> Webhook:
+        return self  # It cannot change.
+
+    def __deepcopy__(self, _: object) -> Webhook:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A Webhook is not pickled, because it holds the secret. Create one in the other process.")
+
     def _verify(self, body: bytes, headers: _HasItems | Iterable[tuple[Any, Any]]) -> tuple[bytes, str | None]:
         """Give the verified bytes and the delivery id."""
-        raw = _raw(body)
+        raw = _to_bytes(body)
         found = _read_headers(headers)
         for name in (SIGNATURE, TIMESTAMP):
             if name not in found:
@@ -458,7 +464,7 @@ def _check_positive(name: str, value: Any) -> None:
         raise ConfigurationError(f"{name} is a positive, finite number of seconds, not {value!r}")
 
 
-def _hidden(given: Any) -> tuple[Secret, ...]:
+def _wrap_secrets(given: Any) -> tuple[Secret, ...]:
     """Take what was given as the secrets, whatever it is."""
     is_one = isinstance(given, str | bytes | bytearray | memoryview) or not isinstance(given, Iterable)
     values: Iterable[Any] = (given,) if is_one else given
@@ -480,7 +486,7 @@ def _check_secrets(secrets: tuple[Secret, ...]) -> None:
             )
 
 
-def _raw(body: Any) -> bytes:
+def _to_bytes(body: Any) -> bytes:
     """Give the body as bytes. What was parsed cannot be verified: the signature is over the bytes as they came."""
     if isinstance(body, bytes):
         return body
@@ -503,7 +509,7 @@ def _read_headers(headers: _HasItems | Iterable[tuple[Any, Any]]) -> dict[str, s
     found: dict[str, str] = {}
     for name, value in _pairs(headers):
         text = name.decode("latin-1") if isinstance(name, bytes) else name
-        known = _SPELLINGS.get(text.lower()) if isinstance(text, str) else None
+        known = HEADER_ALIASES.get(text.lower()) if isinstance(text, str) else None
         if known is None:
             continue
         if known in found:
@@ -532,117 +538,3 @@ def _read_delivery_id(text: str | None) -> str | None:
     if not text.isascii() or not text.isprintable() or "," in text:
         raise WebhookVerificationError(f"The header {DELIVERY_ID} is not one id.")
     return text
-
-
-# ---- Once each
-
-
-class DeliveryLog(Protocol):
-    """Remembers which deliveries were handled. A class with these two methods is one; it need not inherit.
-
-    Ask `seen` first; if it is not, handle the event, and `mark` it only when that succeeded: then a handler that fails
-    gets the retry. What this cannot prevent: that a retry arrives while the handler is still at work on the first. Give
-    the handler less time than AgentPhone waits for it, or let what it does bear a repetition.
-    """
-
-    def seen(self, delivery_id: str, /) -> bool:
-        """Say whether the delivery was marked."""
-        ...
-
-    def mark(self, delivery_id: str, /) -> None:
-        """Remember the delivery as handled; again does nothing."""
-        ...
-
-
-class SQLiteDeliveryLog:
-    """A `DeliveryLog` in an SQLite file, for all threads and processes of one machine.
-
-    It opens the file for each call and holds nothing open, so that it may be made before a fork. A call takes
-    milliseconds and blocks: in `async` code make it in a thread (`await asyncio.to_thread(log.seen, id)`).
-
-    Args:
-        path: The file; it is made if it is not there. The folder must be.
-        keep: How long a delivery is remembered, in seconds: longer than AgentPhone goes on to retry. What is older is
-            deleted by later marks.
-        clock: Gives now, in unix seconds.
-
-    Raises:
-        ConfigurationError: The file cannot be opened, or is no such log, or `keep` is not a positive, finite number.
-        TypeError: An argument is of another type.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], *, keep: float = 7 * 24 * 3600, clock: Callable[[], float] = time.time
-    ) -> None:
-        import sqlite3
-
-        _check_positive("keep", keep)
-        if os.fspath(path) == ":memory:":  # of which each call would have one of its own
-            raise ConfigurationError("The delivery log is kept in a file, not in ':memory:'.")
-        self._path = Path(path).absolute()  # because a daemon changes its folder later
-        self._keep = keep
-        self._clock = clock
-        try:
-            with self._opened() as database:
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS deliveries (id TEXT PRIMARY KEY, marked_at REAL NOT NULL) WITHOUT ROWID"
-                )
-                database.execute("CREATE INDEX IF NOT EXISTS deliveries_by_time ON deliveries (marked_at)")
-        except sqlite3.Error as error:
-            raise ConfigurationError(f"The delivery log {str(self._path)!r} cannot be used: {error}.") from error
-
-    def seen(self, delivery_id: str, /) -> bool:
-        """Say whether the delivery was marked.
-
-        Raises:
-            TypeError: The id is not a string; `event.delivery_id` is None for a delivery without one.
-            sqlite3.Error: The file cannot be read.
-        """
-        _check_id(delivery_id)
-        with self._opened() as database:
-            found = database.execute("SELECT 1 FROM deliveries WHERE id = ?", (delivery_id,)).fetchone()
-        return found is not None
-
-    def mark(self, delivery_id: str, /) -> None:
-        """Remember the delivery as handled; again does nothing.
-
-        Raises:
-            TypeError: The id is not a string; `event.delivery_id` is None for a delivery without one.
-            sqlite3.Error: The file cannot be written.
-        """
-        _check_id(delivery_id)
-        now = self._clock()
-        with self._opened() as database:
-            database.execute("INSERT OR IGNORE INTO deliveries VALUES (?, ?)", (delivery_id, now))
-            database.execute("DELETE FROM deliveries WHERE marked_at < ?", (now - self._keep,))
-
-    def __repr__(self) -> str:
-        return f"<SQLiteDeliveryLog {str(self._path)!r}>"
-
-    @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection, in a transaction that writes as soon as it is one."""
-        import sqlite3
-
-        with (
-            _no_fork,
-            closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level="IMMEDIATE")) as connection,
-            connection,
-        ):
-            yield connection
-
-
-_BUSY_SECONDS = 30.0
-_no_fork = threading.RLock()
-"""Held while SQLite is at work. It notes its locks of a file in memory: a child that is forked in that moment would
-wait for one that nobody releases."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
-
-
-def _check_id(delivery_id: Any) -> None:
-    if not isinstance(delivery_id, str):
-        raise TypeError(
-            f"A delivery's id is a string, not {type(delivery_id).__name__}; event.delivery_id is None where the"
-            f" delivery has no {DELIVERY_ID}."
-        )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from agentphone import Client
 from agentphone.export import export
-from tests.canned import CannedTransport
+from tests.support.canned import CannedTransport
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import ssl
 import subprocess
 import sys
@@ -14,6 +15,11 @@ import trustme
 from attrs import frozen
 
 from agentphone.sandbox import Sandbox
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts background jobs with SIGINT ignored, and children inherit that. A handler is reset to the default
+    # in a child, so the SIGINT that tests send reaches children, and the tests themselves still ignore it.
+    signal.signal(signal.SIGINT, lambda *_: None)
 
 SERVE = "import sys; from agentphone.sandbox.server import serve; sys.exit(serve(port=0, db=sys.argv[1]))"
 

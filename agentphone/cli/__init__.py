@@ -1,1 +1,1 @@
-"""The command line: its commands, what they do, and how it looks. How a run ends is said in `agentphone.__main__`."""
+"""The command line: its commands and output formats. The entry point, with the exit codes, is `agentphone.__main__`."""

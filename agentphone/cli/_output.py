@@ -1,6 +1,6 @@
-"""What the commands have to print, and the way to print it for programs: JSON lines.
+"""The interface of the output formats, and the one for programs: JSON lines.
 
-One JSON object a line, in UTF-8, with the API's own names; instants in UTC with `Z`; unknown fields as received.
+One JSON object a line, in UTF-8, with the API's own names; timestamps in UTC with `Z`; unknown fields as received.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Any, Protocol
 
 import attrs
 
-from agentphone._decoding import camel
+from agentphone._json import to_camel_case
 from agentphone.export import Result
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 
 class Output(Protocol):
-    """A way to print what the API gave."""
+    """An output format."""
 
     def conversations(self, pages: Iterable[Page[Conversation]]) -> None:
-        """Print a list of conversations as its pages come."""
+        """Print a list of conversations, page by page."""
 
     def conversation(self, conversation: ConversationDetail, *, with_messages: bool) -> None:
         """Print one conversation."""
 
     def messages(self, pages: Iterable[Page[Message]]) -> None:
-        """Print a history as its pages come."""
+        """Print a history, page by page."""
 
     def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
-        """Print messages as they arrive; with their conversations, where they may be of several."""
+        """Print messages as they arrive, with their conversations if there can be several."""
 
     def exported(self, result: Result) -> None:
-        """Print what an export has put where."""
+        """Print the counts and paths of an export."""
 
 
 class JsonLines:
@@ -43,53 +43,53 @@ class JsonLines:
 
     def __init__(self) -> None:
         reconfigure = getattr(sys.stdout, "reconfigure", None)
-        if reconfigure is not None:  # the same bytes on every machine
+        if reconfigure is not None:  # the same bytes on every platform
             reconfigure(encoding="utf-8", newline="\n")
 
     def conversations(self, pages: Iterable[Page[Conversation]]) -> None:
-        """Print a line for each conversation."""
+        """Print one line for each conversation."""
         for page in pages:
             _write(map(as_row, page))
 
     def conversation(self, conversation: ConversationDetail, *, with_messages: bool) -> None:
-        """Print a line, always with the messages: the API's own answer."""
+        """Print one line, always with the messages, as the API returns them."""
         _write([as_row(conversation)])
 
     def messages(self, pages: Iterable[Page[Message]]) -> None:
-        """Print a line for each message."""
+        """Print one line for each message."""
         for page in pages:
             _write(map(as_row, page))
 
     def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
-        """Print a line for each message."""
+        """Print one line for each message."""
         for conversation, message in arrivals:
-            of = {} if conversation is None else {"conversationId": conversation.id}
-            _write([of | as_row(message) | of])
+            ids = {} if conversation is None else {"conversationId": conversation.id}
+            _write([ids | as_row(message) | ids])  # first in the line, and not replaced by a field of the message
 
     def exported(self, result: Result) -> None:
-        """Print a line with the counts and the paths."""
-        _write([{camel(name): _plain(value) for name, value in attrs.asdict(result).items()}])
+        """Print one line with the counts and the paths."""
+        _write([{to_camel_case(name): _to_json(value) for name, value in attrs.asdict(result).items()}])
 
 
 def as_row(model: Conversation | Message) -> dict[str, Any]:
-    """Give a model as the JSON object that it came from: the API's names, instants in UTC with `Z`."""
+    """Return a model as the JSON object that the API sent: the API's names, timestamps in UTC with `Z`."""
     fields = (field.name for field in attrs.fields(type(model)) if field.name != "extra")
-    return {camel(name): _plain(getattr(model, name)) for name in fields} | dict(model.extra)
+    return {to_camel_case(name): _to_json(getattr(model, name)) for name in fields} | dict(model.extra)
 
 
 def as_line(row: Any) -> str:
-    """Give a value as JSON on one line.
+    """Return a value as JSON on one line.
 
-    Letters that cannot be printed are escaped, which changes nothing for a reader of JSON: a terminal would obey some,
-    and UTF-8 has no bytes for half a surrogate pair.
+    Unprintable characters are escaped, which makes no difference to a JSON parser: some would drive a terminal, and
+    UTF-8 cannot encode half a surrogate pair.
     """
     line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
     if line.isprintable():
         return line
-    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
     if isinstance(value, Path):
@@ -102,4 +102,4 @@ def _plain(value: Any) -> Any:
 def _write(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
         sys.stdout.write(as_line(row) + "\n")
-    sys.stdout.flush()  # what is there is there for the reader of a pipe, while the next page is fetched
+    sys.stdout.flush()  # so that the reader of a pipe gets this page while the next one is fetched

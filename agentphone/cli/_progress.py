@@ -1,4 +1,4 @@
-"""How far an export has come, on a terminal: a bar on stderr with rate and time left. Elsewhere nothing is said."""
+"""The progress bar of an export, on stderr with rate and time left. Nothing is printed if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from agentphone.export import Progress
 LABELS = {"listing": "Listing", "reading": "Reading", "writing": "Writing"}
 
 
-class Bars:
-    """A bar for each phase of an export; to be entered, and told of each step."""
+class ExportProgress:
+    """One bar for each phase of an export: a context manager whose `show` is the callback for progress."""
 
     def __init__(self) -> None:
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(bar_width=None),
-            _Done(table_column=Column(no_wrap=True)),  # where it is narrow, the bar is what gets short
+            _Completed(table_column=Column(no_wrap=True)),  # in a narrow terminal only the bar shrinks
             _Rate(table_column=Column(no_wrap=True)),
             progress.TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=Console(stderr=True, color_system=None if os.environ.get("NO_COLOR") else "auto"),
-            disable=not sys.stderr.isatty(),  # or rich would print how each bar ended
+            disable=not sys.stderr.isatty(),  # rich would print the final state of each bar
             expand=True,
         )
         self._tasks: dict[str, progress.TaskID] = {}
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> ExportProgress:
         self._bars.start()
         return self
 
@@ -41,38 +41,38 @@ class Bars:
     ) -> None:
         self._bars.stop()
 
-    def show(self, told: Progress) -> None:
-        """Show how far the export has come. Called on the thread of the client."""
-        done, total = told.messages_done, told.messages_total
+    def show(self, state: Progress) -> None:
+        """Show the progress of the export. Called on the client's thread."""
+        done, total = state.messages_done, state.messages_total
         unit = "messages"
-        if told.phase == "listing":
-            done, total, unit = told.conversations_total, None, "conversations"
-        elif total is None:  # with --since nobody knows how many there will be
-            done, total, unit = told.conversations_done, told.conversations_total, "conversations"
-        if told.phase not in self._tasks:
+        if state.phase == "listing":
+            done, total, unit = state.conversations_total, None, "conversations"
+        elif total is None:  # with --since the number of messages is unknown
+            done, total, unit = state.conversations_done, state.conversations_total, "conversations"
+        if state.phase not in self._tasks:
             self._finish_earlier()
-            # What an earlier run has done is where the bar begins, and says nothing of the rate.
-            self._tasks[told.phase] = self._bars.add_task(f"{LABELS[told.phase]} {unit}", completed=done, total=total)
-        self._bars.update(self._tasks[told.phase], completed=done, total=total)
+            # The bar starts at what an earlier run has done, which does not count for the rate.
+            self._tasks[state.phase] = self._bars.add_task(f"{LABELS[state.phase]} {unit}", completed=done, total=total)
+        self._bars.update(self._tasks[state.phase], completed=done, total=total)
 
     def _finish_earlier(self) -> None:
         for task in self._bars.tasks:
             self._bars.update(task.id, total=task.completed)
 
 
-class _Done(progress.ProgressColumn):
-    """How much is done, and of how much."""
+class _Completed(progress.ProgressColumn):
+    """A column with the number done, and the total if known."""
 
     def render(self, task: progress.Task) -> Text:
-        """Give the text."""
+        """Return the text of the column."""
         of = "" if task.total is None else f"/{int(task.total):,}"
         return Text(f"{int(task.completed):,}{of}")
 
 
 class _Rate(progress.ProgressColumn):
-    """How much is done in a second."""
+    """A column with the number done per second."""
 
     def render(self, task: progress.Task) -> Text:
-        """Give the text."""
+        """Return the text of the column."""
         rate = task.finished_speed or task.speed
         return Text("" if rate is None else f"{rate:,.0f}/s")

@@ -1,10 +1,11 @@
-"""The options that every command on an account takes, and what comes of them: a client, and a way to print.
+"""The options that every command on an account has, and what is made from them: a client and an output format.
 
-They may stand before or behind the command's name; the last word counts.
+They may be given before or after the command's name; the last one wins.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,55 +15,67 @@ from attrs import define, field
 
 from agentphone import Client
 from agentphone.cli._output import JsonLines, Output
+from agentphone.errors import ConfigurationError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @define
 class Settings:
-    """What was given so far, at whichever level of the command line."""
+    """The options given so far, at any level of the command line."""
 
     api_key: str | None = field(default=None, repr=False)
     base_url: str | None = None
     json: bool | None = None
 
     def given(self) -> list[str]:
-        """Name the options that were given."""
+        """Return the names of the options that were given."""
         values = {"--api-key": self.api_key, "--base-url": self.base_url, "--json": self.json}
         return [option for option, value in values.items() if value is not None]
 
     def client(self, on_retry: Callable[[Exception, float], object] | None = None) -> Client:
-        """Make the client.
+        """Create the client.
 
         Args:
-            on_retry: Called with the error and the pause in seconds before each further attempt.
+            on_retry: Called with the error and the delay in seconds before each retry.
 
         Raises:
             ConfigurationError: There is no key, or a setting cannot be used.
         """
-        return Client(self.api_key, base_url=self.base_url, on_retry=on_retry)
+        base_url = os.environ.get("AGENTPHONE_BASE_URL") if self.base_url is None else self.base_url
+        has_key = self.api_key or os.environ.get("AGENTPHONE_API_KEY")
+        if not has_key and not (base_url or "").startswith("sandbox:"):
+            raise ConfigurationError(
+                "No API key. Pass --api-key KEY or set AGENTPHONE_API_KEY;"
+                " --base-url sandbox: tries the SDK without one."
+            )
+        try:
+            return Client(self.api_key, base_url=self.base_url, on_retry=on_retry)
+        except ConfigurationError as error:
+            error.add_note("(Set by --base-url or AGENTPHONE_BASE_URL, and --api-key or AGENTPHONE_API_KEY.)")
+            raise
 
     def output(self) -> Output:
-        """Choose how to print: tables for people, JSON lines for programs."""
-        # Imported before the choice: what works in a pipe and fails in a terminal would be a riddle.
+        """Choose the output format: tables in a terminal, JSON lines elsewhere."""
+        # Imported for both: a command that fails only in a terminal, where rich is missing, would be hard to explain.
         from agentphone.cli._tables import Tables
 
         return Tables() if sys.stdout.isatty() and not self.json else JsonLines()
 
 
 def settings_of(ctx: click.Context) -> Settings:
-    """Give the settings of a run."""
+    """Return the settings of a run."""
     return ctx.ensure_object(Settings)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: str | bool | None) -> None:
-    settings = settings_of(ctx)  # at every level, so that the outermost one makes it
+    settings = settings_of(ctx)  # called at every level, so that the outermost one creates it
     if value is not None:
         setattr(settings, str(param.name), value)
 
 
 def account_options(command: F) -> F:
-    """Add the options to a command; what they say goes into its settings."""
+    """Add the options to a command; their values go into its settings."""
     add_api_key = click.option(
         "--api-key",
         metavar="KEY",
@@ -73,7 +86,7 @@ def account_options(command: F) -> F:
     add_base_url = click.option(
         "--base-url",
         metavar="URL",
-        help="Where the API is (default: AGENTPHONE_BASE_URL, else AgentPhone); 'sandbox:' is a local one to try.",
+        help="The API's URL (default: AGENTPHONE_BASE_URL, else AgentPhone's); 'sandbox:' is a local one to try.",
         callback=_remember,
         expose_value=False,
     )

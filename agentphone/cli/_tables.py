@@ -1,7 +1,7 @@
-"""How conversations and messages look in a terminal. The texts in them are strangers': shown, never obeyed.
+"""Tables of conversations and messages in a terminal. The texts in them are untrusted, and cannot drive the terminal.
 
-rich measures, wraps and colours. Its markup is used nowhere, so that `[red]` in a text is what it looks like. Instants
-are in UTC, so that they can be handed back to `--before` and `--after`.
+rich measures, wraps and colors. Its markup is turned off, so that `[red]` in a text is printed as it is. Timestamps are
+in UTC, so that they can be passed to `--before` and `--after`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from agentphone.errors import escape_control_characters
 from agentphone.export import Result
 from agentphone.models import Conversation, ConversationDetail, Message, Page
 
 GAP = 2
-WIDEST = 32
-"""Columns of the terminal that a value takes at most, but for an id, which somebody will copy."""
-UNKNOWN_WIDTH = 80
+MAX_WIDTH = 32
+"""The maximum width of a value, except for ids: people copy them."""
+DEFAULT_WIDTH = 80
 JOINERS = "\u200c\u200d"
-"""What joins the letters of some scripts, and emoji: not printable by themselves, and harmless."""
+"""Join letters in some scripts, and emoji. Python calls them unprintable, but they are harmless."""
 DIRECTIONS = {"inbound": "cyan", "outbound": "green"}
 
 
@@ -37,13 +38,12 @@ class Column:
 
     title: str
     rank: int
-    """Where not all fit, those of the highest rank are left out; the one of rank 0 never."""
-    least: int = 0
-    """Columns of the terminal that it takes at least."""
+    """If not all columns fit, those of the highest rank are hidden first; rank 0 is always shown."""
+    min_width: int = 0
     fills: bool = False
-    """Whether it takes what the others leave; any other is as wide as what stands in it."""
+    """Whether it takes the remaining width; other columns are as wide as their content."""
     wraps: bool = False
-    """Whether a long text goes on in the next line; otherwise it is cut."""
+    """Whether a long text wraps; otherwise it is truncated."""
     is_number: bool = False
 
 
@@ -52,20 +52,20 @@ CONVERSATIONS = (
     Column(title="PARTICIPANT", rank=1),
     Column(title="LATEST (UTC)", rank=2),
     Column(title="MESSAGES", rank=4, is_number=True),
-    Column(title="PREVIEW", rank=3, least=12, fills=True),
+    Column(title="PREVIEW", rank=3, min_width=12, fills=True),
 )
 MESSAGES = (
-    Column(title="RECEIVED (UTC)", rank=2, least=19),
+    Column(title="RECEIVED (UTC)", rank=2, min_width=19),
     Column(title="DIRECTION", rank=1),
-    Column(title="TEXT", rank=0, least=16, fills=True, wraps=True),
+    Column(title="TEXT", rank=0, min_width=16, fills=True, wraps=True),
 )
 
 ARRIVALS = (
-    Column(title="RECEIVED (UTC)", rank=2, least=19),
+    Column(title="RECEIVED (UTC)", rank=2, min_width=19),
     Column(title="CONVERSATION", rank=4),
-    Column(title="PARTICIPANT", rank=1, least=16),
+    Column(title="PARTICIPANT", rank=1, min_width=16),
     Column(title="DIRECTION", rank=3),
-    Column(title="TEXT", rank=0, least=16, fills=True, wraps=True),
+    Column(title="TEXT", rank=0, min_width=16, fills=True, wraps=True),
 )
 
 
@@ -74,37 +74,37 @@ class Tables:
 
     def __init__(self) -> None:
         reconfigure = getattr(sys.stdout, "reconfigure", None)
-        if reconfigure is not None:  # a terminal that cannot show an emoji shows a question mark
+        if reconfigure is not None:  # a terminal that cannot encode an emoji shows a question mark
             reconfigure(errors="replace")
-        # Without colours it is plain text: bold letters go too.
+        # No color means plain text, without bold either.
         self._console = Console(
             markup=False, emoji=False, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto"
         )
-        if not self._console.width:  # COLUMNS=0: nobody knows; rich would print nothing
-            self._console.width = UNKNOWN_WIDTH
+        if not self._console.width:  # COLUMNS=0 means unknown; rich would print nothing
+            self._console.width = DEFAULT_WIDTH
 
     def conversations(self, pages: Iterable[Page[Conversation]]) -> None:
-        """Print a row for each conversation, and how many more there are."""
+        """Print a row for each conversation, and the total if there are more."""
         printer = _Printer(self._console, CONVERSATIONS)
         count, total = 0, None
         for page in pages:
-            printer.print([_conversation(conversation) for conversation in page])
+            printer.print([_conversation_row(conversation) for conversation in page])
             count, total = count + len(page), page.total
         if not count:
-            self._say("No conversations.")
+            self._print_note("No conversations.")
         elif total is not None and count < total:
-            self._say(f"{count} of {total} conversations. --all shows every one.")
+            self._print_note(f"{count} of {total} conversations. --all shows every one.")
 
     def conversation(self, conversation: ConversationDetail, *, with_messages: bool) -> None:
-        """Print what is known of a conversation, and its recent messages if wanted."""
-        facts: dict[str, Any] = {
+        """Print the fields of a conversation, and its recent messages on request."""
+        fields: dict[str, Any] = {
             "ID": conversation.id,
             "Participant": conversation.participant,
             "Number": conversation.phone_number,
             "Number id": conversation.phone_number_id,
             "Agent": conversation.agent_id,
-            "Created": _instant(conversation.created_at),
-            "Latest": _instant(conversation.last_message_at),
+            "Created": _format_time(conversation.created_at),
+            "Latest": _format_time(conversation.last_message_at),
             "Messages": conversation.message_count,
             "Metadata": conversation.metadata,
             **conversation.extra,
@@ -112,9 +112,9 @@ class Tables:
         grid = table.Table.grid(
             table.Column(style="bold", no_wrap=True), table.Column(overflow="fold"), padding=(0, GAP, 0, 0)
         )
-        for name, value in facts.items():
+        for name, value in fields.items():
             if value is not None:
-                grid.add_row(_one_line(name), _fact(value))
+                grid.add_row(_one_line(name), _format_value(value))
         self._console.print(grid)
         if with_messages and conversation.messages:
             self._console.print()
@@ -125,27 +125,27 @@ class Tables:
         printer = _Printer(self._console, MESSAGES)
         count = 0
         for page in pages:
-            printer.print([_message(message) for message in page])
+            printer.print([_message_row(message) for message in page])
             count += len(page)
         if not count:
-            self._say("No messages.")
+            self._print_note("No messages.")
 
     def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
-        """Print a row for each message; with the conversation, where it may be of several."""
-        self._say("Waiting for messages. Ctrl-C ends it.")
+        """Print a row for each message, with its conversation if there can be several."""
+        self._print_note("Waiting for messages. Press Ctrl-C to stop.")
         printer: _Printer | None = None
         try:
             for conversation, message in arrivals:
-                received, direction, text = _message(message)
+                received, direction, text = _message_row(message)
                 if conversation is None:
                     printer = printer or _Printer(self._console, MESSAGES)
                     printer.print([[received, direction, text]])
                 else:
                     printer = printer or _Printer(self._console, ARRIVALS)
-                    whose = [_one_line(conversation.id), _one_line(conversation.participant)]
-                    printer.print([[received, *whose, direction, text]])
+                    ids = [_one_line(conversation.id), _one_line(conversation.participant)]
+                    printer.print([[received, *ids, direction, text]])
         except KeyboardInterrupt:
-            self._console.print()  # the terminal has put a ^C there
+            self._console.print()  # after the terminal's own ^C
             raise
 
     def exported(self, result: Result) -> None:
@@ -154,16 +154,16 @@ class Tables:
             (result.conversations, "conversations", result.conversations_path),
             (result.messages, "messages", result.messages_path),
         ):
-            self._console.print(_lines(f"Exported {count:,} {what} into {path}"), soft_wrap=True)
-        if result.left_out:
-            self._say(f"{result.left_out:,} conversations were gone before they were read.")
+            self._console.print(_lines(f"Exported {count:,} {what} to {path}"), soft_wrap=True)
+        if result.skipped:
+            self._print_note(f"{result.skipped:,} conversations were deleted before they could be read.")
 
-    def _say(self, text: str) -> None:
+    def _print_note(self, text: str) -> None:
         self._console.print(Text(text, "dim"))
 
 
 class _Printer:
-    """Print rows as they come, in columns that the first of them decided, under one line of titles."""
+    """Print rows as they arrive, under one header, in columns whose widths the first rows determine."""
 
     def __init__(self, console: Console, columns: Sequence[Column]) -> None:
         self._console = console
@@ -172,11 +172,11 @@ class _Printer:
         self._available = 0
 
     def print(self, rows: Sequence[Sequence[Text]]) -> None:
-        """Print some rows."""
+        """Print a batch of rows."""
         if not rows:
             return
         is_first = not self._widths
-        if self._available != self._console.width:  # at first, and when somebody has moved the window's edge
+        if self._available != self._console.width:  # at first, and when the window was resized
             self._available = self._console.width
             self._widths = widths(self._columns, rows, self._available)
         grid = table.Table(
@@ -203,21 +203,21 @@ class _Printer:
 
 
 def widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], available: int) -> list[int]:
-    """Decide how wide each column is.
+    """Compute the width of each column.
 
     Args:
         columns: The columns.
-        rows: What will stand in them.
-        available: Columns of the terminal, from 1.
+        rows: Their content.
+        available: The width of the terminal, at least 1.
 
     Returns:
-        For each column its width; 0 for one that is left out.
+        The width of each column; 0 for a hidden one.
     """
     wanted = []
     for index, column in enumerate(columns):
         cells = [] if column.fills else [cell_len(row[index].plain) for row in rows]
-        widest = max([cell_len(column.title), column.least, *cells])
-        wanted.append(widest if column.rank == 0 else min(widest, WIDEST))
+        widest = max([cell_len(column.title), column.min_width, *cells])
+        wanted.append(widest if column.rank == 0 else min(widest, MAX_WIDTH))
     shown = sorted(range(len(columns)), key=lambda index: columns[index].rank)
     while len(shown) > 1 and sum(wanted[index] + GAP for index in shown) - GAP > available:
         shown.pop()
@@ -228,7 +228,7 @@ def widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], available:
     return [max(width, 1) if index in shown else 0 for index, width in enumerate(wanted)]
 
 
-def _conversation(conversation: Conversation) -> list[Text]:
+def _conversation_row(conversation: Conversation) -> list[Text]:
     latest = conversation.last_message_at
     return [
         _one_line(conversation.id),
@@ -239,7 +239,7 @@ def _conversation(conversation: Conversation) -> list[Text]:
     ]
 
 
-def _message(message: Message) -> list[Text]:
+def _message_row(message: Message) -> list[Text]:
     direction = message.direction or ""
     return [
         Text(f"{message.received_at:%Y-%m-%d %H:%M:%S}", "dim"),
@@ -248,26 +248,23 @@ def _message(message: Message) -> list[Text]:
     ]
 
 
-def _instant(instant: datetime | None) -> str | None:
-    return None if instant is None else f"{instant:%Y-%m-%d %H:%M:%S} UTC"
+def _format_time(time: datetime | None) -> str | None:
+    return None if time is None else f"{time:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _fact(value: Any) -> Text:
+def _format_value(value: Any) -> Text:
     if isinstance(value, str):
         return _lines(value)
     return _lines(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def _one_line(text: str, style: str = "") -> Text:
-    return Text(_shown(" ".join(text.split())), style)
+    return Text(_escape(" ".join(text.split())), style)
 
 
 def _lines(text: str) -> Text:
-    return Text("\n".join(_shown(line.replace("\t", " ")) for line in text.replace("\r\n", "\n").split("\n")))
+    return Text("\n".join(_escape(line.replace("\t", " ")) for line in text.replace("\r\n", "\n").split("\n")))
 
 
-def _shown(text: str) -> str:
-    """Escape what is not to be seen and would be obeyed instead: escape sequences, marks that turn a line round."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in JOINERS else ascii(c)[1:-1] for c in text)
+def _escape(text: str) -> str:
+    return escape_control_characters(text, keep=JOINERS)

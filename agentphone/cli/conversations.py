@@ -1,4 +1,4 @@
-"""`agentphone conversations`: the API's endpoints, each as a command."""
+"""`agentphone conversations`: one command for each endpoint of the API."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import click
 
-from agentphone._decoding import DecodeError, parse_json
-from agentphone.cli._click import Group, refusals, whole
+from agentphone._json import DecodeError, parse_json
+from agentphone.cli._base import Group, describe, timestamp, usage_errors
 from agentphone.cli._settings import account_options, settings_of
 
 EXAMPLES = """\
@@ -56,6 +56,7 @@ examples:
 """
 DEFAULT_LIMIT = 20
 RECENT_MESSAGES = 10
+COUNT = click.IntRange(min=1)
 
 _conversation_id = click.argument("conversation_id", metavar="ID")
 
@@ -65,16 +66,16 @@ _conversation_id = click.argument("conversation_id", metavar="ID")
 )
 @account_options
 def conversations() -> None:
-    """Read conversations and their messages, and keep state in them.
+    """Read conversations and their messages, and store state in them.
 
-    What goes to a terminal is printed as tables, what goes into a pipe or a file as JSON lines.
+    Output is tables in a terminal, and JSON lines in a pipe or a file.
     """
 
 
 @conversations.command("list", examples=LIST_EXAMPLES)
-@click.option("--limit", metavar="N", callback=whole("a limit", 1), help=f"How many (default: {DEFAULT_LIMIT}).")
-@click.option("--all", "everything", is_flag=True, help="Every conversation.")
-@click.option("--offset", metavar="N", default="0", callback=whole("an offset", 0), help="How many to skip.")
+@click.option("--limit", metavar="N", type=COUNT, help=f"How many to list (default: {DEFAULT_LIMIT}).")
+@click.option("--all", "everything", is_flag=True, help="List every conversation.")
+@click.option("--offset", metavar="N", type=click.IntRange(min=0), default=0, help="How many to skip.")
 @account_options
 @click.pass_context
 def list_(ctx: click.Context, limit: int | None, everything: bool, offset: int) -> None:
@@ -92,10 +93,10 @@ def list_(ctx: click.Context, limit: int | None, everything: bool, offset: int) 
 @click.option(
     "--messages",
     metavar="N",
-    default=str(RECENT_MESSAGES),
-    callback=whole("a number of messages", 1, 100),
-    help="How many of the recent messages, 1 to 100.",
+    type=click.IntRange(1, 100),
+    default=RECENT_MESSAGES,
     show_default=True,
+    help="How many recent messages to show.",
 )
 @account_options
 @click.pass_context
@@ -103,7 +104,7 @@ def get(ctx: click.Context, conversation_id: str, messages: int) -> None:
     """Show a conversation with its recent messages."""
     output = settings_of(ctx).output()
     with settings_of(ctx).client() as client:
-        with refusals(ctx):
+        with usage_errors(ctx):
             conversation = client.conversations.get(conversation_id, message_limit=messages)
         output.conversation(conversation, with_messages=True)
 
@@ -112,33 +113,33 @@ def get(ctx: click.Context, conversation_id: str, messages: int) -> None:
 @_conversation_id
 @click.option(
     "--set",
-    "facts",
+    "pairs",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Store this, and keep the rest. VALUE is JSON if it reads as JSON, else a text. May be given several times.",
+    help="Set one key and keep the others. VALUE is JSON if it parses as JSON, else text. Can be repeated.",
 )
 @click.option(
     "--file",
     type=click.Path(),
     metavar="FILE",
-    help="Store the JSON object in this file instead of all that is there; - is stdin.",
+    help="Replace all metadata with the JSON object in this file; - is stdin.",
 )
-@click.option("--clear", is_flag=True, help="Store nothing: remove all that is there.")
+@click.option("--clear", is_flag=True, help="Remove all metadata.")
 @account_options
 @click.pass_context
-def update(ctx: click.Context, conversation_id: str, facts: tuple[str, ...], file: str | None, clear: bool) -> None:
+def update(ctx: click.Context, conversation_id: str, pairs: tuple[str, ...], file: str | None, clear: bool) -> None:
     """Change the metadata of a conversation.
 
-    It is a JSON object: the state that every webhook of the conversation brings along. The API replaces it whole, so
-    --set reads it, changes it and writes it back; what somebody else writes in between is lost.
+    Metadata is a JSON object: the state that comes with every webhook of the conversation. The API can only replace
+    it as a whole, so --set reads it, changes it and writes it back; a write by someone else in between is lost.
     """
-    if [bool(facts), file is not None, clear].count(True) != 1:
-        raise click.UsageError("Give --set, --file or --clear, and only one of them.", ctx)
-    changes = dict(_fact(ctx, fact) for fact in facts)
-    metadata = None if file is None else _object(ctx, file)
+    if [bool(pairs), file is not None, clear].count(True) != 1:
+        raise click.UsageError("Pass exactly one of --set, --file and --clear.", ctx)
+    changes = dict(_parse_pair(ctx, pair) for pair in pairs)
+    metadata = None if file is None else _read_object(ctx, file)
     output = settings_of(ctx).output()
     with settings_of(ctx).client() as client:
-        with refusals(ctx):
+        with usage_errors(ctx):
             if changes:
                 known = client.conversations.get(conversation_id, message_limit=1).metadata
                 metadata = {**(known or {}), **changes}
@@ -149,9 +150,12 @@ def update(ctx: click.Context, conversation_id: str, facts: tuple[str, ...], fil
 @conversations.command(examples=MESSAGES_EXAMPLES)
 @_conversation_id
 @click.option(
-    "--before", metavar="INSTANT", help="Only what was received earlier than this, such as 2025-01-15T12:00:00Z."
+    "--before",
+    metavar="TIMESTAMP",
+    callback=timestamp(),
+    help="Only messages received before this time, such as 2025-01-15T12:00:00Z.",
 )
-@click.option("--after", metavar="INSTANT", help="Only what was received later than this.")
+@click.option("--after", metavar="TIMESTAMP", callback=timestamp(), help="Only messages received after this time.")
 @click.option(
     "--order",
     type=click.Choice(["asc", "desc"]),
@@ -159,7 +163,7 @@ def update(ctx: click.Context, conversation_id: str, facts: tuple[str, ...], fil
     show_default=True,
     help="asc: oldest first; desc: newest first.",
 )
-@click.option("--limit", metavar="N", callback=whole("a limit", 1), help="How many (default: every one).")
+@click.option("--limit", metavar="N", type=COUNT, help="How many to read (default: all).")
 @account_options
 @click.pass_context
 def messages(
@@ -173,13 +177,16 @@ def messages(
     """Read the messages of a conversation, newest first."""
     output = settings_of(ctx).output()
     with settings_of(ctx).client() as client:
-        with refusals(ctx):
+        with usage_errors(ctx):
             pager = client.conversations.messages(conversation_id, before=before, after=after, order=order, limit=limit)
         output.messages(pager.pages())
 
 
 _after = click.option(
-    "--after", metavar="INSTANT", help="Begin with what was received later than this (default: with what comes now)."
+    "--after",
+    metavar="TIMESTAMP",
+    callback=timestamp(),
+    help="Start with messages received after this time (default: now).",
 )
 
 
@@ -191,11 +198,11 @@ _after = click.option(
 def follow(ctx: click.Context, conversation_id: str, after: str | None) -> None:
     """Show the messages of a conversation as they arrive.
 
-    It goes on until Ctrl-C, and outlasts what passes: no network, an API that is away for minutes; stderr tells of it.
+    Runs until Ctrl-C. Connection failures, 429s and 5xx responses are retried until they clear, and reported on stderr.
     """
     output = settings_of(ctx).output()
-    with settings_of(ctx).client(on_retry=_trouble(ctx)) as client:
-        with refusals(ctx):
+    with settings_of(ctx).client(on_retry=_report_retries(ctx)) as client:
+        with usage_errors(ctx):
             messages = client.conversations.follow(conversation_id, after=after)
         output.arrivals((None, message) for message in messages)
 
@@ -207,39 +214,39 @@ def follow(ctx: click.Context, conversation_id: str, after: str | None) -> None:
 def watch(ctx: click.Context, after: str | None) -> None:
     """Show the messages of all conversations as they arrive.
 
-    It goes on until Ctrl-C, and outlasts what passes, as follow does. JSON lines have the conversationId besides.
+    Runs until Ctrl-C, and retries as follow does. JSON lines also have the conversationId.
     """
     output = settings_of(ctx).output()
-    with settings_of(ctx).client(on_retry=_trouble(ctx)) as client:
-        with refusals(ctx):
+    with settings_of(ctx).client(on_retry=_report_retries(ctx)) as client:
+        with usage_errors(ctx):
             arrivals = client.conversations.watch(after=after)
         output.arrivals(arrivals)
 
 
-def _trouble(ctx: click.Context) -> Callable[[Exception, float], None]:
-    """Make what tells of an attempt that failed: for a command that goes on for hours, silence would be a riddle."""
+def _report_retries(ctx: click.Context) -> Callable[[Exception, float], None]:
+    """Return a callback that reports failed attempts: a command that runs for hours must not hang silently."""
 
-    def tell(error: Exception, pause: float) -> None:
-        sys.stderr.write(f"{ctx.command_path}: {error} Trying again in {pause:.1f} s.\n")
+    def report(error: Exception, delay: float) -> None:
+        sys.stderr.write(f"{ctx.command_path}: {describe(error)} Trying again in {delay:.1f} s.\n")
 
-    return tell
+    return report
 
 
-def _fact(ctx: click.Context, text: str) -> tuple[str, Any]:
+def _parse_pair(ctx: click.Context, text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise click.UsageError(f"--set is KEY=VALUE, not {text!r}.", ctx)
+        raise click.UsageError(f"--set must be KEY=VALUE, got {text!r}.", ctx)
     try:
-        return key, json.loads(value, parse_constant=_refuse)
+        return key, json.loads(value, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return key, value
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(name)  # NaN and the infinities: Python reads them, JSON does not have them
+def _reject_constant(name: str) -> None:
+    raise ValueError(name)  # NaN and the infinities, which Python parses and JSON does not have
 
 
-def _object(ctx: click.Context, file: str) -> Mapping[str, Any]:
+def _read_object(ctx: click.Context, file: str) -> Mapping[str, Any]:
     try:
         if file != "-":
             content = Path(file).read_bytes()
@@ -247,11 +254,11 @@ def _object(ctx: click.Context, file: str) -> Mapping[str, Any]:
             raise click.UsageError("--file -: stdin is closed.", ctx)
         else:
             content = sys.stdin.buffer.read()
-        value = parse_json(content.removeprefix(b"\xef\xbb\xbf"))  # a mark that some editors put there
+        value = parse_json(content.removeprefix(b"\xef\xbb\xbf"))  # a byte order mark, which some editors write
     except OSError as error:
         raise click.UsageError(f"--file {file}: {error.strerror}.", ctx) from error
     except DecodeError as error:
-        raise click.UsageError(f"--file {file}: {error.what}.", ctx) from error
+        raise click.UsageError(f"--file {file}: {error.reason}.", ctx) from error
     if not isinstance(value, dict):
-        raise click.UsageError(f"--file {file}: metadata is a JSON object; to remove it all, use --clear.", ctx)
+        raise click.UsageError(f"--file {file}: metadata must be a JSON object; to remove it, use --clear.", ctx)
     return value

@@ -1,7 +1,7 @@
-"""Rows and files: how an item becomes a row, and how rows become a file of each format. It knows no API and no SQL.
+"""Rows and files: turn an item into a row, and rows into a file of each format. It knows no API and no SQL.
 
-Between the two a row is JSON: one line in UTF-8 that holds all that the item holds. A line of `jsonl` is that row; the
-other formats have fixed columns, and whatever has no column of its own stands in the column `extra`, as JSON.
+A row is one line of JSON in UTF-8 with every field of the item. A line of `jsonl` is that row; the other formats have
+fixed columns, and fields without a column of their own are JSON in the column `extra`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import attrs
 
-from agentphone._decoding import camel
+from agentphone._json import to_camel_case
+from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError
 from agentphone.models import Conversation, Message
 
 FORMATS = ("jsonl", "csv", "parquet")
 
 CHUNK = 5000
-"""How many rows are held in memory at once while a file is written; also the rows of a row group in Parquet."""
+"""How many rows are in memory at once while a file is written; also the size of a row group in Parquet."""
 
 
 def _fields(model: type[attrs.AttrsInstance]) -> tuple[tuple[str, str], ...]:
-    """Give the names of a model's fields, and the API's names for them."""
-    return tuple((field.name, camel(field.name)) for field in attrs.fields(model) if field.name != "extra")
+    """Return the names of a model's fields, each with the API's name."""
+    return tuple((field.name, to_camel_case(field.name)) for field in attrs.fields(model) if field.name != "extra")
 
 
 CONVERSATION_FIELDS = _fields(Conversation)
@@ -39,53 +39,48 @@ COLUMNS = {
     "conversations": tuple(name for _, name in CONVERSATION_FIELDS),
     "messages": ("conversationId", *(name for _, name in MESSAGE_FIELDS)),
 }
-"""The columns of both files, under the API's names; `extra` follows them where columns are fixed."""
+"""The columns of each file, under the API's names; `extra` follows them where columns are fixed."""
 
 NUMBERS = frozenset({"messageCount"})
 LISTS = frozenset({"mediaUrls"})
 OBJECTS = frozenset({"metadata"})
-"""What the columns hold that is no text."""
+"""The columns whose values are not text."""
 
 
 # Rows
 
 
 def conversation_row(conversation: Conversation) -> bytes:
-    """Print a conversation as a row."""
+    """Return a conversation as a row."""
     return to_json(
         {name: getattr(conversation, field) for field, name in CONVERSATION_FIELDS} | dict(conversation.extra)
     )
 
 
 def message_row(conversation_id: str, message: Message) -> bytes:
-    """Print a message as a row, with the id of its conversation in front."""
+    """Return a message as a row that begins with the id of its conversation."""
     row: dict[str, Any] = {"conversationId": conversation_id}
     row |= {name: getattr(message, field) for field, name in MESSAGE_FIELDS}
     return to_json(row | dict(message.extra) | {"conversationId": conversation_id})
 
 
 def to_json(value: Any) -> bytes:
-    """Print JSON on one line, for readers of every kind.
+    """Return JSON on one line that every program can read.
 
-    Half a surrogate pair, which a preview cut in the middle of an emoji ends in, is no UTF-8: it is left escaped. So
-    are three characters that many a program takes for the end of a line.
+    A preview that was cut inside an emoji ends with half a surrogate pair, which is not UTF-8: it stays escaped. So do
+    three characters that many programs read as the end of a line.
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=print_instant)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=format_timestamp)
     for character in "\x85\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode("utf-8", "backslashreplace")
-
-
-def print_instant(instant: datetime) -> str:
-    """Print an instant in UTC, with as many digits as are known."""
-    return instant.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
 # Files
 
 
 class _File(ABC):
-    """A file that is being written, in chunks of rows."""
+    """A file that is written in chunks of rows."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self._columns = columns
@@ -99,23 +94,23 @@ class _File(ABC):
 
     @abstractmethod
     def copy(self, path: Path) -> Iterator[None]:
-        """Take over an earlier file of the same kind, a stretch at each step."""
+        """Copy an earlier file of the same format, one block at each step."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Write what stands before the first row of a file that continues no other."""
+        """Write what comes before the first row of a new file."""
 
     @abstractmethod
     def write(self, rows: Iterable[bytes]) -> None:
-        """Add a chunk of rows."""
+        """Write a chunk of rows."""
 
     def finish(self) -> None:
-        """Bring the file to the disk."""
+        """Flush the file to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def _split(self, row: bytes) -> Iterator[Any]:
-        """Give the columns' values of a row, and last what has no column of its own: a dict, or None."""
+        """Yield the values of a row's columns, then a dict of the fields without a column, or None."""
         values: dict[str, Any] = json.loads(row)
         yield from (values.pop(name) for name in self._columns)
         yield values or None
@@ -133,17 +128,17 @@ class _Lines(_File):
 
 class _JSONLines(_Lines):
     def begin(self) -> None:
-        """A file of JSON lines has no header."""
+        """Do nothing: JSON lines have no header."""
 
     def write(self, rows: Iterable[bytes]) -> None:
         self._file.write(b"".join(row + b"\n" for row in rows))
 
 
 class _CSV(_Lines):
-    """RFC 4180, and as PostgreSQL and DuckDB have it: every text is quoted, what is null is empty and is not.
+    """RFC 4180, as PostgreSQL and DuckDB read it: every text is quoted; null is empty and not quoted.
 
-    Not the `csv` module's writer: before Python 3.12 it cannot tell the two apart. A text is never changed, so one that
-    begins with `=` is a formula to a spreadsheet: phone numbers begin with `+`, and would all have to be changed.
+    The `csv` module cannot write that difference before Python 3.12. Texts are never changed, so a spreadsheet may read
+    one that begins with `=` as a formula. Escaping would change every phone number, since they begin with `+`.
     """
 
     def begin(self) -> None:
@@ -164,7 +159,7 @@ def _cell(value: Any) -> str:
 
 
 class _Parquet(_File):
-    """A row group for each chunk. Instants are timestamps of Parquet's own, microseconds in UTC."""
+    """Parquet, with one row group per chunk. Timestamps are text, as in the other formats."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         super().__init__(path, columns)
@@ -187,12 +182,12 @@ class _Parquet(_File):
                 yield
 
     def begin(self) -> None:
-        """A Parquet file has its columns at its end."""
+        """Do nothing: Parquet stores its columns at the end."""
 
     def write(self, rows: Iterable[bytes]) -> None:
         columns = zip(*map(self._split, rows), strict=True)
         arrays = [
-            self._arrow.array([_typed(field.name, value) for value in column], field.type)
+            self._arrow.array([_to_arrow(field.name, value) for value in column], field.type)
             for field, column in zip(self._schema, columns, strict=True)
         ]
         self._writer.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
@@ -202,8 +197,8 @@ class _Parquet(_File):
         super().finish()
 
 
-def _typed(column: str, value: Any) -> Any:
-    """Make what Arrow takes for a column of a value from JSON."""
+def _to_arrow(column: str, value: Any) -> Any:
+    """Convert a value from JSON to what Arrow accepts for its column."""
     if value is None or column in NUMBERS:
         return value
     if column in LISTS:
@@ -212,7 +207,7 @@ def _typed(column: str, value: Any) -> Any:
 
 
 def _unicode(text: str) -> str:
-    """Give a text without halves of surrogate pairs, which UTF-8 does not have."""
+    """Replace halves of surrogate pairs, which UTF-8 does not have."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -220,43 +215,43 @@ _KINDS: dict[str, type[_File]] = {"jsonl": _JSONLines, "csv": _CSV, "parquet": _
 
 
 def check_format(name: str) -> None:
-    """Refuse a format that there is not, or whose package is not installed.
+    """Check that a format exists and its package is installed.
 
     Raises:
-        ValueError: There is no such format.
-        ConfigurationError: Parquet without pyarrow; the text says how to install it.
+        ValueError: The format does not exist.
+        ConfigurationError: Parquet needs pyarrow; the text says how to install it.
     """
     if name not in FORMATS:
-        raise ValueError(f"format is one of {', '.join(FORMATS)}, not {name!r}")
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
     if name == "parquet":
         try:
             importlib.import_module("pyarrow.parquet")
         except ImportError as error:
             raise ConfigurationError(
-                f"format='parquet' needs pyarrow ({error}); in the project's folder: pip install '.[parquet]'"
+                f"format='parquet' needs pyarrow ({error}). In the project's folder: pip install '.[parquet]'"
             ) from None
 
 
 def write(
-    path: Path, table: str, chunks: Iterable[Sequence[bytes]], *, form: str, continues: Path | None
+    path: Path, table: str, chunks: Iterable[Sequence[bytes]], *, format_: str, append_to: Path | None
 ) -> Generator[int]:
-    """Write a file of `conversations` or `messages`, a chunk of rows at each step, and bring it to the disk.
+    """Write a file of `conversations` or `messages`, one chunk of rows at each step, and flush it to the disk.
 
     Args:
-        path: Where; whatever is there is overwritten.
-        table: Which of both.
+        path: Where to write; an existing file is overwritten.
+        table: `conversations` or `messages`.
         chunks: The rows.
-        form: The format.
-        continues: An earlier file whose rows come before these; None if there is none.
+        format_: The format.
+        append_to: An earlier file whose rows come first; None for a new file.
 
     Yields:
-        How many rows a step has written; 0 for one that copied others.
+        How many rows each step wrote; 0 for a step that copied earlier rows.
     """
-    with _KINDS[form](path, COLUMNS[table]) as file:
-        if continues is None:
+    with _KINDS[format_](path, COLUMNS[table]) as file:
+        if append_to is None:
             file.begin()
         else:
-            for _ in file.copy(continues):
+            for _ in file.copy(append_to):
                 yield 0
         for rows in chunks:
             file.write(rows)

@@ -1,10 +1,10 @@
-"""What an export has taken so far, in SQLite: rows by key, so that nothing is there twice, and what is still missing.
+"""The state of an export in SQLite: the rows read so far, each once, and what is still to be read.
 
-The only file that knows SQL. Each page is one transaction, and so is each step from one phase to the next: a process
-that is killed leaves what it has committed, in a state to go on from. The database is locked for as long as it is open,
-and by the system, so that the lock ends with the process.
+The only module of the export that knows SQL. Each page is one transaction, and so is each change of phase: a process
+that is killed leaves a state to resume from. The database is locked while it is open. The operating system holds the
+lock, so it ends with the process.
 
-Keys are bytes, which SQLite compares as Python compares the text they stand for. Instants are microseconds since 1970.
+Keys are bytes, which SQLite orders as Python orders their text. Timestamps are microseconds since 1970.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,17 +20,17 @@ from attrs import define, frozen
 
 from agentphone.errors import ConfigurationError
 
+META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)"
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS conversations (
         id BLOB PRIMARY KEY,
         row BLOB NOT NULL,
         announced INTEGER,
         taken INTEGER NOT NULL DEFAULT 0,
         is_complete INTEGER NOT NULL) WITHOUT ROWID""",
-    # The key is the order of the file backwards: writing the file is one walk along it, and what comes in, newest
-    # first, fills page after page. (Forwards, the database was 2.4 times as large as the rows, and is 1.4 times.) A
-    # message without a row was in an earlier export, and is not to be taken again.
+    # The key is the file's order reversed: messages arrive newest first and fill page after page. The database is 1.4
+    # times as large as its rows; with the key in the file's order it was 2.4 times. A message without a row was in an
+    # earlier export and is not exported again.
     """CREATE TABLE IF NOT EXISTS messages (
         conversation BLOB NOT NULL,
         received_at INTEGER NOT NULL,
@@ -51,20 +51,17 @@ ROWS = {
     "messages": "SELECT row FROM messages WHERE row IS NOT NULL ORDER BY conversation, received_at, id",
 }
 
-# What is left for the next export, in a database of its own.
-LAST_SCHEMA = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE known (conversation BLOB NOT NULL, received_at INTEGER NOT NULL, id BLOB NOT NULL)",
-)
+# What the next export needs, in a database of its own.
+KNOWN_SCHEMA = "CREATE TABLE known (conversation BLOB NOT NULL, received_at INTEGER NOT NULL, id BLOB NOT NULL)"
 LATER = "SELECT conversation, received_at, id FROM messages WHERE received_at > ?"
 KNOW = "INSERT INTO known VALUES (?, ?, ?)"
-KNOWN = "SELECT conversation, received_at, id, NULL FROM known"
+KNOWN = "SELECT conversation, received_at, id FROM known"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LISTING, READING, WRITTEN = "listing", "reading", "written"
 DATABASE = "export.db"
 GRACE_SECONDS = 1.0
-"""How long to wait for the lock: a process that has just been killed may still hold it."""
+"""How long to wait for the lock, which a process that was just killed may still hold."""
 
 
 @frozen
@@ -74,14 +71,14 @@ class Listed:
     id: str
     row: bytes
     announced: int | None
-    """How many messages the API says it holds."""
+    """Its `messageCount`."""
     is_complete: bool
-    """Whether none of its messages is wanted."""
+    """Whether none of its messages is to be read."""
 
 
 @frozen
 class Key:
-    """What tells a message, and where it stands among the others."""
+    """The key of a message, which is also its place in the order."""
 
     conversation_id: str
     received_at: datetime
@@ -90,7 +87,7 @@ class Key:
 
 @define
 class Counts:
-    """How much there is, and how much of it was taken."""
+    """How much there is, and how much of it was read."""
 
     conversations: int
     complete: int
@@ -99,54 +96,59 @@ class Counts:
 
 
 class Store:
-    """The database of one export, from its beginning to its end through any number of processes."""
+    """The database of one export, through any number of processes."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / DATABASE
         self._connection: sqlite3.Connection | None = None
-        self._last_given = b""
+        self._last_returned = b""
 
     def open(self, arguments: Mapping[str, str]) -> dict[str, str]:
-        """Open the database and lock it. One that is new, or in which not even all is listed, begins from nothing.
+        """Open the database and lock it. If the listing in it is not complete, start over.
 
         Args:
-            arguments: What an export that begins now is begun with, to be noted.
+            arguments: The fingerprint to store if an export begins now.
 
         Returns:
-            All that is noted: `phase`, and what the export in it was begun with.
+            The stored values: `phase`, and the fingerprint of the export.
 
         Raises:
             ConfigurationError: Another process holds the lock.
-            OSError: The disk is full, or does not let itself be written.
+            OSError: The disk is full or cannot be written.
         """
-        with self._typed():
+        with self._map_exceptions():
             connection = sqlite3.connect(
                 self.path, timeout=GRACE_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._connection = connection
             connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
-            # What was committed survives a kill, and the loss of power leaves a database that is whole, if not new.
+            # Commits survive a kill. After a power failure the database is consistent; the last commits may be lost.
             connection.execute("PRAGMA synchronous = NORMAL")
         with self._transaction() as connection:
-            for statement in SCHEMA:
-                connection.execute(statement)
+            connection.execute(META)
             if self._get(connection, "phase", LISTING) == LISTING:
+                for statement in SCHEMA:
+                    connection.execute(statement)
                 connection.execute("DELETE FROM conversations")
                 connection.execute("DELETE FROM messages")
                 self._put(connection, {"phase": LISTING, **arguments})
             return dict(connection.execute("SELECT name, value FROM meta"))
 
     def close(self) -> None:
-        """Close the database and let go of its lock. May be called twice."""
+        """Close the database and release its lock. Idempotent."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
     def remove(self) -> None:
-        """Remove the database, which nobody needs any more."""
+        """Remove the database and its write-ahead log.
+
+        SQLite leaves the log, which holds every row, when the disk has no room to merge it.
+        """
         self.close()
-        self.path.unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-shm"):  # In this order: without its log the database would be an older state.
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def add_listed(self, conversations: Iterable[Listed]) -> None:
         """Add conversations."""
@@ -155,92 +157,104 @@ class Store:
             connection.executemany(LIST, rows)
 
     def finish_listing(self, notes: Mapping[str, str]) -> None:
-        """Note that every conversation is listed, and what else is to be known from now on."""
+        """Record that every conversation is listed, with further values for later."""
         with self._transaction() as connection:
             self._put(connection, {"phase": READING, **notes})
 
     def next_conversation(self) -> tuple[str, Key | None] | None:
-        """Give the next conversation that is not complete, each once; and the oldest of its messages that is here."""
-        with self._typed():
-            found = self._open_connection().execute(NEXT, (self._last_given,)).fetchone()
+        """Return the next incomplete conversation, each once, and the key of its oldest stored message."""
+        with self._map_exceptions():
+            found = self._open_connection().execute(NEXT, (self._last_returned,)).fetchone()
             if found is None:
                 return None
-            [self._last_given] = found
-            conversation_id = _text(self._last_given)
+            [self._last_returned] = found
+            conversation_id = _text(self._last_returned)
             oldest = self._open_connection().execute(OLDEST, found).fetchone()
-        return conversation_id, None if oldest is None else Key(conversation_id, _instant(oldest[0]), _text(oldest[1]))
+        return conversation_id, None if oldest is None else Key(
+            conversation_id, _from_micros(oldest[0]), _text(oldest[1])
+        )
 
     def add_messages(
         self, conversation_id: str, messages: Iterable[tuple[datetime, str, bytes]], *, is_complete: bool
     ) -> int:
-        """Add a page of messages (instant, id, row), and say how many were not here before."""
+        """Add a page of messages (timestamp, id, row), and return how many were new."""
         conversation = _key(conversation_id)
-        rows = [(conversation, _micros(instant), _key(id_), row) for instant, id_, row in messages]
+        rows = [(conversation, _to_micros(timestamp), _key(id_), row) for timestamp, id_, row in messages]
         with self._transaction() as connection:
             new = connection.executemany(ADD, rows).rowcount if rows else 0
             connection.execute(TAKEN, (new, is_complete, conversation))
         return new
 
-    def leave_out(self, conversation_id: str) -> int:
-        """Forget a conversation that is not there any more, and say how many of its messages were here."""
+    def skip(self, conversation_id: str) -> int:
+        """Remove a conversation that was deleted, and return how many of its messages were stored."""
         conversation = _key(conversation_id)
         with self._transaction() as connection:
             [taken] = connection.execute("SELECT taken FROM conversations WHERE id = ?", (conversation,)).fetchone()
             connection.execute("DELETE FROM messages WHERE conversation = ?", (conversation,))
             connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
-            left_out = int(self._get(connection, "left_out", "0")) + 1
-            self._put(connection, {"left_out": str(left_out)})
+            skipped = int(self._get(connection, "skipped", "0")) + 1
+            self._put(connection, {"skipped": str(skipped)})
         return int(taken)
 
     def counts(self) -> Counts:
-        """Count."""
-        with self._typed():
+        """Return the counts."""
+        with self._map_exceptions():
             count, complete, taken, announced = self._open_connection().execute(COUNTS).fetchone()
         return Counts(count, int(complete), int(taken), announced)
 
     def rows(self, table: str, size: int) -> Iterator[Sequence[bytes]]:
-        """Give the rows of a file in its order, so many at a time."""
-        with self._typed():
+        """Yield the rows of a file in its order, `size` at a time."""
+        with self._map_exceptions():
             found = self._open_connection().execute(ROWS[table])
             while chunk := found.fetchmany(size):
                 yield [row for (row,) in chunk]
 
-    def save_last(self, path: Path, meta: Mapping[str, str], settled: datetime) -> None:
-        """Write what the next export needs to take only what is new.
+    def save_last(self, path: Path, meta: Mapping[str, str], watermark: datetime) -> None:
+        """Write the state that the next incremental export needs.
 
         Args:
-            path: The file; whatever is there is overwritten.
-            meta: What to note in it.
-            settled: What was received until then need not be named one by one. The messages of the time since are, with
-                those that an earlier export has taken.
+            path: The file; an existing one is overwritten.
+            meta: Values to store in it.
+            watermark: The keys of messages received later than this are stored, those of earlier exports included.
+                Earlier messages need no key.
         """
         path.unlink(missing_ok=True)
-        with self._typed(), _database(path) as last:
-            for statement in LAST_SCHEMA:
-                last.execute(statement)
+        with self._map_exceptions(path), _database(path) as last:
+            last.execute(META)
+            last.execute(KNOWN_SCHEMA)
             last.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-            last.executemany(KNOW, self._open_connection().execute(LATER, (_micros(settled),)))
+            last.executemany(KNOW, self._open_connection().execute(LATER, (_to_micros(watermark),)))
 
-    def load_last(self, path: Path) -> dict[str, str] | None:
-        """Take over which messages the last export has taken, and give what it has noted; None if there is no file."""
+    def load_last(self, path: Path) -> tuple[dict[str, str], datetime] | None:
+        """Load the keys of the messages that the last export wrote.
+
+        Returns:
+            Its stored values, and the timestamp to continue from; None if there is no file.
+
+        Raises:
+            ConfigurationError: The file is damaged.
+        """
         if not path.exists():
             return None
-        try:
-            with _database(path) as last:
-                meta = dict(last.execute("SELECT name, value FROM meta"))
-                with self._transaction() as connection:
-                    connection.executemany(ADD, last.execute(KNOWN))
-                return meta
-        except sqlite3.Error as error:
-            raise ConfigurationError(f"{str(path)!r} is damaged ({error}). Export without since.") from error
+        with _last(path) as last:
+            meta = dict(last.execute("SELECT name, value FROM meta"))
+            if not {"version", "key", "watermark"} <= meta.keys() or not all(
+                isinstance(one, str) for one in meta.values()
+            ):
+                raise ValueError("its fingerprint is missing")
+            watermark = datetime.fromisoformat(meta["watermark"])
+            _to_micros(watermark)
+        with closing(_known(path)) as known, self._transaction() as connection:
+            connection.executemany(ADD, known)
+        return meta, watermark
 
     def get(self, name: str, default: str = "") -> str:
-        """Give what was noted under a name."""
-        with self._typed():
+        """Return the stored value of a name."""
+        with self._map_exceptions():
             return self._get(self._open_connection(), name, default)
 
     def finish_writing(self) -> None:
-        """Note that the files are whole. It is on the disk when this returns: they are moved away next."""
+        """Record that the files are complete. It is on the disk when this returns, before the files are moved."""
         self._open_connection().execute("PRAGMA synchronous = FULL")
         with self._transaction() as connection:
             self._put(connection, {"phase": WRITTEN})
@@ -253,36 +267,38 @@ class Store:
         connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def _open_connection(self) -> sqlite3.Connection:
-        assert self._connection is not None, "the store is closed"  # noqa: S101  # a mistake of ours
+        assert self._connection is not None, "the store is closed"  # noqa: S101  # would be a bug in the exporter
         return self._connection
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
-        with self._typed(), self._open_connection() as connection:
+        with self._map_exceptions(), self._open_connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
 
     @contextmanager
-    def _typed(self) -> Generator[None]:
-        """Say in the words of this package what SQLite could not do."""
+    def _map_exceptions(self, path: Path | None = None) -> Generator[None]:
+        """Raise this package's errors for those of SQLite, about this database or the one at `path`."""
+        path = path or self.path
         try:
             yield
         except sqlite3.Error as error:
             error_code = getattr(error, "sqlite_errorcode", 0)
             code = error_code & 0xFF
-            # The other is how SQLite says that the file is gone: an export ended while this one waited for it.
+            # SQLITE_IOERR_FSTAT: the file was removed, because another export ended while this one waited.
             if code == sqlite3.SQLITE_BUSY or error_code == sqlite3.SQLITE_IOERR_FSTAT:
                 raise ConfigurationError(
-                    f"Another export is at work in {str(self.path.parent.parent)!r}. Wait for its end, or choose"
-                    " another directory."
+                    f"Another export is running in {str(self.path.parent.parent)!r}. Wait until it ends, or use another"
+                    " directory."
                 ) from None
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            # SQLITE_ERROR: a table is missing.
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
                 raise ConfigurationError(
-                    f"{str(self.path)!r} is damaged ({error}), and the export cannot go on. Delete"
+                    f"{str(path)!r} is damaged ({error}), so the export cannot resume. Delete"
                     f" {str(self.path.parent)!r} to begin again."
                 ) from error
             number = errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO
-            raise OSError(number, str(error), str(self.path)) from error
+            raise OSError(number, str(error), str(path)) from error
 
 
 @contextmanager
@@ -297,6 +313,27 @@ def _database(path: Path) -> Generator[sqlite3.Connection]:
         connection.close()
 
 
+@contextmanager
+def _last(path: Path) -> Generator[sqlite3.Connection]:
+    """Open the state of the last export. Whatever fails in the block is reported as a fault of that file."""
+    try:
+        with _database(path) as last:
+            yield last
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{str(path)!r} cannot be read ({error}). If it is damaged, delete it and export without since."
+        ) from error
+
+
+def _known(path: Path) -> Generator[tuple[bytes, int, bytes, None]]:
+    """Yield the messages that the last export names, as rows."""
+    with _last(path) as last:
+        for row in last.execute(KNOWN):
+            if list(map(type, row)) != [bytes, int, bytes]:
+                raise ValueError("a message in it has no id or no timestamp")
+            yield (*row, None)
+
+
 def _key(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
@@ -305,9 +342,9 @@ def _text(key: bytes) -> str:
     return key.decode("utf-8", "surrogatepass")
 
 
-def _micros(instant: datetime) -> int:
-    return (instant - EPOCH) // timedelta(microseconds=1)
+def _to_micros(timestamp: datetime) -> int:
+    return (timestamp - EPOCH) // timedelta(microseconds=1)
 
 
-def _instant(micros: int) -> datetime:
+def _from_micros(micros: int) -> datetime:
     return EPOCH + timedelta(microseconds=micros)

@@ -7,19 +7,19 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import httpx
 
 from agentphone.sandbox._app import CONTEXT_LIMIT, DELIVERIES, App, deliveries_limit, new_message, new_webhook
-from agentphone.sandbox._carrier import InProcessTransport
-from agentphone.sandbox._delivery import Deliverer
-from agentphone.sandbox._demonstration import demonstration
+from agentphone.sandbox._behavior import Behavior
+from agentphone.sandbox._delivery import WebhookDispatcher
+from agentphone.sandbox._demo_data import demo_data
 from agentphone.sandbox._faults import Faults, ReceivedRequest, Requests
-from agentphone.sandbox._reading import Reading
 from agentphone.sandbox._store import Store
+from agentphone.sandbox._transport import InProcessTransport
 
-__all__ = ["Faults", "Reading", "ReceivedRequest", "Sandbox"]
+__all__ = ["Faults", "Behavior", "ReceivedRequest", "Sandbox"]
 
 
 class Sandbox:
@@ -43,8 +43,8 @@ class Sandbox:
         requests: The last 1,000 requests received, oldest first; a deque, to be read and cleared.
 
     Raises:
-        ValueError: The key is empty, or the factor is not a number from 0 on.
-        sqlite3.Error: The file cannot be opened as a database.
+        ValueError: The path is `":memory:"`, the key is empty, or the factor is not a number from 0 on.
+        sqlite3.Error: The file cannot be opened as a database, or is one of something else.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Sandbox:
         if not 0 <= retry_scale < float("inf"):
             raise ValueError(f"retry_scale must be a number from 0 on: {retry_scale}")
         self._store = Store(path)
-        self._deliverer = Deliverer(self._store, retry_scale=retry_scale, polls=path is not None)
+        self._deliverer = WebhookDispatcher(self._store, retry_scale=retry_scale, polls=path is not None)
         self._store.on_webhook = self._deliverer.wake
         if self._store.has_webhook():  # What is pending in the file since its last process ended, goes out now.
             self._deliverer.wake()
@@ -68,13 +68,13 @@ class Sandbox:
         self.app: App = App(self._store, api_key, self.faults, self.requests)
 
     @property
-    def reading(self) -> Reading:
+    def behavior(self) -> Behavior:
         """How the sandbox behaves where the vendor's documentation is silent; may be replaced at any time."""
-        return self._store.reading
+        return self._store.behavior
 
-    @reading.setter
-    def reading(self, reading: Reading) -> None:
-        self._store.reading = reading
+    @behavior.setter
+    def behavior(self, behavior: Behavior) -> None:
+        self._store.behavior = behavior
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -184,12 +184,12 @@ class Sandbox:
         """
         return self._store.remove(conversation_id)
 
-    def load_demonstration(self) -> None:
+    def load_demo_data(self) -> None:
         """Load a few dozen believable conversations, one of 640 messages; the same ones, ids included, each time.
 
         Does nothing if the sandbox has a conversation already.
         """
-        self._store.fill(*demonstration())
+        self._store.fill(*demo_data())
 
     def close(self) -> None:
         """End the deliveries and close the database; what was in memory is gone. May be called twice."""
@@ -198,6 +198,9 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A Sandbox is neither copied nor pickled. Open another one on the same file.")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

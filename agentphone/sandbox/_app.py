@@ -23,8 +23,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from agentphone.sandbox._behavior import parse_timestamp
 from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
-from agentphone.sandbox._reading import instant_of
 from agentphone.sandbox._store import NewMessage, Store, Webhook
 
 RESET = "agentphone.sandbox.reset"
@@ -52,7 +52,7 @@ logger = logging.getLogger("agentphone.sandbox")
 Handler = Callable[[Request, bytes], Response]
 
 
-class RefusalError(Exception):
+class HTTPError(Exception):
     """A request that gets an error for an answer."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -104,7 +104,7 @@ class App:
             if fault is not None and fault.kind in ("hang", "reset"):
                 await _give_no_answer(fault, scope, receive, send)
                 return
-            response = self._respond(request, path, body) if fault is None else _faulty(fault)
+            response = self._respond(request, path, body) if fault is None else _fault_response(fault)
             response.headers["x-request-id"] = f"req_{secrets.token_hex(8)}"
             if fault is not None and fault.kind == "cut":
                 await _cut(response, send)
@@ -113,25 +113,25 @@ class App:
 
     def _respond(self, request: Request, path: str, body: bytes) -> Response:
         try:
-            self._admit(request, body)
+            self._authenticate(request, body)
             return self._handler(request.method, path)(request, body)
         except FieldError as error:
             return _error(422, str(error), details=error.details)
-        except RefusalError as refusal:
+        except HTTPError as refusal:
             return _error(refusal.status, str(refusal), refusal.headers)
         except Exception:
             logger.exception("%s %s failed", request.method, path)
             return _error(500, "The sandbox failed; its log says why.")
 
-    def _admit(self, request: Request, body: bytes) -> None:
+    def _authenticate(self, request: Request, body: bytes) -> None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         key = key.strip()
         good = bool(key) if self._api_key is None else hmac.compare_digest(key.encode(), self._api_key.encode())
         if scheme.lower() != "bearer" or not good:
             message = "Missing or wrong API key: send it as Authorization: Bearer KEY."
-            raise RefusalError(401, message, {"WWW-Authenticate": "Bearer"})
+            raise HTTPError(401, message, {"WWW-Authenticate": "Bearer"})
         if len(body) > MAX_BODY:
-            raise RefusalError(413, f"The body is longer than {MAX_BODY} bytes.")
+            raise HTTPError(413, f"The body is longer than {MAX_BODY} bytes.")
 
     def _handler(self, method: str, path: str) -> Handler:
         handlers: dict[str, Handler]
@@ -152,10 +152,10 @@ class App:
             case ["", "sandbox", "deliveries"]:
                 handlers = {"GET": self._deliveries}
             case _:
-                raise RefusalError(404, "There is nothing at this path.")
+                raise HTTPError(404, "There is nothing at this path.")
         if method not in handlers:
             allowed = ", ".join(handlers)
-            raise RefusalError(405, f"Possible here: {allowed}.", {"Allow": allowed})
+            raise HTTPError(405, f"Possible here: {allowed}.", {"Allow": allowed})
         return handlers[method]
 
     def _list(self, request: Request, _: bytes) -> Response:
@@ -226,7 +226,7 @@ def new_message(direction: object, from_number: object, to_number: object, body:
     agent_number, participant = (receiver, sender) if direction == "inbound" else (sender, receiver)
     text = _text("body", body, may_be_empty=True)
     try:
-        instant = None if at is None else instant_of(cast("str", at))
+        instant = None if at is None else parse_timestamp(cast("str", at))
     except (ValueError, AttributeError) as error:
         raise FieldError("at", "must be ISO 8601 with an offset or Z.") from error
     return NewMessage(direction, agent_number, participant, text, instant)
@@ -310,7 +310,7 @@ def _integer(request: Request, field: str, default: int, *, lowest: int, highest
 def _instant(request: Request, field: str) -> int | None:
     text = request.query_params.get(field)
     try:
-        return None if text is None else instant_of(text)
+        return None if text is None else parse_timestamp(text)
     except ValueError as error:
         raise FieldError(field, "must be ISO 8601 with an offset or Z.") from error
 
@@ -344,7 +344,7 @@ def _nests_within(depth: int, value: object) -> bool:
 
 def _found(content: dict[str, Any] | None) -> Response:
     if content is None:
-        raise RefusalError(404, "There is no such conversation.")
+        raise HTTPError(404, "There is no such conversation.")
     return _json(200, content)
 
 
@@ -379,7 +379,7 @@ async def _cut(response: Response, send: Send) -> None:
     await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
 
 
-def _faulty(fault: Fault) -> Response:
+def _fault_response(fault: Fault) -> Response:
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     match fault.body:
         case None:

@@ -42,12 +42,12 @@ ANSWER_BYTES = 64 * 1024
 
 # What the thread would import while it works: a fork in that moment would leave the child with import locks that nobody
 # releases.
-USED_BY_THE_THREAD = ("anyio._backends._asyncio", "anyio.streams.tls", "encodings.idna", "httpcore._backends.anyio")
+PRELOADED_MODULES = ("anyio._backends._asyncio", "anyio.streams.tls", "encodings.idna", "httpcore._backends.anyio")
 
 logger = logging.getLogger("agentphone.sandbox")
 
 
-class Deliverer:
+class WebhookDispatcher:
     """Deliver what a store holds, from a thread that is started when there is first something to do.
 
     Args:
@@ -62,7 +62,7 @@ class Deliverer:
         self._polls = polls
         self._lock = threading.Lock()
         self._is_closed = False
-        self._courier: _Courier | None = None
+        self._worker: WebhookWorker | None = None
         with _forking:
             _deliverers.add(self)
 
@@ -71,17 +71,17 @@ class Deliverer:
         with self._lock:
             if self._is_closed:
                 return
-            if self._courier is None:
-                for module in USED_BY_THE_THREAD:
+            if self._worker is None:
+                for module in PRELOADED_MODULES:
                     importlib.import_module(module)
-                self._courier = _Courier(self._store, self._retry_scale, polls=self._polls)
-            self._courier.wake()
+                self._worker = WebhookWorker(self._store, self._retry_scale, polls=self._polls)
+            self._worker.wake()
 
     def close(self) -> None:
         """End the thread, whatever it is waiting for; what is not delivered stays pending. May be called twice."""
         with self._lock:
             self._is_closed = True
-            courier, self._courier = self._courier, None
+            courier, self._worker = self._worker, None
         if courier is not None:
             courier.stop()
 
@@ -91,24 +91,24 @@ class Deliverer:
     def before_fork(self) -> None:
         """Hold the thread, and let no other start."""
         self._lock.acquire()
-        if self._courier is not None and not sys.is_finalizing():
-            self._courier.pause()
+        if self._worker is not None and not sys.is_finalizing():
+            self._worker.pause()
 
     def after_fork_in_parent(self) -> None:
         """Go on as before."""
-        if self._courier is not None:
-            self._courier.go_on()
+        if self._worker is not None:
+            self._worker.resume()
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
         """Go on without a thread, until there is something to deliver."""
-        if self._courier is not None:
-            _inherited.append(self._courier)
-            self._courier = None
+        if self._worker is not None:
+            _inherited.append(self._worker)
+            self._worker = None
         self._lock = threading.Lock()
 
 
-class _Courier:
+class WebhookWorker:
     """The thread and its event loop."""
 
     def __init__(self, store: Store, retry_scale: float, *, polls: bool) -> None:
@@ -119,7 +119,7 @@ class _Courier:
         self._under_way: set[Delivery] = set()
         self._task: asyncio.Task[None]
         self._is_paused = threading.Event()
-        self._may_go_on = threading.Event()
+        self._may_resume = threading.Event()
         started: Future[asyncio.AbstractEventLoop] = Future()
         # A daemon: it must not keep the interpreter from its exit.
         self._thread = threading.Thread(target=self._run, args=(started,), name="agentphone webhooks", daemon=True)
@@ -134,17 +134,17 @@ class _Courier:
         self._thread.join(STOP_SECONDS)
 
     def pause(self) -> None:
-        self._may_go_on.clear()
+        self._may_resume.clear()
         self._is_paused.clear()
-        self._loop.call_soon_threadsafe(self._stand_still)
+        self._loop.call_soon_threadsafe(self._block)
         self._is_paused.wait(PAUSE_SECONDS)
 
-    def go_on(self) -> None:
-        self._may_go_on.set()
+    def resume(self) -> None:
+        self._may_resume.set()
 
-    def _stand_still(self) -> None:
+    def _block(self) -> None:
         self._is_paused.set()
-        self._may_go_on.wait()
+        self._may_resume.wait()
 
     def _run(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         try:
@@ -157,7 +157,7 @@ class _Courier:
 
     async def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(_Lookups())
+        loop.set_default_executor(DaemonThreadExecutor())
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # for the type checker: this is a coroutine
         self._task = task
@@ -176,7 +176,7 @@ class _Courier:
         finally:
             # Not attempts that failed: whoever opens the file next makes them again, at once.
             for delivery in self._under_way:
-                self._tell(delivery, "pending", delivery.attempts)
+                self._record(delivery, "pending", delivery.attempts)
 
     def _send_out(self, group: asyncio.TaskGroup) -> float | None:
         """Start the attempts that are due; tell for how many seconds there is nothing to do, unless woken."""
@@ -199,16 +199,16 @@ class _Courier:
         outcome = await _attempt(delivery, self._store)
         attempts = [*delivery.attempts, outcome]
         if outcome["error"] is None:
-            self._tell(delivery, "delivered", attempts)
+            self._record(delivery, "delivered", attempts)
         elif len(attempts) <= len(PAUSES):
-            self._tell(delivery, "pending", attempts, pause=PAUSES[len(attempts) - 1] * self._retry_scale)
+            self._record(delivery, "pending", attempts, pause=PAUSES[len(attempts) - 1] * self._retry_scale)
         else:
             logger.warning("webhook delivery %s given up after %d attempts", delivery.id, len(attempts))
-            self._tell(delivery, "failed", attempts)
+            self._record(delivery, "failed", attempts)
         self._under_way.discard(delivery)
         self._woken.set()
 
-    def _tell(self, delivery: Delivery, status: str, attempts: list[dict[str, Any]], *, pause: float = 0.0) -> None:
+    def _record(self, delivery: Delivery, status: str, attempts: list[dict[str, Any]], *, pause: float = 0.0) -> None:
         """Tell the store what became of a delivery."""
         try:
             self._store.finish(delivery, status=status, attempts=attempts, due=time.time() + pause)
@@ -218,13 +218,13 @@ class _Courier:
 
 async def _attempt(delivery: Delivery, store: Store) -> dict[str, Any]:
     """Send a delivery once, and tell what came of it: the status decides, whatever becomes of the answer's body."""
-    at = store.reading.print(round(time.time() * 1_000_000))
+    at = store.behavior.print(round(time.time() * 1_000_000))
     started = time.monotonic()
     status: int | None = None
     error: str | None = None
     try:
         now = store.now()  # In here: the clock is a function of the user's, and may tell what no calendar has.
-        at = store.reading.print(now)
+        at = store.behavior.print(now)
         async with asyncio.timeout(ANSWER_SECONDS):
             # A connection for each attempt: one kept alive may be closed by the receiver just when it is used again,
             # and keeps a receiver that has only one thread from everybody else. No proxy: this is a local tool, and
@@ -278,7 +278,7 @@ def _ssl_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()  # With SSL_CERT_FILE and SSL_CERT_DIR, for a receiver of one's own making.
 
 
-class _Lookups(ThreadPoolExecutor):
+class DaemonThreadExecutor(ThreadPoolExecutor):
     """Look up names, each on a daemon thread: Python waits for an executor's own threads before it exits."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -295,10 +295,10 @@ class _Lookups(ThreadPoolExecutor):
         return future
 
 
-_deliverers: weakref.WeakSet[Deliverer] = weakref.WeakSet()
-_inherited: list[_Courier] = []  # Never closed: see above.
+_deliverers: weakref.WeakSet[WebhookDispatcher] = weakref.WeakSet()
+_inherited: list[WebhookWorker] = []  # Never closed: see above.
 _forking = threading.Lock()  # Held through a fork, and to add a deliverer.
-_held: list[Deliverer] = []
+_held: list[WebhookDispatcher] = []
 
 
 def _before_fork() -> None:

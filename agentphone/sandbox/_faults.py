@@ -64,7 +64,7 @@ class Fault:
     retry_after: float | str | None
     body: object
     path: str | None
-    tickets: Iterator[int]
+    remaining: Iterator[int]
 
 
 class Faults:
@@ -121,6 +121,6 @@ class Faults:
         """Give the fault that a request for this path meets, and count it."""
         for fault in tuple(self._faults):
             # `next` on a range is one step: two requests at once never use the same ticket.
-            if fault.path in (None, path) and next(fault.tickets, None) is not None:
+            if fault.path in (None, path) and next(fault.remaining, None) is not None:
                 return fault
         return None

@@ -15,15 +15,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from agentphone.sandbox._reading import Reading
+from agentphone.sandbox._behavior import Behavior
 
 Direction = Literal["inbound", "outbound"]
+
+APPLICATION_ID = 0x41507362  # "APsb", in the header of the file: marks it as a sandbox.
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS conversations (
@@ -98,6 +100,7 @@ FINISH = """UPDATE deliveries SET status = :status, attempts = :attempts, due = 
 DELIVERIES = "SELECT * FROM deliveries ORDER BY serial DESC LIMIT ?"
 
 PREVIEW_LENGTH = 100
+BUSY_SECONDS = 10.0  # For which another process may hold the file.
 EARLIEST, LATEST = -(2**63), 2**63 - 1
 
 
@@ -133,6 +136,18 @@ class Delivery:
     webhook: Webhook
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that closes when it is dropped with its store.
+
+    Python 3.13 warns of one that was not closed. Nothing is closed at exit while the webhook thread uses it: what a
+    thread uses is not dropped.
+    """
+
+    def __del__(self) -> None:
+        with suppress(sqlite3.ProgrammingError):  # It was never open.
+            self.close()
+
+
 class Store:
     """Keep conversations, messages and webhook deliveries, for any number of threads and, in a file, of processes.
 
@@ -143,7 +158,9 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self.reading: Reading = Reading()
+        if path is not None and os.fspath(path) == ":memory:":
+            raise ValueError("path is a file, not ':memory:'; None keeps the data in memory")
+        self.behavior: Behavior = Behavior()
         self.clock: Callable[[], float] = time.time
         self.on_webhook: Callable[[], object] = lambda: None
         # Absolute, because a connection may be opened again after somebody has changed the directory.
@@ -198,11 +215,11 @@ class Store:
         self, conversation_id: str, *, limit: int, before: int | None, after: int | None
     ) -> dict[str, Any] | None:
         """Give one page of a conversation's messages, or None if there is no conversation of that id."""
-        reading = self.reading
-        apart = 1 if reading.boundary == "exclusive" else 0
+        behavior = self.behavior
+        apart = 1 if behavior.boundary == "exclusive" else 0
         low = EARLIEST if after is None else after + apart
         high = LATEST if before is None else before - apart
-        from_oldest = after is not None and before is None and reading.after_alone == "oldest"
+        from_oldest = after is not None and before is None and behavior.after_alone == "oldest"
         with self._transaction("BEGIN") as connection:
             conversation = connection.execute(ONE, (conversation_id,)).fetchone()
             if conversation is None:
@@ -211,7 +228,7 @@ class Store:
             bounds = (conversation["serial"], low, high, limit + 1)
             rows = connection.execute(OLDEST if from_oldest else NEWEST, bounds).fetchall()
         page = rows[:limit]
-        if from_oldest != (reading.listed == "oldest"):
+        if from_oldest != (behavior.message_order == "oldest"):
             page.reverse()
         return {"data": [self._message(row, conversation) for row in page], "hasMore": len(rows) > limit}
 
@@ -287,7 +304,7 @@ class Store:
                 "messageId": row["message_id"],
                 "status": row["status"],
                 "attempts": json.loads(row["attempts"]),
-                "createdAt": self.reading.print(row["created_at"]),
+                "createdAt": self.behavior.print(row["created_at"]),
             }
             for row in rows[:limit]
         ]
@@ -360,7 +377,7 @@ class Store:
                     "content": row["body"],
                     "direction": row["direction"],
                     "channel": "sms",
-                    "at": self.reading.print(row["received_at"]),
+                    "at": self.behavior.print(row["received_at"]),
                 }
                 for row in reversed(earlier)
             ],
@@ -407,7 +424,7 @@ class Store:
         if row is None:
             return None
         messages = connection.execute(NEWEST, (row["serial"], EARLIEST, LATEST, message_limit)).fetchall()
-        if self.reading.listed == "oldest":
+        if self.behavior.message_order == "oldest":
             messages.reverse()
         return self._conversation(row) | {"messages": [self._message(message, row) for message in messages]}
 
@@ -418,10 +435,10 @@ class Store:
             "phoneNumberId": _id_of("num", row["agent_number"]),
             "phoneNumber": row["agent_number"],
             "participant": row["participant"],
-            "lastMessageAt": self.reading.print(row["last_message_at"]),
+            "lastMessageAt": self.behavior.print(row["last_message_at"]),
             "messageCount": row["message_count"],
             "metadata": None if row["metadata"] is None else json.loads(row["metadata"]),
-            "createdAt": self.reading.print(row["created_at"]),
+            "createdAt": self.behavior.print(row["created_at"]),
             "channel": "sms",
         }
 
@@ -434,7 +451,7 @@ class Store:
             "fromNumber": participant if inbound else agent_number,
             "toNumber": agent_number if inbound else participant,
             "direction": row["direction"],
-            "receivedAt": self.reading.print(row["received_at"]),
+            "receivedAt": self.behavior.print(row["received_at"]),
             "channel": "sms",
             "mediaUrls": [],
             "status": "received" if inbound else "delivered",
@@ -443,31 +460,50 @@ class Store:
     @contextmanager
     def _transaction(self, begin: str) -> Generator[sqlite3.Connection]:
         """Hold the connection for one transaction: committed at the end, rolled back by an exception."""
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the sandbox is closed")
-            if self._connection is None:
-                self._connection = self._connect()
-            with self._connection as connection:
-                connection.execute(begin)
-                yield connection
+        deadline_at = time.monotonic() + BUSY_SECONDS
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise RuntimeError("the sandbox is closed")
+                if self._connection is None:
+                    self._connection = self._connect()
+                try:
+                    self._connection.execute("PRAGMA busy_timeout = 0")
+                    self._connection.execute(begin)
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_at:
+                        raise
+                else:
+                    self._connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+                    with self._connection as connection:
+                        yield connection
+                    return
+            # Another process is writing. Wait without the lock, for which a fork waits.
+            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  # two processes must not wait in step
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self._path or ":memory:", timeout=10.0, isolation_level=None, check_same_thread=False
+            self._path or ":memory:",
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
         )
         connection.row_factory = sqlite3.Row
         try:
+            is_new = _check_whose(connection)
             _use_wal(connection)
             # What was committed survives a kill of the process; the fsync per commit that this leaves out guards only
             # against the machine losing power.
             connection.execute("PRAGMA synchronous = NORMAL")
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                for statement in SCHEMA:
-                    connection.execute(statement)
-                if self._refill is not None:
-                    self._refill(connection)
+            if is_new:
+                with connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    for statement in SCHEMA:
+                        connection.execute(statement)
+                    if self._refill is not None:
+                        self._refill(connection)
         except BaseException:
             connection.close()
             raise
@@ -529,6 +565,17 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):  # Not on Windows, which does not fork.
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def _check_whose(connection: sqlite3.Connection) -> bool:
+    """Say whether the database is new. Refuse somebody else's, before anything is written to it."""
+    with connection:
+        connection.execute("BEGIN")  # A process that creates the file in this moment is seen whole or not at all.
+        found: int = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if found != APPLICATION_ID and (found or tables):
+        raise sqlite3.DatabaseError("this is no sandbox but a database of something else; name another file")
+    return found != APPLICATION_ID
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

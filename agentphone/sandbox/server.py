@@ -50,7 +50,7 @@ def serve(
         The exit code: 0 after Ctrl-C or SIGTERM; 1 if the address or the file could not be opened, which stderr says.
 
     Raises:
-        ValueError: The key is empty, or the factor is not a number from 0 on.
+        ValueError: `db` is `":memory:"`, the key is empty, or the factor is not a number from 0 on.
     """
     try:
         listener = _listen(host, port)
@@ -63,7 +63,7 @@ def serve(
             return _fail(f"cannot open {db}: {error}")
         with sandbox:
             if demo:
-                sandbox.load_demonstration()
+                sandbox.load_demo_data()
             _say_failures()
             shown = f"[{host}]" if ":" in host else host
 

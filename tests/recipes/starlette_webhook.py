@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agentphone import AsyncClient, WebhookVerificationError
-from agentphone.webhooks import MessageEvent, SQLiteDeliveryLog, Webhook
+from agentphone._delivery_log import SQLiteDeliveryLog
+from agentphone.webhooks import MessageEvent, Webhook
 
 client = AsyncClient()
 webhook = Webhook(os.environ["AGENTPHONE_WEBHOOK_SECRET"])

@@ -9,13 +9,17 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from agentphone import Client, ConfigurationError
 from agentphone.sandbox import Sandbox, _store
 
 from .conftest import ADA, AGENT, BEN
@@ -63,10 +67,10 @@ def stored_ids(path: Path) -> set[str]:
 def test_a_file_keeps_everything(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     with Sandbox(path) as sandbox:
-        sandbox.load_demonstration()
+        sandbox.load_demo_data()
         before = get(sandbox, "/v1/conversations?limit=100")
     with Sandbox(str(path)) as sandbox:
-        sandbox.load_demonstration()
+        sandbox.load_demo_data()
         assert get(sandbox, "/v1/conversations?limit=100") == before
 
 
@@ -77,6 +81,41 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         Sandbox(path)
     with pytest.raises(sqlite3.OperationalError):
         Sandbox(tmp_path / "missing" / "box.db")
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+@pytest.mark.parametrize("application_id", [0, 7])
+def test_somebody_elses_database_is_refused_and_left_as_it_was(
+    tmp_path: Path, journal: str, application_id: int
+) -> None:
+    path = tmp_path / "theirs.db"
+    with closing(sqlite3.connect(path)) as theirs:
+        theirs.execute(f"PRAGMA journal_mode = {journal}")
+        theirs.execute(f"PRAGMA application_id = {application_id}")
+        theirs.execute("CREATE TABLE conversations (number INTEGER)")
+    before = path.read_bytes()
+    with pytest.raises(sqlite3.DatabaseError, match="no sandbox but a database of something else"):
+        Sandbox(path)
+    with pytest.raises(ConfigurationError, match=r"theirs\.db.* no sandbox but a database of something else"):
+        Client(base_url=f"sandbox:{path}")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_empty_becomes_a_sandbox(tmp_path: Path) -> None:
+    path = tmp_path / "box.db"
+    path.touch()
+    for _ in range(2):
+        Sandbox(path).close()
+
+
+def test_in_memory_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="None keeps the data in memory"):
+        Sandbox(":memory:")
+    with pytest.raises(ConfigurationError, match="sandbox::memory:"):
+        Client(base_url="sandbox::memory:")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_writer_has_lost_nothing_that_it_was_told_is_stored(tmp_path: Path) -> None:
@@ -229,7 +268,7 @@ def test_a_forked_child_has_an_empty_memory_of_its_own() -> None:
 @fork_only
 def test_a_forked_child_has_the_same_demonstration_data() -> None:
     with Sandbox() as sandbox:
-        sandbox.load_demonstration()
+        sandbox.load_demo_data()
         page = get(sandbox, "/v1/conversations?limit=100")
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="after")
         assert in_a_child(lambda: get(sandbox, "/v1/conversations?limit=100")) == page
@@ -255,6 +294,49 @@ def test_a_fork_while_other_threads_write_does_not_block_the_child(tmp_path: Pat
             done.set()
             for thread in threads:
                 thread.join(30)
+
+
+WRITING = """
+import sqlite3, sys
+held = sqlite3.connect(sys.argv[1])
+held.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.readline()
+held.close()
+"""
+
+
+@fork_only
+def test_a_file_that_another_process_is_writing_holds_up_no_fork(tmp_path: Path) -> None:
+    path = tmp_path / "box.db"
+    command = [sys.executable, "-c", WRITING, str(path)]
+    with (
+        Sandbox(path) as sandbox,
+        ThreadPoolExecutor(1) as pool,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+    ):
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        waiting = pool.submit(sandbox.receive_sms, from_number=ADA, to_number=AGENT, body="Hi")
+        try:
+            started = time.monotonic()
+            for _ in range(5):
+                time.sleep(0.05)
+                assert in_a_child(lambda: get(sandbox, "/v1/conversations")["total"]) == 0
+            assert time.monotonic() - started < _store.BUSY_SECONDS / 2
+            assert not waiting.done()
+        finally:
+            holder.communicate(b"\n")
+        assert waiting.result(30)["body"] == "Hi"
+
+
+def test_a_file_that_stays_locked_is_an_error_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "box.db"
+    with Sandbox(path) as sandbox, closing(sqlite3.connect(path)) as other:
+        monkeypatch.setattr(_store, "BUSY_SECONDS", 0.2)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
 
 
 @pytest.mark.parametrize("statement", [_store.PAGE, _store.ONE, _store.NEWEST, _store.OLDEST, _store.TOTAL])

@@ -1,15 +1,19 @@
 """What a test holds in its hand: the plain methods, the record of requests, the scripted faults, the demonstration."""
 
 import asyncio
+import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from agentphone.sandbox import Sandbox
+from tests.support.processes import PYTHON, run
 
 from .conftest import ADA, AGENT, BEN
 
@@ -72,18 +76,52 @@ def test_a_closed_sandbox_says_so(sandbox: Sandbox) -> None:
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
 
 
+def test_a_sandbox_is_neither_copied_nor_pickled(sandbox: Sandbox) -> None:
+    for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"neither copied nor pickled\. Open another one"):
+            copied(sandbox)
+
+
+DROPPED = """
+import gc, sys
+from agentphone import AsyncClient, Client
+from agentphone.sandbox import Sandbox
+
+def drop(made):
+    made.cycle = [made]  # with which the order of the collection is anybody's
+
+for path in (None, sys.argv[1]):
+    Sandbox(path)
+    for _ in range(20):
+        drop(Sandbox(path))
+Client(base_url="sandbox:")
+AsyncClient(base_url="sandbox:")
+try:
+    Sandbox("missing/box.db")
+except Exception as error:
+    print(error)
+gc.collect()
+left = [Sandbox(), Sandbox(sys.argv[1]), Client(base_url="sandbox:")]
+"""
+
+
+def test_a_sandbox_that_is_dropped_without_closing_says_nothing(tmp_path: Path) -> None:
+    done = run(*PYTHON, "-c", DROPPED, str(tmp_path / "box.db"), cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("unable to open database file\n", "", 0)
+
+
 def test_an_empty_key_is_refused() -> None:
     with pytest.raises(ValueError, match="api_key"):
         Sandbox(api_key=" ")
 
 
 def test_the_demonstration_is_large_believable_and_always_the_same(sandbox: Sandbox) -> None:
-    sandbox.load_demonstration()
+    sandbox.load_demo_data()
     conversations = everything(sandbox)
-    sandbox.load_demonstration()
+    sandbox.load_demo_data()
     assert everything(sandbox) == conversations
     with Sandbox() as other:
-        other.load_demonstration()
+        other.load_demo_data()
         assert everything(other) == conversations
     counts = [conversation["messageCount"] for conversation in conversations]
     assert 24 <= len(counts) <= 60
@@ -97,7 +135,7 @@ def test_the_demonstration_is_large_believable_and_always_the_same(sandbox: Sand
 
 def test_the_demonstration_leaves_data_that_is_there_alone(sandbox: Sandbox) -> None:
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
-    sandbox.load_demonstration()
+    sandbox.load_demo_data()
     assert len(everything(sandbox)) == 1
 
 

@@ -20,7 +20,7 @@ import httpx
 import pytest
 import trustme
 
-from agentphone.sandbox import Reading, Sandbox, _delivery, _store
+from agentphone.sandbox import Behavior, Sandbox, _delivery, _store
 
 from .conftest import ADA, AGENT, BEN
 from .receiver import SECRET, Received, Receiver, receiving, until
@@ -122,7 +122,7 @@ def test_as_much_history_comes_along_as_was_asked_for_oldest_first_without_the_m
 def test_the_history_of_a_message_dated_back_is_what_came_before_that_date(
     sandbox: Sandbox, receiver: Receiver
 ) -> None:
-    sandbox.reading = Reading(digits=0)
+    sandbox.behavior = Behavior(timestamp_digits=0)
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="before", at=NOON)
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="after", at=NOON + timedelta(hours=2))
     sandbox.set_webhook(receiver.url, SECRET)
@@ -147,7 +147,7 @@ def test_only_what_is_received_while_there_is_a_webhook_is_delivered(sandbox: Sa
 
 def test_the_demonstration_is_not_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.set_webhook(receiver.url, SECRET)
-    sandbox.load_demonstration()
+    sandbox.load_demo_data()
     assert sandbox.deliveries() == []
 
 
@@ -187,9 +187,9 @@ def test_a_webhook_that_cannot_be_is_refused(sandbox: Sandbox, change: dict[str,
 def test_the_list_of_deliveries_has_a_limit(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.set_webhook(receiver.url, SECRET)
     sent = [sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")["id"] for _ in range(103)]
-    listed = call(sandbox, "GET", "/sandbox/deliveries").json()
-    assert [delivery["messageId"] for delivery in listed["data"]] == sent[:2:-1]
-    assert listed["hasMore"]
+    message_order = call(sandbox, "GET", "/sandbox/deliveries").json()
+    assert [delivery["messageId"] for delivery in message_order["data"]] == sent[:2:-1]
+    assert message_order["hasMore"]
     assert len(call(sandbox, "GET", "/sandbox/deliveries?limit=1000").json()["data"]) == 103
     assert [delivery["messageId"] for delivery in sandbox.deliveries(2)] == sent[:-3:-1]
     for limit in (0, 1001):
@@ -444,9 +444,9 @@ def test_a_receiver_that_fails_now_and_then_gets_everything(receiver: Receiver) 
         for index in range(100):
             sandbox.receive_sms(from_number=f"+1555555{index % 20:04d}", to_number=AGENT, body=str(index))
         until(lambda: statuses(sandbox) == {"delivered": 100})
-        listed = {delivery["id"]: len(delivery["attempts"]) for delivery in sandbox.deliveries(1000)}
+        message_order = {delivery["id"]: len(delivery["attempts"]) for delivery in sandbox.deliveries(1000)}
     assert sorted(int(received.text) for received in receiver.accepted) == list(range(100))
-    assert listed == attempts
+    assert message_order == attempts
     assert max(attempts.values()) > 1
 
 
@@ -492,7 +492,7 @@ def test_without_a_webhook_there_is_no_thread(tmp_path: Path) -> None:
     with Sandbox(tmp_path / "box.db") as sandbox, Sandbox() as other:
         for box in (sandbox, other):
             box.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
-            box.load_demonstration()
+            box.load_demo_data()
         assert threads() == []
 
 

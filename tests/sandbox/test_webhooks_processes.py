@@ -150,20 +150,20 @@ def test_processes_on_one_file_never_attempt_one_delivery_at_once(receiver: Rece
     path = tmp_path / "box.db"
     attempts: Counter[str] = Counter()
     here = threading.local()  # Each attempt has a thread of the receiver's own.
-    under_way: Counter[str] = Counter()
+    track_call: Counter[str] = Counter()
     lock = threading.Lock()
     overlaps: list[str] = []
 
     def answer(received: Received) -> int:
         with lock:
-            under_way[received.id] += 1
+            track_call[received.id] += 1
             attempts[received.id] += 1
             here.fails = attempts[received.id] == 1
-            if under_way[received.id] > 1:
+            if track_call[received.id] > 1:
                 overlaps.append(received.id)
         time.sleep(0.02)
         with lock:
-            under_way[received.id] -= 1
+            track_call[received.id] -= 1
         return 500 if here.fails else 200
 
     receiver.answer = answer
@@ -199,7 +199,7 @@ def test_a_server_delivers_and_a_killed_one_goes_on_when_it_is_started_again(
     def client(server: subprocess.Popen[str]) -> httpx.Client:
         return httpx.Client(base_url=lines(server, 1)[0].split()[-1], headers=headers, timeout=SECONDS)
 
-    def listed(calls: httpx.Client) -> list[str]:
+    def message_order(calls: httpx.Client) -> list[str]:
         return [delivery["status"] for delivery in calls.get("/sandbox/deliveries").json()["data"]]
 
     with process(SERVER, path) as server, client(server) as calls:
@@ -207,7 +207,7 @@ def test_a_server_delivers_and_a_killed_one_goes_on_when_it_is_started_again(
         for text in ("one", "two"):
             body = {"direction": "inbound", "from": ADA, "to": AGENT, "body": text}
             calls.post("/sandbox/messages", json=body).raise_for_status()
-        until(lambda: listed(calls) == ["failed", "failed"])
+        until(lambda: message_order(calls) == ["failed", "failed"])
         receiver.write = lambda handler: handler.rfile.read(1)
         calls.post("/sandbox/messages", json=body | {"body": "three"}).raise_for_status()
         until(lambda: len(receiver.received) == 13)
@@ -219,7 +219,7 @@ def test_a_server_delivers_and_a_killed_one_goes_on_when_it_is_started_again(
     receiver.write = None
     receiver.answer = lambda _: 200
     with process(SERVER, path) as server, client(server) as calls:
-        until(lambda: listed(calls) == ["delivered", "failed", "failed"])
+        until(lambda: message_order(calls) == ["delivered", "failed", "failed"])
     assert receiver.received[-1].text == "three"
 
 

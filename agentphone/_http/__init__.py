@@ -1,0 +1,1 @@
+"""HTTP: describe calls, parse responses, retry, and keep connections."""

@@ -1,0 +1,99 @@
+"""Map exceptions of httpx and of the system to the SDK's errors. Pure: it only reads exceptions."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from agentphone._http.retry import RETRIED_STATUSES
+from agentphone._secret import Secret
+from agentphone.errors import APIConnectionError, APIStatusError, APITimeoutError, ResponseDecodeError
+
+CallError = APIConnectionError | APIStatusError | ResponseDecodeError
+"""The errors of one call, which list its attempts."""
+CALL_ERRORS = (APIConnectionError, APIStatusError, ResponseDecodeError)
+
+
+@contextmanager
+def map_exceptions(request: str, secret: Secret) -> Iterator[None]:
+    """Raise an SDK error for any failure between here and the API.
+
+    Not every such failure is httpx's: under asyncio a broken TLS record comes through httpcore as a bare `SSLError`.
+
+    Args:
+        request: The method and target, for the error.
+        secret: The key, which the error must not show.
+
+    Raises:
+        APITimeoutError: Something timed out.
+        APIConnectionError: Anything else failed.
+    """
+    handled = sys.exception()
+    try:
+        yield
+    except (httpx.TimeoutException, TimeoutError) as error:
+        raise APITimeoutError(_describe(error, handled, secret), request=request) from error
+    except (httpx.RequestError, OSError) as error:
+        advice = _permanent_advice(error, handled)
+        reason = _describe(error, handled, secret)
+        raise APIConnectionError(reason, request=request, permanent_advice=advice) from error
+
+
+def outcome_of(error: CallError) -> str:
+    """Return the outcome of a failed attempt as one word: the status, or the name of the underlying exception."""
+    if isinstance(error, APIStatusError):
+        return str(error.status_code)
+    return type(error.__cause__ or error).__name__
+
+
+def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, then its causes.
+
+    Args:
+        error: The exception.
+        handled: The exception that the caller was handling when the call began. Python chains it to whatever is raised
+            inside the call, but it belongs to the caller: stop there.
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause is not handled and cause not in seen:
+        yield cause
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+
+def _permanent_advice(error: Exception, handled: BaseException | None) -> str | None:
+    """Return what to do about a failure that no retry can clear; None where a retry may succeed."""
+    # Through a proxy on trio, the certificate's error is several causes below an error without a text.
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _chain(error, handled)):
+        return APIConnectionError.advice_for_certificates
+    # httpx has a proxy's status only in the text, and a SOCKS proxy's rejected password only in words.
+    status = re.match(r"4\d\d(?= )|Invalid username", str(error)) if isinstance(error, httpx.ProxyError) else None
+    if status is None or (status[0].isdigit() and int(status[0]) in RETRIED_STATUSES):
+        return None
+    return APIConnectionError.advice_for_proxies
+
+
+def _describe(error: BaseException, handled: BaseException | None, secret: Secret) -> str:
+    """Return the name and first text of an exception and its causes; redact their texts and remove their frames.
+
+    httpx leaves many texts empty, and so do the libraries below it; the first text may be the system's own. The texts
+    may quote the server. The frames hold the headers with the key as plain lists, which tools that print the locals of
+    a traceback would show.
+
+    Args:
+        error: The exception.
+        handled: The exception that the caller was handling when the call began; it is not touched.
+        secret: The key.
+    """
+    text, name = "", type(error).__name__
+    for cause in _chain(error, handled):
+        cause.args = tuple(secret.redact(arg) if isinstance(arg, str) else arg for arg in cause.args)
+        text = text or secret.redact(str(cause))
+        cause.__traceback__ = None
+    return f"{name}: {text.rstrip('.')}" if text else name

@@ -1,0 +1,303 @@
+"""Send requests, retry them, and enforce their deadlines. The only module that sleeps."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+import httpx
+
+from agentphone._config import USER_AGENT, Config
+from agentphone._http.exceptions import CALL_ERRORS, CallError, map_exceptions, outcome_of
+from agentphone._http.pool import CLOSED_MESSAGE, Connections, Pool
+from agentphone._http.requests import RequestSpec
+from agentphone._http.responses import ACCEPTED_ENCODINGS, BodyReader, RawResponse, parse_response
+from agentphone._http.retry import RetryPolicy, parse_http_date
+from agentphone.errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    Attempt,
+    ClientClosedError,
+    DeadlineExceededError,
+    NotFoundError,
+)
+
+T = TypeVar("T")
+H = TypeVar("H")
+
+logger = logging.getLogger("agentphone")
+logger.addHandler(logging.NullHandler())  # otherwise Python prints warnings of programs that set up no logging
+
+NO_COPY = (
+    "A client cannot be copied or pickled, nor what was made from it. Tasks and threads can share one client;"
+    " with_options() makes one with other settings on the same connections; each process makes its own."
+)
+
+
+class Transport:
+    """Sends requests with one client's settings, over connections that it may share with other clients."""
+
+    def __init__(self, config: Config, connections: Connections) -> None:
+        self._config = config
+        self._connections = connections
+        self._policy = RetryPolicy(config.max_retries, config.max_retry_after)
+        self._timeout = math.inf
+        phases = httpx.Timeout(None)
+        if isinstance(config.timeout, httpx.Timeout):
+            phases = config.timeout
+        elif config.timeout is not None:
+            self._timeout = config.timeout
+        self._extensions = {"timeout": phases.as_dict()}
+        self._secret = config.api_key
+        self._date: str | None = None
+        """The `Date` header of the latest response."""
+        # httpx.Headers and not a dict: its repr hides the key, also where a traceback prints the locals.
+        self._headers = httpx.Headers(
+            {
+                "Authorization": f"Bearer {config.api_key.value}",
+                "Accept": "application/json",
+                "Accept-Encoding": ACCEPTED_ENCODINGS,
+                "User-Agent": USER_AGENT,
+            }
+        )
+
+    def __reduce__(self) -> str:
+        raise TypeError(NO_COPY)  # everything made from a client refers to this
+
+    async def send(self, spec: RequestSpec[T]) -> T:
+        """Send a request, retry it as the policy says, and return the decoded response.
+
+        Raises:
+            ClientClosedError: The connections were closed, before or during the call.
+            APIConnectionError: No complete response arrived; its subclasses are for `timeout` and `deadline`.
+            APIStatusError: The API returned an error status.
+            ResponseDecodeError: The response is not what the API promises.
+        """
+        pool = await self._connections.pool()
+        started_at = anyio.current_time()
+        deadline_at = math.inf if self._config.deadline is None else started_at + self._config.deadline
+        attempts: tuple[Attempt, ...] = ()
+        with anyio.CancelScope(deadline=deadline_at) as scope, pool.track_call(scope):
+            while True:
+                try:
+                    result = await self._attempt(spec, pool, len(attempts) + 1)
+                except _HookError as wrapper:
+                    raise wrapper.error from wrapper.error.__cause__
+                except CALL_ERRORS as error:
+                    if self._connections.is_closed:
+                        break
+                    delay = self._policy.delay(error, len(attempts) + 1)
+                    now = anyio.current_time()
+                    if delay is not None and not (
+                        now + delay < deadline_at and self._connections.retry_budget.try_acquire(time.monotonic())
+                    ):
+                        delay = None
+                    attempts += (Attempt(outcome_of(error), now - started_at, delay or 0.0),)
+                    error.attempts = attempts
+                    if delay is None:
+                        raise
+                    self.notify_retry(error, delay)
+                else:
+                    self._connections.retry_budget.record_success()
+                    return result
+                started_at = anyio.current_time() + delay
+                await anyio.sleep(delay)
+        if self._connections.is_closed:
+            raise ClientClosedError(f"{spec}: the client was closed before the response; it may have been sent.")
+        late = DeadlineExceededError(f"no complete response within {self._config.deadline:g} s", request=str(spec))
+        late.attempts = (*attempts, Attempt(outcome_of(late), max(0.0, anyio.current_time() - started_at), 0.0))
+        raise late
+
+    def notify_retry(self, error: CallError, delay: float) -> None:
+        """Report through the log and `on_retry` that a request failed and is retried after `delay` seconds."""
+        path = error.request.partition("?")[0]
+        logger.warning("%s: %s; trying again in %.2f s", path, outcome_of(error), delay)
+        if self._config.on_retry is not None:
+            self._config.on_retry(error, delay)
+
+    def clock(self) -> float:
+        """Return the time in seconds, of one clock for all event loops: each trio loop starts its own anywhere."""
+        return anyio.current_time() + _clock_offset()
+
+    def server_time(self) -> datetime | None:
+        """Return the time in the `Date` header of the latest response; None without a valid one."""
+        seconds = parse_http_date(self._date or "")
+        try:
+            return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+        except (ValueError, OverflowError, OSError):
+            return None
+
+    async def sleep_until(self, when: float) -> None:
+        """Wait until a time of `clock`.
+
+        Raises:
+            ClientClosedError: The connections were closed, before or meanwhile.
+        """
+        pool = await self._connections.pool()
+        with anyio.CancelScope() as scope, pool.track_call(scope):
+            await anyio.sleep_until(when - _clock_offset())
+        if self._connections.is_closed:
+            raise ClientClosedError(CLOSED_MESSAGE)
+
+    async def send_all(
+        self,
+        specs: Sequence[RequestSpec[T]],
+        *,
+        max_concurrency: int | None = None,
+        default_on_not_found: T | None = None,
+    ) -> Sequence[T]:
+        """Send requests concurrently and return the results in order; the first failure cancels the others.
+
+        Args:
+            specs: The requests.
+            max_concurrency: How many may be in flight at once; None for all.
+            default_on_not_found: The result for a request that gets a 404; None to raise `NotFoundError`.
+
+        Raises:
+            AgentPhoneError: As from `send`, for the first request that failed.
+        """
+        if len(specs) == 1:
+            return [await self._send_or_default(specs[0], default_on_not_found)]
+        results: dict[int, T] = {}
+        failures: list[Exception] = []
+        slots = anyio.Semaphore(max_concurrency or len(specs), fast_acquire=True)
+
+        async def send(index: int, spec: RequestSpec[T]) -> None:
+            try:
+                async with slots:
+                    results[index] = await self._send_or_default(spec, default_on_not_found)
+            except Exception as error:  # noqa: BLE001  # raised below: a task group would wrap it in a group
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for index, spec in enumerate(specs):
+                group.start_soon(send, index, spec)
+        if failures:
+            raise failures[0]
+        return [results[index] for index in range(len(specs))]
+
+    async def _send_or_default(self, spec: RequestSpec[T], default_on_not_found: T | None) -> T:
+        try:
+            return await self.send(spec)
+        except NotFoundError:
+            if default_on_not_found is None:
+                raise
+            return default_on_not_found
+
+    async def _attempt(self, spec: RequestSpec[T], pool: Pool, number: int) -> T:
+        """Send a request once, on a connection that nothing else uses, within the time of one attempt."""
+        async with pool.limiter:
+            if self._connections.is_closed:  # while this waited for a slot
+                raise ClientClosedError(CLOSED_MESSAGE)
+            started_at = anyio.current_time()
+            connection = await pool.acquire()
+            try:
+                with anyio.CancelScope(deadline=started_at + self._timeout):
+                    response = await self._send_once(spec, connection)
+                    self._date = response.headers.get("date")
+                    _log(spec, str(response.status), number, started_at)
+                    result = parse_response(spec, response, now=time.time(), secret=self._secret)
+                    pool.release(connection)
+                    return result
+                raise APITimeoutError(  # noqa: TRY301
+                    f"no complete response within {self._timeout:g} s", request=str(spec)
+                )
+            except APIStatusError:
+                pool.release(connection)
+                raise
+            except BaseException as error:
+                if isinstance(error, APIConnectionError):
+                    _log(spec, outcome_of(error), number, started_at)
+                # Also after an unreadable response: the rest of it may still arrive.
+                await pool.discard(connection)
+                raise
+
+    async def _send_once(self, spec: RequestSpec[Any], connection: httpx.AsyncBaseTransport) -> RawResponse:
+        """Send one request and read its response; raise an SDK error for any failure on the way."""
+        config = self._config
+        request = httpx.Request(
+            spec.method,
+            config.base_url + spec.target,
+            headers=self._headers,
+            content=spec.body,
+            extensions=self._extensions,
+        )
+        if spec.body is not None:
+            request.headers["Content-Type"] = "application/json"
+        _call_hook(config.on_request, request)
+        with map_exceptions(str(spec), self._secret):
+            response = await connection.handle_async_request(request)
+        response.request = request  # httpx's client layer would do this, and hooks rely on it
+        try:
+            _call_hook(config.on_response, response)
+            with map_exceptions(str(spec), self._secret):
+                body = await self._read_body(response)
+        finally:
+            if not response.is_closed:
+                # Shielded: a close that is cancelled halfway leaves the connection counted but never used again.
+                with anyio.CancelScope(shield=True):
+                    await response.aclose()
+        return RawResponse(response.status_code, response.headers, body)
+
+    async def _read_body(self, response: httpx.Response) -> BodyReader:
+        """Read and decompress the body, up to the size that the client allows."""
+        if response.is_stream_consumed:  # a transport that does not stream has the whole body, decompressed
+            body = BodyReader(None, self._config.max_response_bytes)
+            chunks = _single_chunk(response.content)
+        else:
+            body = BodyReader(response.headers.get("content-encoding"), self._config.max_response_bytes)
+            chunks = response.aiter_raw()
+        async for chunk in chunks:
+            if not body.feed(chunk):
+                # Cancelled instead of dropped: trio warns of each of httpx's generators that is dropped before its end.
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    async for _ in chunks:
+                        pass
+                break
+        return body
+
+
+async def _single_chunk(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+_offset: anyio.lowlevel.RunVar[float] = anyio.lowlevel.RunVar("agentphone clock offset")
+
+
+def _clock_offset() -> float:
+    """Return the offset between `time.monotonic()` and this event loop's clock."""
+    try:
+        return _offset.get()
+    except LookupError:
+        _offset.set(time.monotonic() - anyio.current_time())
+        return _offset.get()
+
+
+def _log(spec: RequestSpec[Any], outcome: str, number: int, started_at: float) -> None:
+    elapsed = (anyio.current_time() - started_at) * 1000
+    logger.debug("%s %s: %s, attempt %d, %.1f ms", spec.method, spec.path, outcome, number, elapsed)
+
+
+class _HookError(Exception):
+    """Wraps an exception raised by a user's hook, so it is not mistaken for the call's own failure."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _call_hook(hook: Callable[[H], object] | None, argument: H) -> None:
+    if hook is not None:
+        try:
+            hook(argument)
+        except CALL_ERRORS as error:
+            raise _HookError(error) from None

@@ -1,0 +1,262 @@
+"""Pagers and streams: send the requests of a paginator, and iterate over what comes by `async for`."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import anyio
+
+from agentphone._http.requests import RequestSpec
+from agentphone._http.retry import min_poll_delay
+from agentphone._http.transport import NO_COPY, Transport
+from agentphone._paging.base import Paginator
+from agentphone._paging.polling import PollBackoff
+from agentphone.errors import APIConnectionError, APIStatusError
+from agentphone.models import Page
+
+R = TypeVar("R")
+T = TypeVar("T")
+PageT = TypeVar("PageT")
+R_co = TypeVar("R_co", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
+PageT_contra = TypeVar("PageT_contra", contravariant=True)
+
+STREAM_NO_COPY = (
+    "An iterator cannot be copied or pickled: the copy and the original would take each other's items. Create a new"
+    " one, which starts from the beginning, or pass the last message as `after` to continue from there."
+)
+INTERRUPTED = (
+    "An exception (Ctrl-C, or one of a debugger's) interrupted this iteration in the middle of a step. Begin a new one"
+    " with after= the message that was handled last."
+)
+
+
+class AsyncStream(AsyncIterator[T]):
+    """An async iterator that can be closed. It need not be: nothing runs between two steps.
+
+    A class and not a generator, because a generator that is abandoned would need closing. The items come in batches,
+    so that blocking code changes threads once a batch.
+    """
+
+    def __init__(self) -> None:
+        self._items: Iterator[T] = iter(())
+        self._scope: anyio.CancelScope | None = None
+        """The step that is running."""
+        self._is_closed = False
+
+    @abstractmethod
+    async def _next_batch(self) -> Iterable[T]:
+        """Return the next items, possibly none; raise StopAsyncIteration at the end."""
+
+    async def next_batch(self) -> Iterable[T]:
+        """Wait for the next items and return all that have come.
+
+        Raises:
+            StopAsyncIteration: The iteration has ended, or was closed.
+            RuntimeError: Another task or thread is already waiting for them.
+        """
+        if self._is_closed:
+            raise StopAsyncIteration
+        if self._scope is not None:  # a paginator would take two responses to one request for those to two
+            raise RuntimeError(
+                "This iterator is already waiting for a page, for another task or thread. Step it from one at a time,"
+                " or create an iterator for each."
+            )
+        try:
+            with anyio.CancelScope() as self._scope:
+                return await self._next_batch()
+        finally:
+            self._scope = None
+        raise StopAsyncIteration  # closed meanwhile
+
+    def __reduce__(self) -> str:
+        raise TypeError(STREAM_NO_COPY)
+
+    async def aclose(self) -> None:
+        """End the iteration, also for a task that is waiting for its next item. Closing again does nothing."""
+        self._is_closed = True
+        self._items = iter(())
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            for item in self._items:
+                return item
+            self._items = iter(await self.next_batch())
+
+
+class AsyncPager(Generic[T]):
+    """A list that is read on demand: iterate over its items or its pages, or await its first page.
+
+    Creating one sends nothing. Each `async for` starts again at the beginning, and requests pages as it needs them.
+    """
+
+    def __init__(self, first: Callable[[], Awaitable[Page[T]]], pages: Callable[[], AsyncStream[Page[T]]]) -> None:
+        self._first = first
+        self._pages = pages
+
+    def __reduce__(self) -> str:
+        raise TypeError(NO_COPY)
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        """Iterate over the items, each once.
+
+        Raises:
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+        """
+        return _ItemStream(self._pages())
+
+    def pages(self) -> AsyncIterator[Page[T]]:
+        """Iterate over the items a page at a time.
+
+        Returns:
+            An iterator of pages that together hold each item once. Such a page may hold other items than the server's
+            page did; its `has_more` is False for the last one.
+
+        Raises:
+            PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
+            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+        """
+        return self._pages()
+
+    async def page(self) -> Page[T]:
+        """Read the server's first page, with one request.
+
+        Returns:
+            The page, in the server's order.
+
+        Raises:
+            APIConnectionError: No complete response was received.
+            APIStatusError: The API returned an error status.
+            ResponseDecodeError: The response does not match the API's schema.
+        """
+        return await self._first()
+
+    def __await__(self) -> Generator[Any, Any, Page[T]]:
+        return self.page().__await__()
+
+
+class PageStream(AsyncStream[Page[T]], Generic[R, T]):
+    """Send the requests of a paginator, and yield its items in pages."""
+
+    def __init__(
+        self,
+        paginator: Paginator[R, T],
+        spec: Callable[[R], RequestSpec[Page[T]]],
+        transport: Transport,
+        *,
+        max_concurrency: int = 1,
+    ) -> None:
+        super().__init__()
+        self._paginator = paginator
+        self._spec = spec
+        self._transport = transport
+        self._max_concurrency = max_concurrency
+
+    async def _next_batch(self) -> tuple[Page[T]]:
+        while requests := self._paginator.next_requests():
+            specs = [self._spec(request) for request in requests]
+            pages = await self._transport.send_all(specs, max_concurrency=self._max_concurrency)
+            items = tuple(self._paginator.receive(pages))
+            if items or self._paginator.is_over:
+                return (Page(data=items, has_more=not self._paginator.is_over, total=pages[-1].total),)
+        raise StopAsyncIteration
+
+
+class _ItemStream(AsyncStream[T]):
+    """Yield the items of pages one by one."""
+
+    def __init__(self, pages: AsyncStream[Page[T]]) -> None:
+        super().__init__()
+        self._pages = pages
+
+    async def _next_batch(self) -> list[T]:
+        return [item for page in await self._pages.next_batch() for item in page]
+
+
+class PollingPaginator(Protocol[R_co, PageT_contra, T_co]):
+    """A paginator without an end: no requests mean that a poll is complete, and `receive(())` begins the next one."""
+
+    @property
+    def has_new(self) -> bool:
+        """Whether the last poll brought new items."""
+
+    def next_requests(self) -> Sequence[R_co]:
+        """Return the requests to send next."""
+
+    def receive(self, pages: Sequence[PageT_contra], /) -> Sequence[T_co]:
+        """Process the responses, and return the items that are ready."""
+
+
+class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
+    """Send the requests of a live paginator, with delays between its polls, and retry what will clear by itself.
+
+    Args:
+        paginator: What to request.
+        spec: Returns the call for a request.
+        transport: Sends the calls.
+        backoff: The delays between polls.
+        default_on_not_found: Returns the page that replaces a 404 to a request; None raises the error.
+    """
+
+    def __init__(
+        self,
+        paginator: PollingPaginator[R, PageT, T],
+        spec: Callable[[R], RequestSpec[PageT]],
+        transport: Transport,
+        backoff: PollBackoff,
+        *,
+        default_on_not_found: Callable[[R], PageT | None] = lambda _: None,
+    ) -> None:
+        super().__init__()
+        self._paginator = paginator
+        self._spec = spec
+        self._transport = transport
+        self._backoff = backoff
+        self._default_on_not_found = default_on_not_found
+        self._poll_started_at: float | None = None
+        self._resume_at = -math.inf
+        """Nothing is sent before this time."""
+
+    async def _next_batch(self) -> Sequence[T]:
+        while True:
+            requests = self._paginator.next_requests()
+            if requests:
+                await self._transport.sleep_until(self._resume_at)
+                if self._poll_started_at is None:
+                    self._poll_started_at = self._transport.clock()
+                items = self._paginator.receive(await self._send(requests))
+                if items:
+                    return items
+            else:
+                delay = self._backoff.next_delay(has_new=self._paginator.has_new)
+                self._resume_at = (self._poll_started_at or 0.0) + delay
+                self._poll_started_at = None
+                self._paginator.receive(())
+                if not self._paginator.next_requests():
+                    raise RuntimeError(INTERRUPTED)
+
+    async def _send(self, requests: Sequence[R]) -> Sequence[PageT]:
+        specs = [self._spec(request) for request in requests]
+        default = self._default_on_not_found(requests[0])
+        while True:
+            try:
+                return await self._transport.send_all(specs, default_on_not_found=default)
+            except (APIConnectionError, APIStatusError) as error:
+                min_delay = min_poll_delay(error)
+                if min_delay is None:
+                    raise
+                delay = max(min_delay, self._backoff.next_delay(has_new=False))
+                self._resume_at = self._transport.clock() + delay
+                self._transport.notify_retry(error, delay)
+                await self._transport.sleep_until(self._resume_at)

@@ -1,0 +1,296 @@
+"""The command line in processes of its own: the demo, the sandbox, exit codes, and missing extras."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+import agentphone
+from agentphone.__main__ import main
+from tests.support.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal, sandbox, widest
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in another process."""
+    return run(*PYTHON, "-c", code)
+
+
+# The demo
+
+
+@pytest.fixture(scope="module")
+def demo() -> str:
+    """Return what the demo writes to a pipe."""
+    done = run(*AGENTPHONE, "demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_demo_lists_conversations_in_an_aligned_table(demo: str) -> None:
+    rows = re.findall(r"^  \+1555\d+ .*$", demo.partition("2. ")[0], re.MULTILINE)
+    assert len(rows) == 12
+    assert all(re.fullmatch(r"  \+\d{11}   \d{4}-\d\d-\d\d \d\d:\d\d  +\d+  \S.*", row) for row in rows)
+    counts = [re.match(r"  \S+ +\S+ \S+ +\d+", row) for row in rows]
+    assert {len(count[0]) for count in counts if count} == {43}
+    assert "12 of 36 conversations" in demo
+
+
+def test_demo_streams_a_long_history_with_progress(demo: str) -> None:
+    assert re.findall(r"^  (\d+) of 640 messages$", demo, re.MULTILINE) == ["160", "320", "480", "640"]
+    assert "640 messages received" in demo
+
+
+def test_demo_stores_reads_and_clears_state(demo: str) -> None:
+    words = demo.split()
+    stored, read_back, cleared = words.index("stored"), words.index("read"), words.index("cleared")
+    assert words[stored + 1 : read_back] == words[read_back + 2 : cleared]
+    assert words[cleared + 1] == "null"
+
+
+def test_demo_shows_state_that_comes_with_the_next_text(demo: str) -> None:
+    part = demo.partition("4. An agent's loop")[2].partition("5. ")[0]
+    assert re.findall(r"^  (text|state|stored) +(.*)$", part, re.MULTILINE) == [
+        ("text", '"Where is my order ORD-5?"'),
+        ("state", "null"),
+        ("stored", '{"texts": 1, "orderId": "ORD-5"}'),
+        ("text", '"Will it come today?"'),
+        ("state", '{"texts": 1, "orderId": "ORD-5"}'),
+        ("stored", '{"texts": 2, "orderId": "ORD-5"}'),
+    ]
+
+
+def test_demo_shows_the_errors_for_a_wrong_key_and_id(demo: str) -> None:
+    assert "AuthenticationError: GET /v1/conversations?limit=1&offset=0: 401" in demo
+    assert "NotFoundError: GET /v1/conversations/conv_nobody: 404" in demo
+
+
+def test_demo_is_plain_text_of_eighty_columns(demo: str) -> None:
+    assert widest(demo) <= 80
+    assert all(c == "\n" or c.isprintable() for c in demo)
+
+
+def test_demo_redraws_its_progress_line_in_a_terminal() -> None:
+    code, shown = run_in_terminal(*AGENTPHONE, "demo")
+    assert code == 0
+    assert re.search(r"\r  \[#+ +\] +\d+ of 640 messages\r", shown)
+    assert re.search(r"\r  \[#{32}\] 640 of 640 messages\r\n", shown)
+    assert widest(shown) <= 80
+    assert "\x1b" not in shown
+
+
+def test_demo_works_with_ascii_output() -> None:
+    done = run(*AGENTPHONE, "demo", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "640 messages received" in done.stdout
+
+
+def test_demo_ignores_the_environment() -> None:
+    done = run(*AGENTPHONE, "demo", AGENTPHONE_BASE_URL="https://127.0.0.1:1", AGENTPHONE_API_KEY="a b")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_in_the_demo_is_exit_code_130_without_output() -> None:
+    done = run_python(
+        "import asyncio, os, signal, sys\n"
+        "from agentphone.__main__ import main\n"
+        "from agentphone.cli import demo\n"
+        "async def interrupted(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    await asyncio.sleep(60)\n"
+        "demo._show_history = interrupted\n"
+        "sys.exit(main(['demo']))\n"
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.startswith("A local AgentPhone")
+
+
+@pytest.mark.parametrize("command", [["demo"], ["sandbox", "--port", "0"]])
+def test_closed_pipe_is_exit_code_141_without_output(command: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        with subprocess.Popen(
+            [*AGENTPHONE, *command], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        ) as process:
+            _, stderr = process.communicate(timeout=SECONDS)
+    finally:
+        os.close(writer)
+    assert (process.returncode, stderr) == (141, "")
+
+
+def run_with_output(target: str, *command: str) -> tuple[int, str]:
+    """Run a command with its stdout redirected by the shell; return its exit code and its stderr."""
+    shell = f'exec "$@" >{target}'
+    done = run("sh", "-c", shell, "sh", *AGENTPHONE, *command)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize("command", [["demo"], ["sandbox", "--port", "0"]])
+def test_full_device_is_one_line_and_exit_code_1(command: list[str]) -> None:
+    assert run_with_output("/dev/full", *command) == (1, "agentphone: No space left on device\n")
+
+
+def test_demo_works_with_closed_stdout() -> None:
+    assert run_with_output("&-", "demo") == (0, "")
+
+
+# The sandbox command
+
+
+def test_sandbox_serves_until_ctrl_c() -> None:
+    with sandbox() as (process, url):
+        response = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+        assert response.json() == {"data": [], "hasMore": False, "total": 0}
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    assert (process.returncode, stdout, stderr) == (0, "", "")
+
+
+def test_sandbox_with_demo_data() -> None:
+    with sandbox("--demo") as (_, url):
+        response = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+        assert response.json()["total"] == 36
+
+
+def test_sandbox_keeps_data_in_a_file(tmp_path: Path) -> None:
+    message = {"direction": "inbound", "from": "+15555550110", "to": "+15555550100", "body": "hello"}
+    headers = {"Authorization": "Bearer any"}
+    file = str(tmp_path / "box.db")
+    with sandbox("--db", file) as (_, url):
+        assert httpx.post(f"{url}/sandbox/messages", json=message, headers=headers, timeout=SECONDS).is_success
+    with sandbox("--db", file) as (_, url):
+        listed = httpx.get(f"{url}/v1/conversations", headers=headers, timeout=SECONDS).json()["data"]
+    assert [conversation["lastMessagePreview"] for conversation in listed] == ["hello"]
+
+
+def test_sandbox_accepts_one_key_and_never_prints_it() -> None:
+    with sandbox("--api-key", "sk-unlikely-text") as (process, url):
+        good = {"Authorization": "Bearer sk-unlikely-text"}
+        bad = {"Authorization": "Bearer another-unlikely-text"}
+        assert httpx.get(f"{url}/v1/conversations", headers=good, timeout=SECONDS).status_code == 200
+        rejected = httpx.get(f"{url}/v1/conversations", headers=bad, timeout=SECONDS)
+        assert rejected.status_code == 401
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    assert "unlikely" not in rejected.text + stdout + stderr + url
+
+
+def test_sandbox_ignores_a_key_in_the_environment() -> None:
+    with sandbox(AGENTPHONE_API_KEY="of-the-environment") as (_, url):
+        response = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
+        assert response.status_code == 200
+
+
+def test_sandbox_scales_the_delays_between_webhook_attempts() -> None:
+    message = {"direction": "inbound", "from": "+15555550110", "to": "+15555550100", "body": "hello"}
+    with (
+        sandbox("--retry-scale", "0") as (_, url),
+        httpx.Client(base_url=url, headers={"Authorization": "Bearer any"}, timeout=SECONDS) as client,
+    ):
+        webhook = {"url": "http://127.0.0.1:9/", "secret": "whsec_1"}
+        assert client.put("/sandbox/webhook", json=webhook).is_success
+        assert client.post("/sandbox/messages", json=message).is_success
+        end = time.monotonic() + SECONDS
+        while len(client.get("/sandbox/deliveries").json()["data"][0]["attempts"]) < 6:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_port_in_use_is_one_line_and_exit_code_1() -> None:
+    with sandbox() as (_, url):
+        done = run(*AGENTPHONE, "sandbox", "--port", url.rpartition(":")[2])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("agentphone sandbox: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["nothing"],
+        ["sandbox", "--port", "many"],
+        ["sandbox", "--port", "65536"],
+        ["sandbox", "--port", "-1"],
+        ["sandbox", "--api-key", " "],
+        ["sandbox", "--db", ":memory:"],
+        ["sandbox", "--retry-scale", "-1"],
+        ["sandbox", "--retry-scale", "inf"],
+        ["sandbox", "--retry-scale", "nan"],
+        ["sandbox", "--retry-scale", "fast"],
+        ["sandbox", "--api", "abbreviated"],
+        ["sandbox", "--port"],
+        ["demo", "surplus"],
+        ["--api-key", "of-an-account", "sandbox"],
+        ["--base-url", "sandbox:", "demo"],
+    ],
+)
+def test_usage_error_is_exit_code_2(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(command)
+    assert exit_.value.code == 2
+    errors = capsys.readouterr().err
+    assert "usage: agentphone" in errors
+    assert errors.count("\n") == 1 or not command  # without arguments it is the whole help page
+
+
+def test_usage_error_never_contains_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["sandbox", "--api-key=sk-unlikely", "--port", "x"], ["demo", "--api-key=sk-unlikely"]):
+        with pytest.raises(SystemExit):
+            main(command)
+    with pytest.raises(SystemExit):
+        main(["--api-key=sk-unlikely", "sandbox"])
+    assert "unlikely" not in capsys.readouterr().err
+
+
+# Missing packages
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+@pytest.mark.parametrize("command", ["demo", "sandbox"])
+def test_missing_sandbox_extra_names_the_command_that_installs_it(command: str, missing: str) -> None:
+    done = run_python(
+        f"import sys\nsys.modules[{missing!r}] = None\n"
+        f"from agentphone.__main__ import main\nsys.exit(main([{command!r}]))\n"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"agentphone {command}: {missing} is not installed; in the project's folder: pip install '.[sandbox]'\n"
+    )
+
+
+def test_missing_module_of_our_own_is_a_traceback() -> None:
+    done = run_python(
+        "import sys\nsys.modules['agentphone.sandbox'] = None\n"
+        "from agentphone.__main__ import main\nsys.exit(main(['demo']))\n"
+    )
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stderr
+
+
+def test_version_and_help_need_only_click() -> None:
+    blocked = "import sys\nsys.modules['rich'] = sys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
+    for option, expected in (("--version", f"agentphone {agentphone.__version__}\n"), ("--help", "agentphone demo")):
+        done = run_python(f"{blocked}from agentphone.__main__ import main\nsys.exit(main([{option!r}]))\n")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert expected in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["sandbox"], ["--help"], ["conversations", "list"], []])
+def test_missing_click_names_the_command_that_installs_it(arguments: list[str]) -> None:
+    done = run_python(
+        f"import sys\nsys.modules['click'] = None\nfrom agentphone.__main__ import main\nsys.exit(main({arguments}))\n"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "agentphone: click is not installed; in the project's folder (PyPI has another package of this name):"
+        " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox\n"
+    )

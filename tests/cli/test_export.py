@@ -1,0 +1,167 @@
+"""`agentphone export`: its files, its progress bar in a terminal, and its errors, which say how to resume."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agentphone.__main__ import main
+from tests.support.processes import (
+    AGENTPHONE,
+    ENVIRONMENT,
+    SECONDS,
+    read_terminal,
+    run,
+    run_in_terminal,
+    sandbox,
+    widest,
+)
+
+LOCAL = ["--base-url", "sandbox:"]
+RESUMES = "Run the same command again to resume."
+
+
+def test_export_writes_two_files_of_json_lines(tmp_path: Path) -> None:
+    done = run(*AGENTPHONE, "export", "backup", *LOCAL, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    conversations, messages = Path("backup") / "conversations.jsonl", Path("backup") / "messages.jsonl"
+    assert json.loads(done.stdout) == {
+        "conversations": 36,
+        "messages": 1817,
+        "skipped": 0,
+        "conversationsPath": str(conversations),
+        "messagesPath": str(messages),
+    }
+    listed = run(*AGENTPHONE, "conversations", "list", "--all", *LOCAL).stdout
+    assert sorted((tmp_path / conversations).read_text().splitlines()) == sorted(listed.splitlines())
+    rows = [json.loads(line) for line in (tmp_path / messages).read_text().splitlines()]
+    assert len(rows) == 1817
+    assert {row["conversationId"] for row in rows} == {json.loads(line)["id"] for line in listed.splitlines()}
+
+
+@pytest.mark.parametrize("format_", ["csv", "parquet"])
+def test_format_option(format_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path), "--format", format_, "--concurrency", "8", *LOCAL]) == 0
+    file = tmp_path / f"messages.{format_}"
+    assert json.loads(capsys.readouterr().out)["messagesPath"] == str(file)
+    if format_ == "csv":
+        with file.open(newline="", encoding="utf-8") as lines:
+            assert len([*csv.reader(lines)]) == 1818
+    else:
+        assert importlib.import_module("pyarrow.parquet").read_metadata(file).num_rows == 1817
+
+
+def test_since_a_timestamp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path), "--since", "2025-06-30T12:00:00Z", *LOCAL]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["messages"] < 100
+
+
+def test_since_last_appends_new_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for count in (1817, 0):
+        assert main(["export", str(tmp_path), "--since", "last", *LOCAL]) == 0
+        assert json.loads(capsys.readouterr().out)["messages"] == count
+    assert len((tmp_path / "messages.jsonl").read_text().splitlines()) == 1817
+
+
+def test_terminal_shows_progress_bars_and_then_the_paths(tmp_path: Path) -> None:
+    for columns, setting in ((80, {}), (60, {"NO_COLOR": "1"})):
+        code, shown = run_in_terminal(*AGENTPHONE, "export", "backup", *LOCAL, columns=columns, cwd=tmp_path, **setting)
+        assert code == 0
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+        assert re.search(r"Listing conversations .* 36/36 ", plain)
+        assert re.search(r"Reading messages .* 1,817/1,817 +[\d,]+/s", plain)
+        assert re.search(r"Writing messages .* 1,817/1,817 ", plain)
+        *_, first, second = re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", plain).replace("\r\n", "\n").splitlines()
+        assert first == f"Exported 36 conversations to {Path('backup') / 'conversations.jsonl'}"
+        assert second == f"Exported 1,817 messages to {Path('backup') / 'messages.jsonl'}"
+        assert widest(re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", plain)) <= columns
+        assert bool(setting) != bool(re.search(r"\x1b\[[0-9;]*m", shown))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "Missing argument 'DIR'"),
+        ([""], "DIR must not be empty"),
+        (["x", "--concurrency", "0"], "Invalid value for '--concurrency': 0 is not in the range x>=1"),
+        (["x", "--format", "xml"], "'xml' is not one of"),
+        (["x", "--since", "yesterday"], "--since"),
+        (["x", "--since", "2025-06-30T12:00:00"], "--since"),
+        (["x", "--since", "2025-06-30"], "--since"),
+    ],
+)
+def test_usage_error_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", *arguments, *LOCAL])
+    written = capsys.readouterr()
+    assert (exit_.value.code, written.out) == (2, "")
+    assert reason in written.err
+    assert written.err.count("\n") == 1
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_unusable_directory_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["export", str(tmp_path / "file" / "backup"), *LOCAL]) == 1
+    written = capsys.readouterr()
+    assert (
+        written.err == f"agentphone export: Not a directory: {tmp_path / 'file' / 'backup' / '.partial'}. {RESUMES}\n"
+    )
+
+
+def test_error_names_a_directory_in_place_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "messages.jsonl").mkdir()
+    assert main(["export", str(tmp_path), *LOCAL]) == 1
+    assert f": {tmp_path / 'messages.jsonl'}. {RESUMES}\n" in capsys.readouterr().err
+
+
+def test_export_resumes_after_a_wrong_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sandbox("--demo", "--api-key", "sk-unlikely-text") as (_, url):
+        command = ["export", str(tmp_path), "--base-url", url, "--api-key"]
+        assert main([*command, "sk-another-text"]) == 1
+        errors = capsys.readouterr().err
+        assert re.search(r": 401 .*\(--api-key or AGENTPHONE_API_KEY\).*\n", errors)
+        assert errors.endswith(f" {RESUMES}\n")
+        assert main([*command, "sk-unlikely-text"]) == 0
+
+
+def test_ctrl_c_is_exit_code_130_and_says_how_to_resume(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never responds
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with subprocess.Popen(
+            [*AGENTPHONE, "export", "backup", "--api-key", "any", "--base-url", url],
+            stdout=subprocess.PIPE,
+            stderr=slave,
+            cwd=tmp_path,
+            env=ENVIRONMENT | {"TERM": "dumb"},
+        ) as process:
+            os.close(slave)
+            silent.settimeout(SECONDS)
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                output = b""
+                while chunk := read_terminal(master):
+                    output += chunk
+                assert process.wait(SECONDS) == 130
+    os.close(master)
+    assert output.decode().endswith(f"{RESUMES}\r\n")
+    assert b"Traceback" not in output

@@ -1,0 +1,159 @@
+"""`agentphone conversations follow` and `watch`: messages in a terminal or a pipe as they arrive, until Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+import httpx
+import pytest
+
+from tests.support.processes import AGENTPHONE, ENVIRONMENT, SECONDS, read_terminal, sandbox
+
+NUMBER = "+15555550100"
+HEADERS = {"Authorization": "Bearer any-key"}
+
+
+class Box:
+    """A sandbox over HTTP that receives texts."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def text(self, body: str, sender: str = "+15555550110") -> str:
+        """Send a text as a person, and return the id of its conversation."""
+        message = {"direction": "inbound", "from": sender, "to": NUMBER, "body": body}
+        response = httpx.post(f"{self.url}/sandbox/messages", json=message, headers=HEADERS, timeout=SECONDS)
+        return cast("str", response.raise_for_status().json()["conversationId"])
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Box]:
+    """Serve an empty sandbox in another process."""
+    with sandbox() as (_, url):
+        yield Box(url)
+
+
+@contextmanager
+def running(box: Box, *arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """Run `agentphone conversations ...` against the sandbox."""
+    settings = {"AGENTPHONE_API_KEY": "any-key", "AGENTPHONE_BASE_URL": box.url, "TERM": "xterm"}
+    with subprocess.Popen(
+        [*AGENTPHONE, "conversations", *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=ENVIRONMENT | settings,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_follow_prints_each_message_at_once_until_ctrl_c(box: Box) -> None:
+    conversation_id = box.text("before")
+    with running(box, "follow", conversation_id, "--after", "2020-01-01T00:00:00Z") as process:
+        output = cast("IO[str]", process.stdout)
+        assert json.loads(output.readline())["body"] == "before"
+        for body in ("one", "zwei 👍", "[red]\x1b[31m"):
+            box.text(body)
+            row = json.loads(output.readline())
+            assert (row["body"], row["fromNumber"], row["direction"]) == (body, "+15555550110", "inbound")
+            assert "conversationId" not in row
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=SECONDS) == ("", "")
+    assert process.returncode == 130
+
+
+def test_watch_prints_messages_with_their_conversations(box: Box) -> None:
+    ids = {sender: box.text("first", sender) for sender in ("+15555550120", "+15555550121")}
+    after = httpx.get(f"{box.url}/v1/conversations", headers=HEADERS, timeout=SECONDS).json()["data"][0][
+        "lastMessageAt"
+    ]
+    with running(box, "watch", "--after", after) as process:
+        output = cast("IO[str]", process.stdout)
+        for sender, conversation_id in ids.items():
+            box.text("second", sender)
+            row = json.loads(output.readline())
+            assert (row["conversationId"], row["fromNumber"], row["body"]) == (conversation_id, sender, "second")
+
+
+def test_closed_pipe_ends_follow_at_the_next_message(box: Box) -> None:
+    conversation_id = box.text("before")
+    with running(box, "follow", conversation_id, "--after", "2020-01-01T00:00:00Z") as process:
+        output = cast("IO[str]", process.stdout)
+        assert output.readline()
+        output.close()
+        box.text("after")
+        assert cast("IO[str]", process.stderr).read() == ""
+        assert process.wait(SECONDS) == 141
+
+
+@pytest.mark.parametrize("command", ["follow", "watch"])
+def test_terminal_shows_messages_as_they_arrive(box: Box, command: str) -> None:
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    conversation_id = box.text("before")
+    arguments = [command, conversation_id] if command == "follow" else [command]
+    with running(box, *arguments, "--after", "2020-01-01T00:00:00Z", stdout=slave) as process:
+        os.close(slave)
+        shown = ""
+
+        def read_until(text: str) -> None:
+            nonlocal shown
+            while text not in shown:
+                chunk = read_terminal(master)
+                assert chunk, shown
+                shown += chunk.decode()
+
+        read_until("before")
+        box.text("[red]\x1b[31mhello\nthere")
+        read_until("there")
+        process.send_signal(signal.SIGINT)
+        while chunk := read_terminal(master):
+            shown += chunk.decode()
+        assert cast("IO[str]", process.stderr).read() == ""
+        assert process.wait(SECONDS) == 130
+    os.close(master)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown).replace("\r\n", "\n")
+    participant = r" +\+15555550110" if command == "watch" else ""
+    assert plain.startswith("Waiting for messages. Press Ctrl-C to stop.\nRECEIVED (UTC)")
+    assert plain.count("RECEIVED (UTC)") == 1
+    row = rf"\n\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d{participant} +inbound +\[red\]\\x1b\[31mhello *\n +there *\n"
+    assert re.search(row, plain), plain
+
+
+def test_connection_failures_are_reported_and_retried(box: Box, tmp_path: Path) -> None:
+    file = str(tmp_path / "box.db")
+    with sandbox("--db", file) as (server, url):
+        port = url.rpartition(":")[2]
+        conversation_id = Box(url).text("before")
+        with running(Box(url), "follow", conversation_id, "--after", "2020-01-01T00:00:00Z") as process:
+            assert json.loads(cast("IO[str]", process.stdout).readline())["body"] == "before"
+            server.kill()
+            server.wait(SECONDS)
+            report = cast("IO[str]", process.stderr).readline()
+            assert report.startswith(
+                f"agentphone conversations follow: GET /v1/conversations/{conversation_id}/messages"
+            )
+            assert re.search(r"Trying again in \d+\.\d s\.\n$", report)
+            with sandbox("--db", file, "--port", port):
+                Box(url).text("after")
+                assert json.loads(cast("IO[str]", process.stdout).readline())["body"] == "after"
+
+
+def test_not_found_is_exit_code_1(box: Box) -> None:
+    with running(box, "follow", "conv_nobody") as process:
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    assert (process.returncode, stdout) == (1, "")
+    assert stderr.startswith("agentphone conversations follow: GET /v1/conversations/conv_nobody")
+    assert stderr.count("\n") == 1

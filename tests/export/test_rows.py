@@ -1,0 +1,269 @@
+"""The files of an export: every row once and as the API has it, in each format, with both clients."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+from collections.abc import Callable
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentphone import (
+    Client,
+    Conversation,
+    Message,
+    models,
+)
+from agentphone._decoding import decode
+from agentphone._json import to_camel_case
+from agentphone.export import Result, _files, export
+from agentphone.sandbox import Behavior, Sandbox
+from tests.support.accounts import (
+    FORMATS,
+    async_client,
+    both,
+    fill,
+    lines,
+    names,
+    read_csv,
+    rows_of,
+)
+from tests.support.helpers import client_of, conversation, message, ok, page
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_jsonl_has_every_conversation_and_message(box: Sandbox, directory: Path) -> None:
+    fill(box, 5, 450)
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory)
+    assert result == Result(
+        conversations=5,
+        messages=2250,
+        skipped=0,
+        conversations_path=directory / "conversations.jsonl",
+        messages_path=directory / "messages.jsonl",
+    )
+    assert both(directory) == rows_of(box)
+    assert names(directory) == {"conversations.jsonl", "messages.jsonl", ".last-export.db"}
+
+
+def test_sync_client_exports_the_same(box: Sandbox, directory: Path) -> None:
+    fill(box, 3, 10)
+    with Client("key", transport=box.transport()) as client:
+        result = export(client, str(directory))
+    assert result.messages == 30
+    assert both(directory) == rows_of(box)
+
+
+@pytest.mark.parametrize(
+    "behavior",
+    [
+        Behavior(boundary="inclusive", after_alone="newest", message_order="oldest", timestamp_digits=3),
+        Behavior(after_alone="newest", timestamp_digits=0),
+    ],
+    ids=str,
+)
+async def test_cursor_behavior_of_the_api_does_not_matter(box: Sandbox, directory: Path, behavior: Behavior) -> None:
+    box.behavior = behavior
+    fill(box, 2, 700)
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+    assert both(directory) == rows_of(box)
+
+
+def as_csv(row: dict[str, Any], fixed: tuple[str, ...]) -> dict[str, str]:
+    """Return a row as a CSV reader sees it."""
+    extra = {name: value for name, value in row.items() if name not in fixed}
+    return {
+        name: value if isinstance(value, str) else "" if value is None else compact(value)
+        for name, value in [*((name, row[name]) for name in fixed), ("extra", extra or None)]
+    }
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def with_metadata(box: Sandbox) -> None:
+    first = box._store.conversations(limit=1, offset=0)["data"][0]
+    box._store.set_metadata(first["id"], {"note": 'a "quoted", \n line'}, message_limit=1)
+
+
+async def test_csv_has_the_same_rows(box: Sandbox, directory: Path) -> None:
+    fill(box, 3, 220)
+    with_metadata(box)
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory, format="csv")
+    conversations, messages = rows_of(box)
+    columns = _files.COLUMNS
+    assert read_csv(result.conversations_path) == [as_csv(row, columns["conversations"]) for row in conversations]
+    assert read_csv(result.messages_path) == [as_csv(row, columns["messages"]) for row in messages]
+
+
+async def test_parquet_has_the_same_rows_with_lists_and_numbers(box: Sandbox, directory: Path) -> None:
+    fill(box, 3, 220)
+    with_metadata(box)
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory, format="parquet")
+    conversations, messages = rows_of(box)
+    for row in conversations:
+        row["extra"] = compact({"channel": row.pop("channel")})
+        row["metadata"] = row["metadata"] and compact(row["metadata"])
+    for row in (*conversations, *messages):
+        row.setdefault("extra", None)
+    parquet = importlib.import_module("pyarrow.parquet")
+    assert parquet.read_table(result.conversations_path).to_pylist() == conversations
+    assert parquet.read_table(result.messages_path).to_pylist() == messages
+    kinds = {field.name: str(field.type) for field in parquet.read_schema(result.messages_path)}
+    assert kinds == dict.fromkeys((*_files.COLUMNS["messages"], "extra"), "string") | {
+        "mediaUrls": "list<element: string>",
+    }
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+async def test_empty_account(box: Sandbox, directory: Path, format_: Any) -> None:
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory, format=format_)
+    assert (result.conversations, result.messages) == (0, 0)
+    read: Callable[[Path], list[Any]] = {
+        "jsonl": lines,
+        "csv": read_csv,
+        "parquet": lambda path: importlib.import_module("pyarrow.parquet").read_table(path).to_pylist(),
+    }[format_]
+    assert (read(result.conversations_path), read(result.messages_path)) == ([], [])
+
+
+def test_columns_match_the_models() -> None:
+    for model, name in ((Conversation, "conversations"), (Message, "messages")):
+        fields = {field: kind for field, kind in model.__annotations__.items() if field != "extra"}
+        kinds = {to_camel_case(field): kind for field, kind in fields.items()}
+        assert [column for column in _files.COLUMNS[name] if column != "conversationId"] == list(kinds)
+        assert {column for column, kind in kinds.items() if "int" in kind} == _files.NUMBERS & kinds.keys()
+        assert {column for column, kind in kinds.items() if "tuple" in kind} == _files.LISTS & kinds.keys()
+        assert {column for column, kind in kinds.items() if "dict" in kind} == _files.OBJECTS & kinds.keys()
+
+
+UNKNOWN = {"reactions": [{"by": "+15555550110", "what": "\u2764"}], "extra": {"a": 1}, "replyTo": None, "seq": 7}
+
+
+async def account_of(directory: Path, format_: Any, **changes: Any) -> Result:
+    """Export an account of one conversation with one message, both changed."""
+    client, _ = client_of(
+        ok(page(conversation(**changes), total=1)),
+        ok(page(message(**changes))),
+    )
+    async with client:
+        return await export(client, directory, format=format_)
+
+
+async def test_unknown_fields_are_kept(directory: Path) -> None:
+    result = await account_of(directory, "jsonl", **UNKNOWN)
+    [row] = lines(result.messages_path)
+    assert row == {"conversationId": "conv_1", **message(**UNKNOWN)}
+    assert next(iter(row)) == "conversationId"
+    assert lines(result.conversations_path) == [conversation(**UNKNOWN)]
+    result = await account_of(directory, "csv", **UNKNOWN)
+    assert json.loads(read_csv(result.messages_path)[0]["extra"]) == UNKNOWN
+    result = await account_of(directory, "parquet", **UNKNOWN)
+    [row] = importlib.import_module("pyarrow.parquet").read_table(result.messages_path).to_pylist()
+    assert json.loads(row["extra"]) == UNKNOWN
+
+
+async def test_conversation_id_of_the_request_wins(directory: Path) -> None:
+    [row] = lines((await account_of(directory, "jsonl", conversationId="conv_other")).messages_path)
+    assert row["conversationId"] == "conv_1"
+
+
+async def test_timestamps_are_in_utc_with_all_digits(directory: Path) -> None:
+    result = await account_of(directory, "jsonl", receivedAt="2025-06-30T14:00:00.120+02:00", createdAt=None)
+    assert lines(result.messages_path)[0]["receivedAt"] == "2025-06-30T12:00:00.120000Z"
+    assert lines(result.conversations_path)[0]["createdAt"] is None
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+async def test_half_a_surrogate_pair_is_exported(directory: Path, format_: Any) -> None:
+    """A preview cut inside an emoji ends with one, and UTF-8 does not have it."""
+    result = await account_of(directory, format_, id="conv_1", body="cut \ud83d", lastMessagePreview="\ud83d")
+    if format_ == "jsonl":
+        assert lines(result.messages_path)[0]["body"] == "cut \ud83d"
+    elif format_ == "csv":
+        assert read_csv(result.messages_path)[0]["body"] == "cut ?"
+    else:
+        [row] = importlib.import_module("pyarrow.parquet").read_table(result.messages_path).to_pylist()
+        assert row["body"] == "cut ?"
+
+
+async def test_csv_distinguishes_null_and_empty_text(directory: Path) -> None:
+    result = await account_of(directory, "csv", body="", status=None)
+    assert result.messages_path.read_text(encoding="utf-8").splitlines()[1] == (
+        '"conv_1","msg_1","","+15555550110","+15555550100","inbound","2025-06-30T12:00:00Z","sms",'
+        '"[""https://media.example/1.jpg""]",,'
+    )
+
+
+ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | ANY_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+INSTANTS = st.datetimes(timezones=st.just(UTC))
+MESSAGES = st.builds(
+    Message,
+    id=ANY_TEXT,
+    body=st.none() | ANY_TEXT,
+    from_number=ANY_TEXT,
+    to_number=ANY_TEXT,
+    direction=st.none() | ANY_TEXT,
+    received_at=INSTANTS,
+    channel=st.none() | ANY_TEXT,
+    media_urls=st.lists(ANY_TEXT, max_size=2).map(tuple),
+    status=st.none() | ANY_TEXT,
+    extra=st.dictionaries(
+        ANY_TEXT.filter(lambda name: name not in _files.COLUMNS["messages"]), JSON, min_size=0, max_size=3
+    ),
+)
+
+
+@given(MESSAGES, ANY_TEXT)
+@settings(deadline=None)
+def test_message_round_trips_through_one_line(given: Message, conversation_id: str) -> None:
+    row = _files.message_row(conversation_id, given)
+    assert len(row.decode().splitlines()) == 1
+    assert json.loads(row)["conversationId"] == conversation_id
+    read = decode(row, Message)
+    assert (
+        models.Message(
+            **{field: getattr(read, field) for field in Message.__annotations__ if field != "extra"},
+            extra={name: value for name, value in read.extra.items() if name != "conversationId"},
+        )
+        == given
+    )
+
+
+@given(st.lists(MESSAGES, max_size=4))
+@settings(deadline=None)
+def test_csv_round_trips_every_text(given: list[Message]) -> None:
+    rows = [_files.message_row("conv_1", item) for item in given]
+    file = io.BytesIO()
+    writer = object.__new__(_files._CSV)
+    writer._columns, writer._file = _files.COLUMNS["messages"], file
+    writer.begin()
+    writer.write(rows)
+    text = file.getvalue().decode()
+    read = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    assert read[0] == [*_files.COLUMNS["messages"], "extra"]
+    assert [line[2] for line in read[1:]] == [(item.body or "").encode("utf-8", "replace").decode() for item in given]
+    assert [json.loads(line[10] or "{}") for line in read[1:]] == [item.extra for item in given]

@@ -1,0 +1,175 @@
+"""Live iterations over real sockets, while fifty people text, and the server fails and is killed again and again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from agentphone import AsyncClient, Client, Message
+from agentphone.sandbox import Sandbox
+from tests.support.processes import ENVIRONMENT
+
+MESSAGES = int(os.environ.get("LIVE_MESSAGES", "3400"))
+PEOPLE = 50
+KILLS = 4
+START = "2020-01-01T00:00:00Z"
+AGENT = "+15555550100"
+SECONDS = 200
+POLL = {"poll_interval": 0.05, "max_poll_interval": 0.2}
+
+Given = list[tuple[str, Message]]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def serve(path: Path, port: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.flaky_sandbox", str(path), str(port)], env=ENVIRONMENT
+    )
+
+
+def write(path: Path) -> None:
+    """Let people text, each as often as chance has it."""
+    source = random.Random(8)
+    with Sandbox(path) as box:
+        for number in range(MESSAGES):
+            person = f"+1555555{source.randrange(PEOPLE):04}"
+            box.receive_sms(from_number=person, to_number=AGENT, body=str(number))
+
+
+async def watch(url: str) -> Given:
+    """Watch to the end in one go."""
+    given: Given = []
+    async with AsyncClient("key", base_url=url) as client:
+        with anyio.fail_after(SECONDS):
+            async for conversation, message in client.conversations.watch(after=START, **POLL):
+                given.append((conversation.id, message))
+                if len(given) >= MESSAGES:
+                    break
+    return given
+
+
+def watch_with_breaks(url: str) -> Given:
+    """Watch with the blocking client, and begin anew behind every thousandth message or so."""
+    source = random.Random(9)
+    given: Given = []
+    after: Any = START
+    deadline_at = time.monotonic() + SECONDS
+    while len(given) < MESSAGES:
+        left = source.randrange(1, 2000)
+        with Client("key", base_url=url) as client:
+            for conversation, message in client.conversations.watch(after=after, **POLL):
+                assert time.monotonic() < deadline_at
+                given.append((conversation.id, message))
+                after, left = message, left - 1
+                if left == 0 or len(given) >= MESSAGES:
+                    break
+    return given
+
+
+async def follow(url: str, count: int, conversation_id: str) -> Given:
+    """Follow one conversation from the beginning."""
+    given: Given = []
+    async with AsyncClient("key", base_url=url) as client:
+        with anyio.fail_after(SECONDS):
+            async for message in client.conversations.follow(conversation_id, after=START, **POLL):
+                given.append((conversation_id, message))
+                if len(given) >= count:
+                    break
+    return given
+
+
+def in_thread(function: Callable[[], Given], results: dict[str, Given], name: str) -> threading.Thread:
+    def work() -> None:
+        results[name] = function()
+
+    state = threading.Thread(target=work, name=name)
+    state.start()
+    return state
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_nothing_is_lost_repeated_or_out_of_order_while_the_server_is_killed(tmp_path: Path) -> None:
+    path, port = tmp_path / "box.db", free_port()
+    url = f"http://127.0.0.1:{port}"
+    with Sandbox(path) as box:
+        server = serve(path, port)
+        results: dict[str, Given] = {}
+        states = [
+            in_thread(lambda: anyio.run(watch, url), results, "asyncio"),
+            in_thread(lambda: anyio.run(watch, url, backend="trio"), results, "trio"),
+            in_thread(lambda: watch_with_breaks(url), results, "blocking"),
+        ]
+        writer = threading.Thread(target=write, args=(path,))
+        writer.start()
+        try:
+            for _ in range(KILLS):
+                writer.join(1.0)
+                os.kill(server.pid, signal.SIGKILL)
+                server.wait()
+                server = serve(path, port)
+            writer.join()
+            for state in states:
+                state.join()
+        finally:
+            server.kill()
+            server.wait()
+
+        transport = box.transport()
+        with Client("key", base_url="https://sandbox.test", transport=transport) as client:
+            there = {
+                (conversation.id, message.id)
+                for conversation in client.conversations.list()
+                for message in client.conversations.messages(conversation.id)
+            }
+    assert len(there) == MESSAGES
+    assert set(results) == {"asyncio", "trio", "blocking"}
+    for name, given in results.items():
+        ids = [(conversation_id, message.id) for conversation_id, message in given]
+        assert len(set(ids)) == len(ids), f"{name} repeated"
+        assert set(ids) == there, f"{name} lost"
+        order: dict[str, list[int]] = {}
+        for conversation_id, message in given:
+            order.setdefault(conversation_id, []).append(int(message.body or ""))
+        assert all(numbers == sorted(numbers) for numbers in order.values()), f"{name} mixed the order"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_followed_conversation_survives_a_kill_too(tmp_path: Path, backend: str) -> None:
+    path, port = tmp_path / "box.db", free_port()
+    with Sandbox(path) as box:
+        first = box.receive_sms(from_number="+15555550110", to_number=AGENT, body="0")
+        server = serve(path, port)
+        results: dict[str, Given] = {}
+        identity = first["conversationId"]
+        state = in_thread(
+            lambda: anyio.run(follow, f"http://127.0.0.1:{port}", 600, identity, backend=backend), results, "follow"
+        )
+        try:
+            for number in range(1, 600):
+                box.receive_sms(from_number="+15555550110", to_number=AGENT, body=str(number))
+                if number == 300:
+                    os.kill(server.pid, signal.SIGKILL)
+                    server.wait()
+                    server = serve(path, port)
+            state.join()
+        finally:
+            server.kill()
+            server.wait()
+    assert [message.body for _, message in results["follow"]] == [str(number) for number in range(600)]

@@ -1,0 +1,96 @@
+"""Processes seen from outside: the package as `python -m agentphone` runs it, and its sandbox."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import agentphone
+
+SECONDS = 60
+"""For what takes one: a limit that turns a hang into a failure, not a measure."""
+
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("AGENTPHONE_")},
+    "PYTHONPATH": str(Path(agentphone.__file__).parents[1]),
+    "PYTHONIOENCODING": "utf-8",
+    "COLUMNS": "80",
+}
+PYTHON = (sys.executable, "-W", "error")
+AGENTPHONE = (*PYTHON, "-m", "agentphone")
+
+
+def run(*command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with these environment variables besides."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=ENVIRONMENT | environment,
+        cwd=cwd,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def run_in_terminal(*command: str, columns: int = 80, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
+    """Run a command to its end in a terminal of that width; give its exit code and all that it wrote."""
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    terminal = ENVIRONMENT | {"TERM": "xterm-256color"} | environment
+    for name in {"COLUMNS", "NO_COLOR", "FORCE_COLOR"} - environment.keys():
+        terminal.pop(name, None)
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=terminal, cwd=cwd) as process:
+        os.close(slave)
+        seen = b""
+        while chunk := read_terminal(master):
+            seen += chunk
+        code = process.wait(SECONDS)
+    os.close(master)
+    return code, seen.decode()
+
+
+def read_terminal(master: int) -> bytes:
+    """Give what was written to a terminal, or nothing once nobody holds its other side any more."""
+    try:
+        return os.read(master, 65536)
+    except OSError:  # how Linux says so
+        return b""
+
+
+def widest(text: str) -> int:
+    """How many columns the widest line takes; what a carriage return overwrites takes none, nor does a colour."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\r\n", "\n"))
+    lines = [line.rpartition("\r")[2] for line in plain.splitlines()]
+    return max(sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line) for line in lines)
+
+
+@contextmanager
+def sandbox(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start `agentphone sandbox` on a free port and give it with the URL of its first line."""
+    with subprocess.Popen(
+        [*AGENTPHONE, "sandbox", "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | environment,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            first_line = process.stdout.readline()
+            url = re.search(r"http://127\.0\.0\.1:[1-9]\d*", first_line)
+            assert url, first_line
+            yield process, url[0]
+        finally:
+            process.kill()

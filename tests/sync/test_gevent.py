@@ -1,0 +1,60 @@
+"""A blocking client in programs that gevent has patched: a clear error, and a workaround that works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from typing import Any, cast
+
+from tests.support.listener import Listener
+from tests.support.processes import ENVIRONMENT, SECONDS
+from tests.sync.programs import START, noise
+
+PATCHED = "import gevent.monkey; gevent.monkey.patch_all({}); import gevent\n" + START
+
+
+ADVISED = "thread=False, os=False, signal=False, subprocess=False"
+
+
+def run_patched(patched: str, program: str, url: str) -> list[str]:
+    done: Any = subprocess.run(
+        [sys.executable, "-c", PATCHED.format(patched) + textwrap.dedent(program), url],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, noise(done.stderr)) == (0, [])
+    return cast("str", done.stdout).splitlines()
+
+
+def test_error_under_gevent_names_the_workarounds(listener: Listener) -> None:
+    program = """
+        from agentphone import ConfigurationError
+        for _ in range(2):
+            try: get("conv_1")
+            except ConfigurationError as error: print(error)
+        """
+    first, second = run_patched("", program, listener.url)
+    assert first == second
+    assert "gthread" in first
+    assert f"gevent.monkey.patch_all({ADVISED})" in first
+    assert "gevent.get_hub().threadpool.apply()" in first
+    assert listener.requests == []
+
+
+def test_gevent_workaround_runs_other_greenlets_meanwhile(listener: Listener) -> None:
+    program = """
+        ticks = []
+        def tick():
+            while True: ticks.append(1); gevent.sleep(0.001)
+        gevent.spawn(tick)
+        pool = gevent.get_hub().threadpool
+        def call(number): return pool.apply(get, (f"conv_{number}",)).id
+        jobs = [gevent.spawn(call, number) for number in range(50)]
+        gevent.joinall(jobs, timeout=30)
+        print([job.value for job in jobs] == [f"conv_{number}" for number in range(50)], len(ticks) > 5)
+        """
+    assert run_patched(ADVISED, program, listener.url) == ["True True"]

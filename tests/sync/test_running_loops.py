@@ -1,0 +1,132 @@
+"""Blocking calls in a thread that runs an event loop: a warning, or an error inside the SDK's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from agentphone import Client, _portal
+from tests.support.helpers import conversation, ok
+from tests.sync.blocking import blocking
+
+CALLS: dict[str, Callable[[Client], object]] = {
+    "get": lambda client: client.conversations.get("conv_1"),
+    "page": lambda client: client.conversations.list().page(),
+    "iterate": lambda client: list(client.conversations.list()),
+    "pages": lambda client: next(client.conversations.list().pages()),
+    "close": lambda client: client.close(),
+}
+
+
+ADVICE = {
+    "get": "await AsyncConversations.get ",
+    "page": "await AsyncPager.page ",
+    "iterate": "`async for`",
+    "pages": "`async for`",
+    "close": "await AsyncClient.aclose ",
+}
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("name", CALLS)
+def test_blocking_call_on_a_running_loop_warns_once_per_line(name: str, backend: str) -> None:
+    response = ok(conversation() | {"messages": []}) if name == "get" else ok()
+
+    async def main() -> None:
+        client, script = blocking(response)
+        for _ in range(3):
+            CALLS[name](client)
+        assert len(script.requests) == (0 if name == "close" else 3)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        vars(sys.modules[__name__]).pop("__warningregistry__", None)
+        anyio.run(main, backend=backend)
+    assert [(warning.filename, warning.category) for warning in caught] == [(__file__, RuntimeWarning)]
+    assert caught[0].lineno == CALLS[name].__code__.co_firstlineno
+    assert ADVICE[name] in str(caught[0].message)
+
+
+def test_leaving_a_with_block_on_a_running_loop_warns() -> None:
+    async def main() -> None:
+        with blocking(ok())[0]:
+            pass
+
+    with pytest.warns(RuntimeWarning, match="use `async with`") as caught:
+        anyio.run(main)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_blocking_call_in_a_callback_of_a_loop_warns() -> None:
+    client, script = blocking(ok())
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(client.conversations.list().page)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    with pytest.warns(RuntimeWarning, match="await AsyncPager.page"):
+        asyncio.run(main())
+    assert len(script.requests) == 1
+
+
+def test_warning_names_the_line_of_a_package_with_a_similar_name() -> None:
+    package = str(Path(_portal.__file__).parent)
+    scope: dict[str, Any] = {"client": blocking(ok())[0]}
+    exec(compile("async def main(): client.conversations.list().page()", f"{package}_shop/views.py", "exec"), scope)
+    with pytest.warns(RuntimeWarning, match="await AsyncPager.page") as caught:
+        asyncio.run(scope["main"]())
+    assert [Path(warning.filename).name for warning in caught] == ["views.py"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_no_warning_in_a_worker_thread_of_a_loop(backend: str) -> None:
+    client, script = blocking(ok())
+
+    async def main() -> None:
+        await anyio.to_thread.run_sync(client.conversations.list().page)
+
+    anyio.run(main, backend=backend)
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize("where", ["on_request", "on_response", "on_retry", "transport"])
+@pytest.mark.parametrize("name", ["get", "iterate"])
+def test_blocking_call_inside_the_sdks_loop_raises(where: str, name: str) -> None:
+    def hook(*_: Any) -> None:
+        CALLS[name](client)
+
+    async def send(_: httpx.Request) -> httpx.Response:
+        CALLS[name](client)
+        return ok()
+
+    settings = {} if where == "transport" else {where: hook}
+    step: Any = {"transport": send, "on_retry": httpx.Response(503)}.get(where, ok())
+    client, _script = blocking(step, **settings)
+    with pytest.raises(RuntimeError, match="inside the SDK's own event loop"):
+        client.conversations.list().page()
+    with pytest.raises(RuntimeError, match=ADVICE[name].strip()):
+        client.conversations.list().page()
+
+
+def test_blocking_call_in_a_callback_of_the_sdks_loop_raises() -> None:
+    raised: list[BaseException] = []
+
+    def callback() -> None:
+        try:
+            client.conversations.list().page()
+        except RuntimeError as error:
+            raised.append(error)
+
+    client, _script = blocking(ok(), on_request=lambda _: asyncio.get_running_loop().call_soon(callback))
+    client.conversations.list().page()
+    blocking(ok())[0].conversations.list().page()  # the callback has run by now
+    assert "own event loop" in str(raised[0])
