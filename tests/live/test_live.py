@@ -145,8 +145,8 @@ class Run:
             if request.offset == 0:
                 account.hidden = self.hiding
                 if self.hiding is not None:
-                    messages = account.states[self.hiding].messages if self.hiding in account.states else []
-                    self.skipped |= set(messages)
+                    hidden = account.states.get(self.hiding)
+                    self.skipped |= set(hidden.messages if hidden is not None else [])
                 else:
                     self.too_late |= {name for at, name in self.skipped if account.now - at > OVERLAP}
                     self.skipped = set()
@@ -221,8 +221,9 @@ def check(case: Case, *, of_all: bool) -> None:
         unsure = unsure | {
             name for name, message in everything.items() if micros_of(message.received_at) >= began - OVERLAP - MARGIN
         }
-        if case.after is None:  # and no later than what was there
-            promised = {name for name in promised if everything[name].received_at > printed(began, 6)}
+        # Nor is what is shown late and dated before the start.
+        start = case.after or TimeBound(printed(began, 6))
+        promised = {name for name in promised if is_after(everything[name], start)}
     assert promised - set(names) - run.too_late <= (run.early if case.faults or case.hidden else set()), "lost"
     if case.tells_time or not case.hidden:
         assert set(names) - promised <= unsure, "not asked for"
@@ -245,7 +246,10 @@ def cases(draw: st.DrawFn, conversations: int) -> Case:
         most=draw(st.sampled_from([1000, 1000, 4])),
         counts=digits < 6 or draw(st.booleans()),  # or two messages that are printed alike look like one
     )
-    account = Account(behavior, silent=["conv_silent_1", "conv_silent_2"][: draw(st.sampled_from([0, 0, 1, 2]))])
+    # The list paginator assumes that fewer move between two requests than half a page holds.
+    is_small = behavior.most == 4
+    silent = [] if is_small else ["conv_silent_1", "conv_silent_2"][: draw(st.sampled_from([0, 0, 1, 2]))]
+    account = Account(behavior, silent=silent)
     which = st.integers(0, conversations - 1)
     for _ in range(draw(st.integers(0, 15))):
         wait = draw(WAITS)
@@ -263,10 +267,11 @@ def cases(draw: st.DrawFn, conversations: int) -> Case:
     lates = [0, 0, 0, 1, 1000, 2_000_000, OVERLAP] if conversations == 1 or behavior.counts else [0]
     if is_ahead and tells_time:
         lates += [-PREFETCH_FACTOR]
-    event = st.tuples(which, WAITS, st.sampled_from(lates))
+    # In one conversation only: the list paginator does not see what moves up to a place after two such.
+    event = st.tuples(which, WAITS, st.sampled_from(lates)).map(lambda e: (0, *e[1:]) if e[2] < 0 else e)
     if is_ahead:
         account.receive("conv_0", late=-PREFETCH_FACTOR)
-    events = draw(st.lists(st.lists(event, max_size=4), max_size=12))
+    events = draw(st.lists(st.lists(event, max_size=1 if is_small else 4), max_size=12))
     list_digits = draw(st.sampled_from([6, 6, 3, 0])) if behavior.counts else 6
     if after is None and min(behavior.timestamp_digits, list_digits) < 6:
         # A list that prints whole seconds does not tell which message of one second was there first.
