@@ -255,7 +255,7 @@ async def asynchronous(_: object) -> None:
 def test_setting_of_another_type_is_rejected_by_name(
     client: type[AsyncClient] | type[Client], name: str, value: Any
 ) -> None:
-    with pytest.raises(TypeError, match=f"^{name} (is|must be) "):
+    with pytest.raises(TypeError, match=f"^{name} must be "):
         client(KEY, **{name: value})
 
 
