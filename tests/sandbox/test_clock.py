@@ -1,4 +1,4 @@
-"""The sandbox's time is what a test says it is, in all that it shows; what it waits for is real."""
+"""The sandbox's clock: it dates messages and signs webhooks, while delays follow real time."""
 
 import sqlite3
 import time
@@ -34,7 +34,7 @@ def broken() -> float:
 
 CLOCKS: dict[Callable[[], float], str] = {
     broken: "OverflowError: no such time",
-    lambda: 1e15: "OverflowError",  # No calendar has that year.
+    lambda: 1e15: "OverflowError",  # no such year
     lambda: -1e15: "OverflowError",
     lambda: float("nan"): "ValueError",
 }
@@ -44,17 +44,17 @@ CLOCKS: dict[Callable[[], float], str] = {
 def test_failing_clock_is_recorded_in_the_attempts(clock: Callable[[], float]) -> None:
     with Sandbox(retry_scale=0.001) as sandbox, receiving() as receiver:
 
-        def answer(_: object) -> int:
+        def respond(_: object) -> int:
             sandbox.clock = clock
             return 500
 
-        receiver.answer = answer
+        receiver.respond = respond
         sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
         until(lambda: statuses(sandbox) == {"failed": 1})
         assert sandbox.deliveries()[0]["attempts"][-1]["error"].startswith(CLOCKS[clock])
         sandbox.clock = time.time
-        receiver.answer = lambda _: 200
+        receiver.respond = lambda _: 200
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi again")
         until(lambda: statuses(sandbox) == {"failed": 1, "delivered": 1})
 
@@ -64,12 +64,12 @@ def test_each_attempt_is_signed_with_the_current_time() -> None:
         moment = NOON
         sandbox.clock = lambda: moment.timestamp()
 
-        def answer(_: object) -> int:
+        def respond(_: object) -> int:
             nonlocal moment
             moment += timedelta(minutes=1)
             return 200 if len(receiver.received) == 3 else 500
 
-        receiver.answer = answer
+        receiver.respond = respond
         sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
         until(lambda: statuses(sandbox) == {"delivered": 1})

@@ -1,4 +1,4 @@
-"""A file outlives its process, may be shared, and no page costs more for lying far back."""
+"""The database: kills, several processes, forks and locks lose nothing, and every page is read through an index."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from agentphone.sandbox import Sandbox, _database, _store
 
 from .helpers import ADA, AGENT, BEN, fork_only, get, in_child, stored_ids
 
-# Python 3.12 and later warn of every fork beside threads; that it works here is what is tested.
+# Python 3.12 and later warn about every fork in a process with threads. These tests show that it works here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 WRITER = """
@@ -60,15 +60,15 @@ def test_file_that_is_not_a_database_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 @pytest.mark.parametrize("application_id", [0, 7])
 def test_another_programs_database_is_rejected_unchanged(tmp_path: Path, journal: str, application_id: int) -> None:
-    path = tmp_path / "theirs.db"
-    with closing(sqlite3.connect(path)) as theirs:
-        theirs.execute(f"PRAGMA journal_mode = {journal}")
-        theirs.execute(f"PRAGMA application_id = {application_id}")
-        theirs.execute("CREATE TABLE conversations (number INTEGER)")
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(f"PRAGMA journal_mode = {journal}")
+        other.execute(f"PRAGMA application_id = {application_id}")
+        other.execute("CREATE TABLE conversations (number INTEGER)")
     before = path.read_bytes()
     with pytest.raises(sqlite3.DatabaseError, match="another program's database, not a sandbox"):
         Sandbox(path)
-    with pytest.raises(ConfigurationError, match=r"theirs\.db.* another program's database, not a sandbox"):
+    with pytest.raises(ConfigurationError, match=r"other\.db.* another program's database, not a sandbox"):
         Client(base_url=f"sandbox:{path}")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -95,22 +95,22 @@ def test_killed_writer_loses_no_stored_message(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    told: set[str] = set()
+    reported: set[str] = set()
     for writer in writers:
         with writer:
             assert writer.stdout is not None
-            told.update(writer.stdout.readline().strip() for _ in range(300))
+            reported.update(writer.stdout.readline().strip() for _ in range(300))
             writer.kill()
-            # What was said before the kill arrived counts as well, except for a line cut in the middle.
-            told.update(line.strip() for line in writer.stdout if line.endswith("\n"))
+            # Lines printed before the kill count as well, except for a truncated last one.
+            reported.update(line.strip() for line in writer.stdout if line.endswith("\n"))
             assert writer.wait(10) == -signal.SIGKILL
-    assert len(told) >= 600
-    assert told <= stored_ids(path)
+    assert len(reported) >= 600
+    assert reported <= stored_ids(path)
 
 
 def test_killed_server_loses_no_acknowledged_write(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     states: dict[str, int] = {}
     enough = threading.Event()
 
@@ -120,7 +120,7 @@ def test_killed_server_loses_no_acknowledged_write(tmp_path: Path) -> None:
                 for index in range(100_000):
                     body = {"direction": "inbound", "from": participant, "to": AGENT, "body": str(index)}
                     message = client.post("/sandbox/messages", json=body).json()
-                    told[message["id"]] = message["conversationId"]
+                    reported[message["id"]] = message["conversationId"]
                     patch = client.patch(
                         f"/v1/conversations/{message['conversationId']}", json={"metadata": {"seen": index}}
                     )
@@ -128,7 +128,7 @@ def test_killed_server_loses_no_acknowledged_write(tmp_path: Path) -> None:
                     if index == 100:
                         enough.set()
         except httpx.TransportError:
-            pass  # The kill.
+            pass  # the kill
 
     with subprocess.Popen([sys.executable, "-c", SERVER, str(path)], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -140,10 +140,10 @@ def test_killed_server_loses_no_acknowledged_write(tmp_path: Path) -> None:
         server.kill()
         for thread in threads:
             thread.join(60)
-    assert told.keys() <= stored_ids(path)
+    assert reported.keys() <= stored_ids(path)
     with Sandbox(path) as sandbox:
         for conversation_id, seen in states.items():
-            # The write in flight when the kill came may be there as well.
+            # The write in progress at the kill may have been stored as well.
             assert get(sandbox, f"/v1/conversations/{conversation_id}")["metadata"]["seen"] in (seen, seen + 1)
 
 
@@ -153,10 +153,10 @@ def test_many_processes_open_a_new_file_concurrently(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(8)
     ]
-    told = [line for writer in writers for line in writer.communicate(timeout=60)[0].split()]
+    reported = [line for writer in writers for line in writer.communicate(timeout=60)[0].split()]
     assert [writer.returncode for writer in writers] == [0] * 8
-    assert stored_ids(path) == set(told)
-    assert len(told) == 160
+    assert stored_ids(path) == set(reported)
+    assert len(reported) == 160
 
 
 def test_two_sandboxes_share_one_file(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_forked_child_shares_the_file(tmp_path: Path) -> None:
 
 @fork_only
 def test_forked_child_writes_after_its_parent_closes(tmp_path: Path) -> None:
-    # A connection inherited open would go on writing to a log that the parent has deleted.
+    # An inherited open connection would write to a log file that the parent has deleted.
     path = tmp_path / "box.db"
     reader, writer = os.pipe()
     with Sandbox(path) as sandbox:
@@ -198,7 +198,7 @@ def test_forked_child_writes_after_its_parent_closes(tmp_path: Path) -> None:
                 signal.alarm(30)
                 sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="one")
                 os.close(writer)
-                os.read(reader, 1)  # Until the parent has closed.
+                os.read(reader, 1)  # until the parent has closed
                 sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="two")
             finally:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -325,7 +325,7 @@ def test_late_page_costs_no_more_than_the_first() -> None:
         conversation_id = get(sandbox, "/v1/conversations")["data"][0]["id"]
         costs = []
         with sandbox._store._database.transaction("BEGIN") as connection:
-            connection.set_progress_handler(count, 10)  # Every ten steps of SQLite's machine: no clock involved.
+            connection.set_progress_handler(count, 10)  # every ten steps of SQLite's virtual machine
         for before in (None, 10_000, 300):
             steps = 0
             assert sandbox._store.messages(conversation_id, limit=200, before=before, after=None)

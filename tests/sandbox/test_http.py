@@ -1,4 +1,4 @@
-"""The API as the vendor's page tells it: defaults, maxima, order, metadata, refusals."""
+"""The HTTP API as the vendor documents it: defaults, limits, order, metadata and errors."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
 
 
 def fill(sandbox: Sandbox, count: int) -> str:
-    """Give Ada's conversation `count` messages, one a second from noon on."""
+    """Store `count` messages in one conversation, one per second from noon on, and return its id."""
     conversation_id = ""
     for index in range(count):
         at = NOON + timedelta(seconds=index)
@@ -73,7 +73,7 @@ async def test_only_newer_messages_move_a_conversation_up(sandbox: Sandbox, clie
 
 
 async def test_conversations_are_paged_without_gaps(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
-    for index in range(120):  # All at one instant: the order must still be one order.
+    for index in range(120):  # equal timestamps must still have one order
         sandbox.receive_sms(from_number=f"+1555555{index:04d}", to_number=AGENT, body="Hi", at=NOON)
     default = (await client.get("/v1/conversations")).json()
     assert (len(default["data"]), default["hasMore"], default["total"]) == (20, True, 120)
@@ -147,7 +147,7 @@ async def test_messages_are_paged_by_timestamp(sandbox: Sandbox, client: httpx.A
         ("/{id}/messages?before=", "before"),
         ("/{id}/messages?before=2025-01-15", "before"),
         ("/{id}/messages?after=2025-01-15T12:00:00", "after"),
-        ("/{id}/messages?after=2025-01-15T12:00:00+00:00", "after"),  # An unescaped plus is a space.
+        ("/{id}/messages?after=2025-01-15T12:00:00+00:00", "after"),  # an unescaped plus is a space
         ("/{id}/messages?after=0001-01-01T00:00:00%2B05:00", "after"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The plugin in test runs of its own: each fixture under each runner, and nothing loaded before it is asked for."""
+"""The pytest plugin, in test runs of its own: every fixture with every async plugin, and its lazy imports."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
 NAME = "agentphone.pytest_plugin"
-# Under this name it is loaded once, whether it was installed with its entry point or not.
+# With this name the plugin is loaded once, whether the entry point is installed or not.
 OPTIONS = ("-W", "error", "-p", NAME, "-p", "no:cacheprovider")
-WITHOUT_ASYNCIO = ("-p", "no:asyncio")  # It warns where it is not configured.
+WITHOUT_ASYNCIO = ("-p", "no:asyncio")  # it warns if it is not configured
 
 
 @pytest.fixture(autouse=True)
-def _as_a_user_has_it(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def _users_environment(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([ENVIRONMENT["PYTHONPATH"], os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
@@ -33,7 +33,7 @@ def run(pytester: pytest.Pytester, code: str, *options: str) -> pytest.RunResult
 
 
 def test_entry_point_has_the_modules_name() -> None:
-    # Under another name `-p agentphone.pytest_plugin` and `pytest_plugins = [...]` would load it twice, which fails.
+    # With another name, `-p agentphone.pytest_plugin` and `pytest_plugins = [...]` would load it twice, which fails.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["entry-points"]["pytest11"] == {NAME: NAME}
     installed = {entry.name: entry.value for entry in importlib.metadata.entry_points(group="pytest11")}
@@ -177,7 +177,7 @@ def test_missing_extra_fails_only_the_tests_that_need_it(
     code = "def test_it(agentphone_client): pass\ndef test_other(): pass\n"
     result = run(pytester, code, *WITHOUT_ASYNCIO)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*need the extra packages of its sandbox (No module named 'starlette')*pip install*"])
+    result.stdout.fnmatch_lines(["*need the extra packages of the sandbox (No module named 'starlette')*pip install*"])
 
 
 def test_readme_example_passes(pytester: pytest.Pytester) -> None:

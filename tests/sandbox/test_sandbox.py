@@ -1,4 +1,4 @@
-"""What a test holds in its hand: the plain methods, the record of requests, the scripted faults, the demonstration."""
+"""The `Sandbox` class: its methods, recorded requests, scripted faults and demo data."""
 
 import asyncio
 import copy
@@ -19,7 +19,7 @@ from .helpers import ADA, AGENT, BEN
 
 
 def everything(sandbox: Sandbox) -> list[Any]:
-    """Read all conversations with up to 100 messages each, on an event loop of this call's own."""
+    """Read all conversations with up to 100 messages each, on a new event loop."""
 
     async def read() -> list[Any]:
         headers = {"Authorization": "Bearer any"}
@@ -88,7 +88,7 @@ from agentphone import AsyncClient, Client
 from agentphone.sandbox import Sandbox
 
 def drop(made):
-    made.cycle = [made]  # with which the order of the collection is anybody's
+    made.cycle = [made]  # a cycle, collected in any order
 
 for path in (None, sys.argv[1]):
     Sandbox(path)

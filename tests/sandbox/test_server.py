@@ -1,4 +1,4 @@
-"""The sandbox as a process: one true line, no key anywhere, a quiet end."""
+"""The sandbox server as a process and from a thread: its output, errors, shutdown and latency."""
 
 import signal
 import socket
@@ -46,7 +46,7 @@ def test_server_stops_cleanly_on_a_signal(number: signal.Signals) -> None:
         assert client.get("/v1/conversations", headers={"Authorization": "Bearer wrong"}).status_code == 401
         client.headers["Authorization"] = f"Bearer {KEY}"
         assert client.get("/v1/conversations").json()["total"] >= 24
-        process.send_signal(number)  # With a connection kept alive.
+        process.send_signal(number)  # while a connection is kept alive
         assert process.communicate(timeout=20) == ("", "")
         assert process.returncode == 0
 
@@ -96,7 +96,7 @@ def test_startup_failure_is_one_line_and_exit_code_1(options: dict[str, object],
 
 
 def test_kept_alive_connection_uses_tcp_nodelay() -> None:
-    # Without TCP_NODELAY every call takes 40 ms. The fastest of many is judged, so that a busy machine does not matter.
+    # Without TCP_NODELAY every call takes 40 ms. The fastest of many counts, so that load does not matter.
     with (
         server() as process,
         httpx.Client(base_url=url_of(process), headers={"Authorization": "Bearer any"}) as client,

@@ -34,7 +34,7 @@ def endless_head(handler: BaseHTTPRequestHandler) -> None:
 
 
 def nothing(handler: BaseHTTPRequestHandler) -> None:
-    handler.rfile.read(1)  # Until the sender has gone.
+    handler.rfile.read(1)  # until the sender disconnects
 
 
 def slow_head(handler: BaseHTTPRequestHandler) -> None:
@@ -65,14 +65,14 @@ def test_failures_are_attempted_six_times(
     if callable(receives):
         receiver.write = receives
     else:
-        receiver.answer = lambda _: receives
+        receiver.respond = lambda _: receives
     with Sandbox(retry_scale=0.001) as sandbox:
         sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
         until(lambda: statuses(sandbox) == {"failed": 1})
         [delivery] = sandbox.deliveries()
         assert len(delivery["attempts"]) == 6
-        if "no response" not in error:  # Then one may be given up before the receiver has come to see it.
+        if "no response" not in error:  # a timeout may end an attempt before the receiver reads it
             assert len(receiver.received) == 6
         assert {attempt["status"] for attempt in delivery["attempts"]} == {receives if type(receives) is int else None}
         assert all(attempt["error"].startswith(error) for attempt in delivery["attempts"])
@@ -81,8 +81,8 @@ def test_failures_are_attempted_six_times(
         }
         assert all(received.is_signed() for received in receiver.received)
         assert caplog.messages == [f"webhook delivery {delivery['id']} failed after 6 attempts"]
-        # And the thread has lived through it.
-        receiver.write, receiver.answer = None, lambda _: 200
+        # The thread continues.
+        receiver.write, receiver.respond = None, lambda _: 200
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi again")
         until(lambda: statuses(sandbox) == {"failed": 1, "delivered": 1})
 
@@ -112,7 +112,7 @@ def false_gzip(handler: BaseHTTPRequestHandler) -> None:
 def test_status_decides_however_the_body_ends(
     sandbox: Sandbox, receiver: Receiver, writes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Only the slow one is ended by time: the huge one by its size, long before.
+    # Only the slow body ends by the timeout. The huge one ends earlier, by its size.
     monkeypatch.setattr(_dispatcher, "RESPONSE_TIMEOUT", 2.0 if writes is slow_body else 1000.0)
     receiver.write = writes
     sandbox.set_webhook(receiver.url, SECRET)
@@ -150,16 +150,16 @@ def test_ssl_cert_file_adds_a_certificate_authority(
     def deliver() -> dict[str, Any]:
         _dispatcher._ssl_context.cache_clear()
         with Sandbox(retry_scale=0) as sandbox:
-            sandbox.set_webhook(behind_tls.url, SECRET)
+            sandbox.set_webhook(tls_receiver.url, SECRET)
             sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
             until(lambda: "pending" not in statuses(sandbox))
             return sandbox.deliveries()[0]
 
-    with receiving(tls) as behind_tls:
+    with receiving(tls) as tls_receiver:
         refused = deliver()
         assert refused["status"] == "failed"
         assert "certificate verify failed" in refused["attempts"][0]["error"]
-        assert behind_tls.received == []
+        assert tls_receiver.received == []
         authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
         assert deliver()["status"] == "delivered"
@@ -175,7 +175,7 @@ def test_retry_delays_double_and_scale(receiver: Receiver, monkeypatch: pytest.M
         finish(store, delivery, **outcome | {"due": time.time()})
 
     monkeypatch.setattr(_deliveries.DeliveryQueue, "finish", note)
-    receiver.answer = lambda _: 503
+    receiver.respond = lambda _: 503
     with Sandbox(retry_scale=100) as sandbox:
         sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
@@ -185,7 +185,7 @@ def test_retry_delays_double_and_scale(receiver: Receiver, monkeypatch: pytest.M
 
 def test_failed_delivery_does_not_delay_others(receiver: Receiver) -> None:
     with Sandbox(retry_scale=1000) as sandbox:
-        receiver.answer = lambda received: None if received.text == "bad" else 200
+        receiver.respond = lambda received: None if received.text == "bad" else 200
         sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="bad")
         until(lambda: sandbox.deliveries()[0]["attempts"])
@@ -195,7 +195,7 @@ def test_failed_delivery_does_not_delay_others(receiver: Receiver) -> None:
 
 
 def test_pending_delivery_goes_to_the_new_webhook(sandbox: Sandbox, receiver: Receiver) -> None:
-    receiver.answer = lambda _: 500
+    receiver.respond = lambda _: 500
     sandbox.set_webhook(receiver.url, SECRET)
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
     until(lambda: receiver.received)
@@ -210,22 +210,22 @@ def test_pending_delivery_goes_to_the_new_webhook(sandbox: Sandbox, receiver: Re
 def test_flaky_receiver_gets_every_message_once(receiver: Receiver) -> None:
     attempts: Counter[str] = Counter()
 
-    def answer(received: Received) -> int | None:
+    def respond(received: Received) -> int | None:
         attempts[received.id] += 1
-        # By the id and not by chance, so that none fails six times.
+        # By the id and not at random, so that no delivery fails six times.
         return (
             200 if attempts[received.id] > int(received.id[-1], 16) % 6 else (500, 302, None)[attempts[received.id] % 3]
         )
 
-    receiver.answer = answer
+    receiver.respond = respond
     with Sandbox(retry_scale=0.001) as sandbox:
         sandbox.set_webhook(receiver.url, SECRET)
         for index in range(100):
             sandbox.receive_sms(from_number=f"+1555555{index % 20:04d}", to_number=AGENT, body=str(index))
         until(lambda: statuses(sandbox) == {"delivered": 100})
-        message_order = {delivery["id"]: len(delivery["attempts"]) for delivery in sandbox.deliveries(1000)}
+        attempts_by_id = {delivery["id"]: len(delivery["attempts"]) for delivery in sandbox.deliveries(1000)}
     assert sorted(int(received.text) for received in receiver.accepted) == list(range(100))
-    assert message_order == attempts
+    assert attempts_by_id == attempts
     assert max(attempts.values()) > 1
 
 

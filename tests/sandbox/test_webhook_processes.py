@@ -1,4 +1,4 @@
-"""No end of a process loses a delivery, none is attempted twice at once, and no fork or exit waits for the thread."""
+"""Webhooks and processes: kills lose no delivery, claims exclude each other, forks and exits never wait."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ from agentphone.sandbox import Sandbox, _deliveries, _dispatcher
 from .helpers import ADA, AGENT, fork_only, in_child, statuses, stored_ids, webhook_threads
 from .receiver import SECONDS, SECRET, Received, Receiver, until
 
-# Python 3.12 and later warn of every fork beside threads; that it works here is what is tested.
+# Python 3.12 and later warn about every fork in a process with threads. These tests show that it works here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 PYTHON = (sys.executable, "-W", "error", "-c")
@@ -73,7 +73,7 @@ def message_ids(received: list[Received]) -> Counter[str]:
 
 def test_kill_loses_no_delivery(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
-    for _ in range(4):  # Each kill comes between some message and its delivery, and amid some attempts.
+    for _ in range(4):  # each kill hits some message before its delivery, and some attempts in progress
         with process(WRITER, path, receiver.url, SECRET, 100_000) as writer:
             lines(writer, 20)
             writer.kill()
@@ -83,7 +83,7 @@ def test_kill_loses_no_delivery(receiver: Receiver, tmp_path: Path) -> None:
         assert len(sandbox.deliveries(1000)) == len(stored_ids(path))
     arrived = message_ids(receiver.accepted)
     assert set(arrived) == stored_ids(path)
-    # One whose answer the kill came before arrives again, under its own id.
+    # A delivery whose response the kill preceded arrives again, with the same id.
     assert len({received.id for received in receiver.accepted}) == len(arrived)
 
 
@@ -103,8 +103,8 @@ def test_kill_during_enqueue_stores_nothing(receiver: Receiver, tmp_path: Path) 
 
 
 KILLED = {
-    "between storing and attempting": ("claim", 0),
-    "between being taken and noting it": ("finish", 1),
+    "before an attempt": ("claim", 0),
+    "after an attempt": ("finish", 1),
 }
 
 
@@ -142,24 +142,24 @@ def test_kill_during_an_attempt_repeats_it(receiver: Receiver, tmp_path: Path) -
 def test_processes_never_attempt_a_delivery_concurrently(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     attempts: Counter[str] = Counter()
-    here = threading.local()  # Each attempt has a thread of the receiver's own.
-    track_call: Counter[str] = Counter()
+    here = threading.local()  # the receiver handles each attempt in its own thread
+    running: Counter[str] = Counter()
     lock = threading.Lock()
     overlaps: list[str] = []
 
-    def answer(received: Received) -> int:
+    def respond(received: Received) -> int:
         with lock:
-            track_call[received.id] += 1
+            running[received.id] += 1
             attempts[received.id] += 1
             here.fails = attempts[received.id] == 1
-            if track_call[received.id] > 1:
+            if running[received.id] > 1:
                 overlaps.append(received.id)
         time.sleep(0.02)
         with lock:
-            track_call[received.id] -= 1
+            running[received.id] -= 1
         return 500 if here.fails else 200
 
-    receiver.answer = answer
+    receiver.respond = respond
     with (
         process(WAITS, path, receiver.url, SECRET, 60) as one,
         process(WAITS, path, receiver.url, SECRET, 60) as other,
@@ -183,13 +183,13 @@ def test_messages_of_another_process_are_delivered(receiver: Receiver, tmp_path:
 
 def test_restarted_server_continues_deliveries(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
-    receiver.answer = lambda _: 503
+    receiver.respond = lambda _: 503
     headers = {"Authorization": "Bearer any"}
 
     def client(server: subprocess.Popen[str]) -> httpx.Client:
         return httpx.Client(base_url=lines(server, 1)[0].split()[-1], headers=headers, timeout=SECONDS)
 
-    def message_order(calls: httpx.Client) -> list[str]:
+    def delivery_statuses(calls: httpx.Client) -> list[str]:
         return [delivery["status"] for delivery in calls.get("/sandbox/deliveries").json()["data"]]
 
     with process(SERVER, path) as server, client(server) as calls:
@@ -197,7 +197,7 @@ def test_restarted_server_continues_deliveries(receiver: Receiver, tmp_path: Pat
         for text in ("one", "two"):
             body = {"direction": "inbound", "from": ADA, "to": AGENT, "body": text}
             calls.post("/sandbox/messages", json=body).raise_for_status()
-        until(lambda: message_order(calls) == ["failed", "failed"])
+        until(lambda: delivery_statuses(calls) == ["failed", "failed"])
         receiver.write = lambda handler: handler.rfile.read(1)
         calls.post("/sandbox/messages", json=body | {"body": "three"}).raise_for_status()
         until(lambda: len(receiver.received) == 13)
@@ -207,9 +207,9 @@ def test_restarted_server_continues_deliveries(receiver: Receiver, tmp_path: Pat
     assert errors.count("failed after 6 attempts") == errors.count("\n") == 2
     assert SECRET not in errors
     receiver.write = None
-    receiver.answer = lambda _: 200
+    receiver.respond = lambda _: 200
     with process(SERVER, path) as server, client(server) as calls:
-        until(lambda: message_order(calls) == ["delivered", "failed", "failed"])
+        until(lambda: delivery_statuses(calls) == ["delivered", "failed", "failed"])
     assert receiver.received[-1].text == "three"
 
 
@@ -289,7 +289,7 @@ def test_forked_child_delivers_from_its_own_thread(receiver: Receiver, tmp_path:
 
         def work() -> list[str]:
             before = len(webhook_threads())
-            sandbox.set_webhook(receiver.url, SECRET)  # In memory the webhook is gone with all else.
+            sandbox.set_webhook(receiver.url, SECRET)  # in memory the webhook is gone in the child
             message = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="child")
             until(lambda: sandbox.deliveries()[0]["status"] == "delivered")
             sandbox.close()
@@ -313,7 +313,7 @@ def test_forks_during_deliveries_neither_hang_nor_lose_one(receiver: Receiver, t
 
         def write() -> None:
             while not done.is_set():
-                # As fast as it goes out and no faster, else a child's own would wait behind all of these.
+                # No faster than deliveries go out, else a child's delivery would wait for all of these.
                 until(lambda: len(stored) < len(receiver.received) + 20 or done.is_set())
                 stored.append(sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="busy")["id"])
 
@@ -321,7 +321,7 @@ def test_forks_during_deliveries_neither_hang_nor_lose_one(receiver: Receiver, t
             sandbox.set_webhook(receiver.url, SECRET)
             message_id: str = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="child")["id"]
             until(lambda: (message_id, "delivered") in delivered(sandbox))
-            sandbox.close()  # Gives back what it has claimed of the parent's.
+            sandbox.close()  # releases its claims on the parent's deliveries
             return message_id
 
         thread = threading.Thread(target=write)
@@ -338,7 +338,7 @@ def test_forks_during_deliveries_neither_hang_nor_lose_one(receiver: Receiver, t
 CHILD_EXITS = """
 import os, sys, time, warnings
 from agentphone.sandbox import Sandbox
-warnings.simplefilter("ignore", DeprecationWarning)  # Of a fork beside threads, which is the purpose.
+warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads
 sandbox = Sandbox(retry_scale=0.001)
 sandbox.set_webhook(sys.argv[1], sys.argv[2])
 sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="parent")

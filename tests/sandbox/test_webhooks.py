@@ -1,4 +1,4 @@
-"""Every inbound message goes out to the webhook: signed, with its state and history, again until it is taken."""
+"""Webhook deliveries: their payload, the webhook's settings, and the queue."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
 def test_inbound_message_is_delivered_with_state_and_history(sandbox: Sandbox, receiver: Receiver) -> None:
     earlier = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hello", at=NOON)
     sandbox.send_sms(from_number=AGENT, to_number=ADA, body="Hi, Ada", at=NOON + timedelta(seconds=1))
-    sandbox.receive_sms(from_number=BEN, to_number=AGENT, body="of somebody else", at=NOON)
+    sandbox.receive_sms(from_number=BEN, to_number=AGENT, body="of another person", at=NOON)
     path = f"/v1/conversations/{earlier['conversationId']}"
     state = {"orderId": "ORD-1", "odd": "ü\ud800", "deep": [1.5, None]}
     call(sandbox, "PATCH", path, {"metadata": state})
@@ -77,11 +77,11 @@ def test_inbound_message_is_delivered_with_state_and_history(sandbox: Sandbox, r
 def test_context_limit_bounds_the_history(
     sandbox: Sandbox, receiver: Receiver, context_limit: int | None, expected: int
 ) -> None:
-    for index in range(60):  # All at one instant: their order is that in which they came.
+    for index in range(60):  # equal timestamps are ordered by arrival
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body=f"text {index}", at=NOON)
     body = {"url": receiver.url, "secret": SECRET} | ({} if context_limit is None else {"contextLimit": context_limit})
-    answer = call(sandbox, "PUT", "/sandbox/webhook", body)
-    assert (answer.status_code, answer.json()) == (200, {"url": receiver.url, "contextLimit": expected})
+    response = call(sandbox, "PUT", "/sandbox/webhook", body)
+    assert (response.status_code, response.json()) == (200, {"url": receiver.url, "contextLimit": expected})
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="new", at=NOON)
     until(lambda: receiver.received)
     history = receiver.received[0].payload["recentHistory"]
@@ -142,12 +142,12 @@ def test_demo_data_is_not_delivered(sandbox: Sandbox, receiver: Receiver) -> Non
 )
 def test_invalid_webhook_is_rejected(sandbox: Sandbox, change: dict[str, Any], field: str) -> None:
     body: dict[str, Any] = {"url": "http://127.0.0.1:1/", "secret": SECRET, "contextLimit": 5} | change
-    answer = call(sandbox, "PUT", "/sandbox/webhook", body)
-    assert answer.status_code == 422
-    assert answer.json()["error"]["details"][0]["field"] == field
+    response = call(sandbox, "PUT", "/sandbox/webhook", body)
+    assert response.status_code == 422
+    assert response.json()["error"]["details"][0]["field"] == field
     with pytest.raises(ValueError, match=field) as caught:
         sandbox.set_webhook(body["url"], body["secret"], body["contextLimit"])
-    assert SECRET not in answer.text + str(caught.value)
+    assert SECRET not in response.text + str(caught.value)
     assert sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
     assert sandbox.deliveries() == []
 
@@ -155,9 +155,9 @@ def test_invalid_webhook_is_rejected(sandbox: Sandbox, change: dict[str, Any], f
 def test_deliveries_have_a_limit(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.set_webhook(receiver.url, SECRET)
     sent = [sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")["id"] for _ in range(103)]
-    message_order = call(sandbox, "GET", "/sandbox/deliveries").json()
-    assert [delivery["messageId"] for delivery in message_order["data"]] == sent[:2:-1]
-    assert message_order["hasMore"]
+    page = call(sandbox, "GET", "/sandbox/deliveries").json()
+    assert [delivery["messageId"] for delivery in page["data"]] == sent[:2:-1]
+    assert page["hasMore"]
     assert len(call(sandbox, "GET", "/sandbox/deliveries?limit=1000").json()["data"]) == 103
     assert [delivery["messageId"] for delivery in sandbox.deliveries(2)] == sent[:-3:-1]
     for limit in (0, 1001):
@@ -171,7 +171,7 @@ def test_secret_is_never_shown(
     sandbox: Sandbox, receiver: Receiver, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    receiver.answer = lambda received: 500 if received.text == "bad" else 200
+    receiver.respond = lambda received: 500 if received.text == "bad" else 200
     shown = [call(sandbox, "PUT", path, {"url": receiver.url, "secret": SECRET}).text]
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="good")
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="bad")
@@ -297,5 +297,5 @@ def test_queue_statements_read_through_an_index(statement: str) -> None:
         plan = [row["detail"] for row in connection.execute("EXPLAIN QUERY PLAN " + statement, values)]
     assert not [step for step in plan if "TEMP B-TREE" in step]
     scans = [step for step in plan if step.startswith("SCAN") and "USING" not in step]
-    # The newest first is a walk backwards along the table's own key, ended by its limit.
+    # The list reads backwards along the table's own key, up to its limit.
     assert scans == (["SCAN deliveries"] if statement == _deliveries.LIST_DELIVERIES else [])
