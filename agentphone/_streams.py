@@ -21,7 +21,8 @@ from agentphone._http.transport import NO_COPY, Transport
 from agentphone._paging.base import Paginator
 from agentphone._paging.follow import FollowPaginator
 from agentphone._paging.polling import PollBackoff
-from agentphone._paging.watch import GONE, MessagesRequest, WatchPaginator
+from agentphone._paging.requests import MessagesRequest
+from agentphone._paging.watch import GONE, WatchPaginator
 from agentphone.errors import APIConnectionError, APIStatusError, DeadlineExceededError
 from agentphone.models import Page
 

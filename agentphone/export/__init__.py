@@ -130,7 +130,7 @@ def _checked_since(value: Any) -> datetime | Literal["last"] | None:
     if not isinstance(value, str | datetime):
         raise TypeError(f'since is an aware datetime, an ISO 8601 string or "last", not {type(value).__name__}')
     bound = parse_bound(value, "since")
-    return None if bound is None else bound.instant
+    return None if bound is None else bound.timestamp
 
 
 def _checked_hook(value: Any) -> Any:
