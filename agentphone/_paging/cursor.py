@@ -130,7 +130,7 @@ class CursorPaginator(Paginator[CursorRequest, Message]):
     def _is_oldest(self, page: MessagePage, done: datetime | None) -> CursorSteps[bool]:
         """Return whether no message lies between `done` and a page that was read by `after`.
 
-        The page before it, read by `before`, shows that. If it cannot be decided, the answer is False.
+        The page before it, read by `before`, shows that. False if that cannot be decided.
         """
         if page.oldest == page.newest:
             return False  # one timestamp, and perhaps not all of its messages

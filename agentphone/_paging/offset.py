@@ -59,7 +59,7 @@ class OffsetPaginator(Paginator[OffsetRequest, Conversation]):
     to the front, and all those before its old place down by one. A new conversation moves all others down; a removed
     one moves those after it up. A message that is shown late moves its conversation to the middle.
 
-    The idea is a different answer for each kind of move:
+    The idea: each kind of move is handled in its own way.
 
     - Moves down repeat items. Ids are remembered, and each is released once.
     - Moves up skip items. The total decreases by as much, and the paginator steps back by that. If the API returns no

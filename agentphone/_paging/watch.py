@@ -68,9 +68,7 @@ class _WatchedConversation:
         return any(at > timestamp for at in (self.last_message_at, *seen) if at is not None)
 
 
-class WatchPaginator(
-    LivePaginator[OffsetRequest | MessagesRequest, Page[Conversation] | Page[Message], NewMessage],
-):
+class WatchPaginator(LivePaginator[OffsetRequest | MessagesRequest, Page[Conversation] | Page[Message], NewMessage]):
     """Read the messages of all conversations as they arrive, oldest first, each once.
 
     The problem: there is no endpoint for the messages of all conversations. The list shows which conversations have a
