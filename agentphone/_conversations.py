@@ -17,11 +17,12 @@ from agentphone._http.requests import (
 )
 from agentphone._http.transport import Transport
 from agentphone._paging.bounds import parse_bound
-from agentphone._paging.cursor import MAX_MESSAGES, CursorPaginator, CursorRequest
+from agentphone._paging.cursor import CursorPaginator
 from agentphone._paging.follow import FollowPaginator
-from agentphone._paging.offset import MAX_CONVERSATIONS, OffsetPaginator, OffsetRequest
+from agentphone._paging.offset import OffsetPaginator
 from agentphone._paging.polling import PollBackoff
-from agentphone._paging.watch import GONE, MessagesRequest, WatchPaginator
+from agentphone._paging.requests import MAX_CONVERSATIONS, MAX_MESSAGES, CursorRequest, MessagesRequest, OffsetRequest
+from agentphone._paging.watch import GONE, WatchPaginator
 from agentphone._state_block import AsyncState
 from agentphone._streams import AsyncPager, AsyncStream, PageStream, PollingStream
 from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
@@ -182,8 +183,8 @@ class AsyncConversations:
         first = spec(
             CursorRequest(
                 limit=min(limit or page_size, page_size),
-                before=upper.instant if upper else None,
-                after=lower.instant if lower else None,
+                before=upper.timestamp if upper else None,
+                after=lower.timestamp if lower else None,
             )
         )
         return AsyncPager(lambda: self._transport.send(first), lambda: PageStream(paginator(), spec, self._transport))

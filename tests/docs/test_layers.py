@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("__main__", "exit codes and the last line on stderr"),
 )
 PACKAGES: dict[str, str] = {
-    "_paging": "base bounds offset cursor polling follow watch",
+    "_paging": "requests base bounds offset pages same_timestamp ascending cursor polling follow watch",
     "_http": "retry requests responses exceptions connection pool transport",
 }
 ASIDE: dict[str, str] = {
