@@ -71,7 +71,7 @@ class AsyncState(Generic[T]):
             AgentPhoneError: It could not be written.
         """
         try:
-            changed = self._opened.changed() if exc_type is None else None
+            changed = self._opened.diff() if exc_type is None else None
             if changed is not None:
                 await self._transport.send(update_conversation(self._conversation_id, metadata=changed))
         finally:

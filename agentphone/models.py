@@ -14,9 +14,18 @@ from attrs import field, frozen
 T = TypeVar("T")
 
 
-def _extra() -> Any:
-    """Make the field for what a class does not know; a dict cannot be hashed, so equality alone looks at it."""
-    return field(factory=dict, hash=False, repr=lambda extra: "{...}" if extra else "{}")
+EXTRA, NULL_IS_EMPTY = "agentphone.extra", "agentphone.null_is_empty"
+"""Metadata of fields: the one for what a class does not know; and lists that may be null, which means empty."""
+
+
+def extra_field() -> Any:
+    """Return the field for what a class does not know; it is compared but not hashed, because dicts have no hash."""
+    return field(factory=dict, hash=False, repr=lambda extra: "{...}" if extra else "{}", metadata={EXTRA: True})
+
+
+def nullable_list() -> Any:
+    """Return the field for a list that the API may leave out or send as null."""
+    return field(default=(), metadata={NULL_IS_EMPTY: True})
 
 
 @frozen(kw_only=True)
@@ -40,11 +49,11 @@ class Message:
     """When it was received (`receivedAt`)."""
     channel: str | None = None
     """`"sms"`, `"mms"`, `"imessage"`, ...; an open set."""
-    media_urls: tuple[str, ...] = ()
+    media_urls: tuple[str, ...] = nullable_list()
     """Where its media can be fetched (`mediaUrls`)."""
     status: str | None = None
     """Delivery status; an open set."""
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = extra_field()
     """Every further field of the answer, under the API's own name, as received."""
 
 
@@ -75,7 +84,7 @@ class Conversation:
     """What `update` stored, or None: the `conversationState` of every webhook."""
     created_at: datetime | None = None
     """When it began (`createdAt`)."""
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = extra_field()
     """Every further field of the answer, under the API's own name, as received."""
 
 

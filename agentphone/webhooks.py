@@ -28,7 +28,7 @@ from agentphone._json import DecodeError, parse_json
 from agentphone._secret import Secret
 from agentphone._state import read_state, state_decode_error
 from agentphone.errors import ConfigurationError, ResponseDecodeError, WebhookVerificationError
-from agentphone.models import _extra
+from agentphone.models import extra_field, nullable_list
 
 if TYPE_CHECKING:
     pass
@@ -66,7 +66,7 @@ class HistoryItem:
     """`"sms"`, `"voice"`, ...; an open set."""
     at: datetime
     """When it was received."""
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = extra_field()
     """Every further field, under the API's own name, as received."""
 
 
@@ -89,9 +89,9 @@ class Event:
     """The agent that it is for (`agentId`)."""
     conversation_state: dict[str, Any] | None = field(default=None, hash=False)
     """The conversation's metadata, as `conversations.update` stored it (`conversationState`)."""
-    recent_history: tuple[HistoryItem, ...] = ()
+    recent_history: tuple[HistoryItem, ...] = nullable_list()
     """The latest messages of the conversation, in the server's order (`recentHistory`)."""
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = extra_field()
     """Every field of the payload that the class does not have, under the API's own name, as received. Those of `data`
     are in `extra["data"]`: all of them, unless the class reads some of them itself."""
 
@@ -188,8 +188,8 @@ class _Payload:
     timestamp: datetime
     agent_id: str | None = None
     conversation_state: dict[str, Any] | None = None
-    recent_history: tuple[HistoryItem, ...] = ()
-    extra: Mapping[str, Any] = _extra()
+    recent_history: tuple[HistoryItem, ...] = nullable_list()
+    extra: Mapping[str, Any] = extra_field()
 
 
 @frozen(kw_only=True)
@@ -203,7 +203,7 @@ class _Text:
     media_url: str | None = None
     direction: str | None = None
     received_at: datetime | None = None
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = extra_field()
 
 
 @frozen(kw_only=True)
@@ -221,7 +221,7 @@ class _VoiceData:
     transcript: str | None = None
     confidence: float | None = None
     direction: str | None = None
-    extra: Mapping[str, Any] = _extra()
+    extra: Mapping[str, Any] = extra_field()
 
 
 @frozen(kw_only=True)

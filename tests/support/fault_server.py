@@ -299,8 +299,8 @@ UNREADABLE: dict[str, tuple[Fault, str]] = {
         after_request(lambda connection, body: connection.answer(200, body, length=len(body) - 5)),
         "not JSON",
     ),
-    "a list": (answering(200, b"[]"), "an object is wanted"),
-    "null": (answering(200, b"null"), "an object is wanted"),
+    "a list": (answering(200, b"[]"), "expected an object"),
+    "null": (answering(200, b"null"), "expected an object"),
     "an error with 200": (answering(200, b'{"error":{"message":"no"}}'), "missing"),
     "a field of another type": (
         answering(200, json.dumps(conversation(participant=5, messages=[])).encode()[:-1] + b',"data":5,"hasMore":1}'),

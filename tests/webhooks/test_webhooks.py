@@ -615,7 +615,7 @@ def test_the_decode_error_says_what_to_do_with_a_webhook_and_travels() -> None:
         WEBHOOK.parse(body, headers | {"X-Webhook-ID": "dlv_7"})
     error = caught.value
     assert (error.status_code, error.request, error.attempts) == (None, "POST (webhook dlv_7)", ())
-    assert str(error).startswith("POST (webhook dlv_7): data.from: a string is wanted, here is a number. The body")
+    assert str(error).startswith("POST (webhook dlv_7): data.from: expected a string, got a number. The body")
     assert "answer with 200" in error.advice
     assert str(error).endswith(error.advice)
     again = pickle.loads(pickle.dumps(error))
@@ -719,11 +719,11 @@ def test_a_state_that_does_not_fit_is_named_by_its_path_in_the_payload() -> None
     error = caught.value
     assert error.path == "conversationState.orderId"
     assert str(error).startswith(
-        "POST (webhook dlv_7): conversationState.orderId: it does not fit OrderState: a string is wanted, here is a"
+        "POST (webhook dlv_7): conversationState.orderId: it does not fit OrderState: expected a string, got a"
         " number. The state is stored in another shape"
     )
     travels(error)
-    with pytest.raises(TypeError, match="cls is dict or an attrs class"):
+    with pytest.raises(TypeError, match="cls must be dict or an attrs class"):
         event.state(list)
 
 
