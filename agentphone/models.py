@@ -1,6 +1,6 @@
-"""The nouns of the API as frozen values. No behaviour, and no knowledge of JSON: `_decoding` makes them.
+"""The models of the API as frozen values. They have no behaviour and know no JSON: `_decoding` creates them.
 
-Names are the API's in snake_case; every instant is an aware `datetime` in UTC.
+Names are the API's in snake_case; every timestamp is an aware `datetime` in UTC.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Message:
     channel: str | None = None
     """`"sms"`, `"mms"`, `"imessage"`, ...; an open set."""
     media_urls: tuple[str, ...] = nullable_list()
-    """Where its media can be fetched (`mediaUrls`)."""
+    """The URLs of its media (`mediaUrls`)."""
     status: str | None = None
     """Delivery status; an open set."""
     extra: Mapping[str, Any] = extra_field()
-    """Every further field of the answer, under the API's own name, as received."""
+    """Every other field of the response, under the API's own name, as received."""
 
 
 @frozen(kw_only=True)
@@ -67,7 +67,7 @@ class Conversation:
     id: str
     """Opaque id (`conv_...`)."""
     agent_id: str | None = None
-    """The agent that the number belongs to (`agentId`)."""
+    """The id of the agent that has the number (`agentId`)."""
     phone_number_id: str | None = None
     """The id of the agent's number (`phoneNumberId`)."""
     phone_number: str
@@ -75,17 +75,17 @@ class Conversation:
     participant: str
     """The person's number, E.164."""
     last_message_at: datetime | None = None
-    """When the latest message was received (`lastMessageAt`): what the list is ordered by."""
+    """When the latest message was received (`lastMessageAt`); the list is ordered by it."""
     last_message_preview: str | None = None
     """The beginning of the latest message (`lastMessagePreview`); only the list has it."""
     message_count: int | None = None
-    """How many messages it holds (`messageCount`)."""
+    """The number of its messages (`messageCount`)."""
     metadata: dict[str, Any] | None = field(default=None, hash=False)
-    """What `update` stored, or None: the `conversationState` of every webhook."""
+    """The object that `update` stored, or None; the `conversationState` of every webhook."""
     created_at: datetime | None = None
-    """When it began (`createdAt`)."""
+    """When it was created (`createdAt`)."""
     extra: Mapping[str, Any] = extra_field()
-    """Every further field of the answer, under the API's own name, as received."""
+    """Every other field of the response, under the API's own name, as received."""
 
 
 @frozen(kw_only=True)
@@ -100,27 +100,27 @@ class ConversationDetail(Conversation):
 
 
 class NewMessage(NamedTuple):
-    """A message as it arrives, and the conversation that it belongs to: a pair, to be unpacked.
+    """A new message and its conversation: a pair, to be unpacked.
 
-    Source: `GET /v1/conversations`, and for what moved there `GET /v1/conversations/{id}/messages`.
+    Source: `GET /v1/conversations`, and `GET /v1/conversations/{id}/messages` for those with new messages.
     """
 
     conversation: Conversation
-    """The conversation as it was listed then, with its metadata."""
+    """The conversation as it was listed, with its metadata."""
     message: Message
     """The message."""
 
 
 @frozen(kw_only=True)
 class Page(Generic[T]):
-    """Some items of a list, and whether there are more. Iterable, sized and indexable like the tuple in it."""
+    """A page of a list. Iterable, sized and indexable like its `data`."""
 
     data: tuple[T, ...]
     """The items."""
     has_more: bool
-    """Whether the list goes on behind them (`hasMore`)."""
+    """Whether the list has items after these (`hasMore`)."""
     total: int | None = None
-    """How many items the whole list has; None where the API does not say (messages)."""
+    """The number of items of the whole list; None where the API omits it (messages)."""
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.data)

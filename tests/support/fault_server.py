@@ -304,7 +304,7 @@ UNREADABLE: dict[str, tuple[Fault, str]] = {
     "an error with 200": (answering(200, b'{"error":{"message":"no"}}'), "missing"),
     "a field of another type": (
         answering(200, json.dumps(conversation(participant=5, messages=[])).encode()[:-1] + b',"data":5,"hasMore":1}'),
-        "wanted",
+        "expected",
     ),
     "nested too deeply": (answering(200, b'{"data":' * 20_000), "nested"),
     "a number of too many digits": (answering(200, b'{"data":' + b"9" * 5000 + b"}"), "not JSON"),
