@@ -1,6 +1,6 @@
-"""The nouns of the API as frozen values. No behaviour, and no knowledge of JSON: `_decoding` makes them.
+"""The models of the API as frozen values. They have no behaviour and know no JSON: `_decoding` creates them.
 
-Names are the API's in snake_case; every instant is an aware `datetime` in UTC.
+Names are the API's in snake_case; every timestamp is an aware `datetime` in UTC.
 """
 
 from __future__ import annotations
@@ -14,9 +14,18 @@ from attrs import field, frozen
 T = TypeVar("T")
 
 
-def _extra() -> Any:
-    """Make the field for what a class does not know; a dict cannot be hashed, so equality alone looks at it."""
-    return field(factory=dict, hash=False, repr=lambda extra: "{...}" if extra else "{}")
+EXTRA, NULL_IS_EMPTY = "agentphone.extra", "agentphone.null_is_empty"
+"""Metadata of fields: the one for what a class does not know; and lists that may be null, which means empty."""
+
+
+def extra_field() -> Any:
+    """Return the field for what a class does not know; it is compared but not hashed, because dicts have no hash."""
+    return field(factory=dict, hash=False, repr=lambda extra: "{...}" if extra else "{}", metadata={EXTRA: True})
+
+
+def nullable_list() -> Any:
+    """Return the field for a list that the API may leave out or send as null."""
+    return field(default=(), metadata={NULL_IS_EMPTY: True})
 
 
 @frozen(kw_only=True)
@@ -40,12 +49,12 @@ class Message:
     """When it was received (`receivedAt`)."""
     channel: str | None = None
     """`"sms"`, `"mms"`, `"imessage"`, ...; an open set."""
-    media_urls: tuple[str, ...] = ()
-    """Where its media can be fetched (`mediaUrls`)."""
+    media_urls: tuple[str, ...] = nullable_list()
+    """The URLs of its media (`mediaUrls`)."""
     status: str | None = None
     """Delivery status; an open set."""
-    extra: Mapping[str, Any] = _extra()
-    """Every further field of the answer, under the API's own name, as received."""
+    extra: Mapping[str, Any] = extra_field()
+    """Every other field of the response, under the API's own name, as received."""
 
 
 @frozen(kw_only=True)
@@ -58,7 +67,7 @@ class Conversation:
     id: str
     """Opaque id (`conv_...`)."""
     agent_id: str | None = None
-    """The agent that the number belongs to (`agentId`)."""
+    """The id of the agent that has the number (`agentId`)."""
     phone_number_id: str | None = None
     """The id of the agent's number (`phoneNumberId`)."""
     phone_number: str
@@ -66,17 +75,17 @@ class Conversation:
     participant: str
     """The person's number, E.164."""
     last_message_at: datetime | None = None
-    """When the latest message was received (`lastMessageAt`): what the list is ordered by."""
+    """When the latest message was received (`lastMessageAt`); the list is ordered by it."""
     last_message_preview: str | None = None
     """The beginning of the latest message (`lastMessagePreview`); only the list has it."""
     message_count: int | None = None
-    """How many messages it holds (`messageCount`)."""
+    """The number of its messages (`messageCount`)."""
     metadata: dict[str, Any] | None = field(default=None, hash=False)
-    """What `update` stored, or None: the `conversationState` of every webhook."""
+    """The object that `update` stored, or None; the `conversationState` of every webhook."""
     created_at: datetime | None = None
-    """When it began (`createdAt`)."""
-    extra: Mapping[str, Any] = _extra()
-    """Every further field of the answer, under the API's own name, as received."""
+    """When it was created (`createdAt`)."""
+    extra: Mapping[str, Any] = extra_field()
+    """Every other field of the response, under the API's own name, as received."""
 
 
 @frozen(kw_only=True)
@@ -91,27 +100,27 @@ class ConversationDetail(Conversation):
 
 
 class NewMessage(NamedTuple):
-    """A message as it arrives, and the conversation that it belongs to: a pair, to be unpacked.
+    """A new message and its conversation: a pair, to be unpacked.
 
-    Source: `GET /v1/conversations`, and for what moved there `GET /v1/conversations/{id}/messages`.
+    Source: `GET /v1/conversations`, and `GET /v1/conversations/{id}/messages` for those with new messages.
     """
 
     conversation: Conversation
-    """The conversation as it was listed then, with its metadata."""
+    """The conversation as it was listed, with its metadata."""
     message: Message
     """The message."""
 
 
 @frozen(kw_only=True)
 class Page(Generic[T]):
-    """Some items of a list, and whether there are more. Iterable, sized and indexable like the tuple in it."""
+    """A page of a list. Iterable, sized and indexable like its `data`."""
 
     data: tuple[T, ...]
     """The items."""
     has_more: bool
-    """Whether the list goes on behind them (`hasMore`)."""
+    """Whether the list has items after these (`hasMore`)."""
     total: int | None = None
-    """How many items the whole list has; None where the API does not say (messages)."""
+    """The number of items of the whole list; None where the API omits it (messages)."""
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.data)

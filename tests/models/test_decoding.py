@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentphone import Conversation, ConversationDetail, Message, Page, ResponseDecodeError
-from agentphone._decoding import _converter, decode
+from agentphone._decoding import decode, structure_hook
 from agentphone._json import DecodeError, encode_json
 from tests.support.helpers import client_of, conversation, message, page, sample
 
@@ -206,12 +206,12 @@ def test_a_refusal_says_where_in_the_answers_own_names(shape: Any, answer: Any, 
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"id": 5}, "a string is wanted, here is a number"),
-        ({"id": None}, "a string is wanted, here is null"),
-        ({"messageCount": 1.5}, "an integer is wanted, here is a number"),
-        ({"messageCount": True}, "an integer is wanted, here is true or false"),
-        ({"metadata": "x"}, "an object is wanted, here is a string"),
-        ({"createdAt": []}, "an ISO 8601 instant is wanted, here is an array"),
+        ({"id": 5}, "expected a string, got a number"),
+        ({"id": None}, "expected a string, got null"),
+        ({"messageCount": 1.5}, "expected an integer, got a number"),
+        ({"messageCount": True}, "expected an integer, got true or false"),
+        ({"metadata": "x"}, "expected an object, got a string"),
+        ({"createdAt": []}, "expected an ISO 8601 timestamp, got an array"),
     ],
 )
 def test_a_refusal_says_what_was_wanted_and_what_came(changes: dict[str, Any], what: str) -> None:
@@ -457,7 +457,7 @@ def test_the_fast_converter_takes_and_refuses_what_the_detailed_one_does(
     found = []
     for detailed in (False, True):
         try:
-            found.append(_converter(detailed=detailed).structure(raw, shape))
+            found.append(structure_hook(shape, is_state=False, detailed=detailed)(raw, shape))
         except Exception:  # noqa: BLE001  # whatever it is, `decode` makes a DecodeError of it
             found.append(DecodeError)
     assert repr(found[0]) == repr(found[1])  # also true of nan
@@ -563,10 +563,10 @@ CYCLE["a"].append(CYCLE)
         ({"a": [1, 10**5000]}, ValueError, "metadata['a'][1]"),
         (CYCLE, ValueError, "metadata['a'][0]"),
         (nested(100_000), ValueError, "metadata is nested too deeply"),
-        ([], TypeError, "metadata is an object"),
-        ("{}", TypeError, "metadata is an object"),
-        (5, TypeError, "metadata is an object"),
-        (True, TypeError, "metadata is an object"),
+        ([], TypeError, "metadata must be a dict"),
+        ("{}", TypeError, "metadata must be a dict"),
+        (5, TypeError, "metadata must be a dict"),
+        (True, TypeError, "metadata must be a dict"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )

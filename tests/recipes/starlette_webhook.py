@@ -10,8 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agentphone import AsyncClient, WebhookVerificationError
-from agentphone._delivery_log import SQLiteDeliveryLog
-from agentphone.webhooks import MessageEvent, Webhook
+from agentphone.webhooks import MessageEvent, SQLiteDeliveryLog, Webhook
 
 client = AsyncClient()
 webhook = Webhook(os.environ["AGENTPHONE_WEBHOOK_SECRET"])
