@@ -170,9 +170,9 @@ def test_retry_delays_double_and_scale(receiver: Receiver, monkeypatch: pytest.M
     due: list[float] = []
     finish = _deliveries.DeliveryQueue.finish
 
-    def note(store: _deliveries.DeliveryQueue, delivery: _deliveries.Delivery, **outcome: Any) -> None:
+    def note(queue: _deliveries.DeliveryQueue, delivery: _deliveries.Delivery, **outcome: Any) -> None:
         due.append(outcome["due"] - time.time())
-        finish(store, delivery, **outcome | {"due": time.time()})
+        finish(queue, delivery, **outcome | {"due": time.time()})
 
     monkeypatch.setattr(_deliveries.DeliveryQueue, "finish", note)
     receiver.respond = lambda _: 503

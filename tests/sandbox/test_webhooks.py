@@ -248,10 +248,10 @@ def test_database_errors_are_logged_and_retried(
     broken = threading.Event()
     next_due, finish = _deliveries.DeliveryQueue.next_due, _deliveries.DeliveryQueue.finish
 
-    def sometimes(store: _deliveries.DeliveryQueue) -> float | None:
+    def sometimes(queue: _deliveries.DeliveryQueue) -> float | None:
         if broken.is_set():
             raise sqlite3.OperationalError("disk I/O error")
-        return next_due(store)
+        return next_due(queue)
 
     monkeypatch.setattr(_deliveries.DeliveryQueue, "next_due", sometimes)
     with Sandbox() as sandbox:

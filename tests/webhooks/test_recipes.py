@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from agentphone import Client
-from agentphone.sandbox import Sandbox, _delivery
+from agentphone.sandbox import Sandbox, _dispatcher
 from agentphone.sandbox.server import running
 from agentphone.webhooks import Webhook
 from tests.support.helpers import sample
@@ -278,7 +278,7 @@ recipe.think = think_async if inspect.iscoroutinefunction(work) else think
 def test_a_text_that_is_repeated_while_the_work_on_it_goes_on_is_handled_once(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_delivery, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(_dispatcher, "RESPONSE_TIMEOUT", 1.0)
     with (
         Sandbox(tmp_path / "box.db", retry_scale=0.2) as box,
         running(box) as api,
