@@ -39,6 +39,7 @@ from agentphone import (
     StateDecodeError,
     WebhookVerificationError,
     _delivery_log,
+    _events,
     webhooks,
 )
 from agentphone.webhooks import (
