@@ -3,8 +3,8 @@
 The thread starts at the first call and serves all clients of the process. `run` is the only way to it. A forked child
 leaves its copy of the parent's event loop alone, and starts a thread of its own at its first call.
 
-This is not anyio's `BlockingPortal`. That one changes threads twice for each call, and creates its future where an
-exception raised by a signal handler can lose it: the request would still be sent after Ctrl-C.
+This is not anyio's `BlockingPortal`. That one changes threads twice for each call, and Ctrl-C at
+the wrong moment can lose its future, so that the request is sent anyway.
 """
 
 from __future__ import annotations

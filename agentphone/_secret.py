@@ -1,4 +1,4 @@
-"""Secrets: hide them in reprs, tracebacks and pickles, and redact them in texts."""
+"""Secrets: hide them in reprs, tracebacks and pickles, and redact them in every text that an error shows."""
 
 from __future__ import annotations
 

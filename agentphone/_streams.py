@@ -1,4 +1,4 @@
-"""Pagers and streams: send the requests of a paginator, and iterate over what comes by `async for`."""
+"""What a caller iterates over by `async for`: send the requests of a paginator, and yield its items."""
 
 from __future__ import annotations
 

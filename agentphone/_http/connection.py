@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to the API, as an httpx transport: opened on first use, and again after the server closed it.
 
-It knows HTTP/1.1 (h11) and sockets (httpcore's streams over anyio), but nothing of calls, retries or deadlines. Its
-caller sends one request at a time, and closes the connection when a request fails or is cancelled.
+It knows HTTP/1.1 (h11) and sockets (httpcore's streams over anyio), but nothing of calls, retries or deadlines. The
+pool gives it to one call at a time, and discards it when a request fails or is cancelled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Connection pools, one per event loop: connections that a client owns, or one transport that is shared."""
+"""Which connection a call uses, and whether it is kept or discarded afterwards: one pool per event loop.
+
+A client owns its connections (`OwnedPool`), or sends through a transport of the caller (`SharedPool`).
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Read messages oldest first where the API always returns the newest messages of a time range.
 
-The problem: the oldest messages come last, however the request is made. Reading everything and reversing it would
+The problem: no request returns the oldest messages first. Reading everything and reversing it would
 hold a whole conversation in memory. There are two ways, and both hold one page at a time:
 
 - Without a limit, read down to the beginning, and remember only where each page began. Then read the pages again, in
   reverse. Each page costs two requests.
-- With a limit, only the first few messages are wanted. Find the beginning by halving the time instead.
+- With a limit, only the first few messages are wanted. Find the beginning by bisecting the time range instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Page through one conversation's messages by time, whatever the API does where its documentation is silent."""
+"""Page through one conversation's messages by time, however the API reads its cursors (see `pages`)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The API's documentation leaves four things open, and servers differ in them:
 
-- Printed timestamps may be truncated to milliseconds or seconds, while the server compares whole ones.
+- Printed timestamps may be truncated to milliseconds or seconds, while the server compares them at full precision.
 - `before` and `after` may include the messages at exactly that timestamp, or not.
 - The server may truncate the cursors that it receives.
 - `after` alone may return the oldest messages after it, or the newest.

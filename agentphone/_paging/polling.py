@@ -1,4 +1,4 @@
-"""What both live paginators share: when to poll, how far to look back, and which messages were seen."""
+"""What `follow` and `watch` share: how long to wait between polls, how far to look back, which messages were seen."""
 
 from __future__ import annotations
 

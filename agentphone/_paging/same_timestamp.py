@@ -1,8 +1,8 @@
 """Read all messages with one printed timestamp, when they fill more than the largest page.
 
-The problem: a cursor is a timestamp, so messages that are printed alike cannot be separated by the cursors that
-their own timestamps provide. The way out: a server that prints 12:00:05 for a whole second still compares whole
-microseconds. Cursors inside that second, which no message shows, split the group. The functions here search for
+The problem: a cursor is a timestamp, so messages that are printed alike have the same cursor and cannot be split by
+their own timestamps. The way out: a server that prints 12:00:05 for every message of that second still compares
+microseconds, so a cursor inside the second splits the group. The functions here search for
 such cursors. Only messages that the server itself stores under one timestamp cannot be split; if these fill more
 than a page, the API has no way to return them, and the caller gets an error that names the timestamp.
 """

@@ -1,4 +1,4 @@
-"""The interface of the output formats, and the one for programs: JSON lines.
+"""The interface of output formats, and the format for programs, JSON lines.
 
 One JSON object a line, in UTF-8, with the API's own names; timestamps in UTC with `Z`; unknown fields as received.
 """

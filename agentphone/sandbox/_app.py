@@ -4,8 +4,8 @@ Parsing is in `_inputs`, all data in `_store`. Paths are matched as sent, one pe
 an id with `%2F` is an unknown id and never another path. Every response has an `x-request-id`. Every request is
 recorded before it can be rejected.
 
-ASGI cannot reset a connection. A server or transport that can offers a function as the scope's extension
-`RESET_EXTENSION`.
+ASGI cannot reset a connection. A server or transport that is able to puts a function for it into the scope, as the
+extension `RESET_EXTENSION`.
 """
 
 import hmac

@@ -1,4 +1,4 @@
-"""What a test may change about the sandbox: `Behavior`, its clock, and with them the timestamps that it shows.
+"""What a test may change about the sandbox: its `Behavior` and its clock. Also how timestamps are parsed and printed.
 
 Inside the sandbox a timestamp is an integer, microseconds since 1970 in UTC, compared at full precision. Only this
 module parses and formats them, and formatting truncates, it never rounds. Nothing here knows HTTP or SQL.

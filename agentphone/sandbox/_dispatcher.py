@@ -1,4 +1,4 @@
-"""Webhook sending: one thread that signs and sends the deliveries that are due, and decides when to retry.
+"""Webhook sending: an event loop on one thread signs and sends the deliveries that are due, and decides when to retry.
 
 The queue holds everything that must survive, so a process may end at any time. This module knows no SQL and does not
 know where messages come from.

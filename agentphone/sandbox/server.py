@@ -1,7 +1,7 @@
 """The sandbox over HTTP, served by uvicorn: as a process of its own, or from a thread of this one.
 
-It parses no command line. The process prints only its URL, why it could not start, and its failures. None of them
-contains the key.
+It parses no command line. The process prints only its URL, why it could not start, and its failures. Nothing that
+it prints contains the key.
 """
 
 import logging
