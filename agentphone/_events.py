@@ -18,7 +18,7 @@ from attrs import field, frozen
 from agentphone._decoding import structure
 from agentphone._json import DecodeError, to_camel_case
 from agentphone._state import read_state, state_decode_error
-from agentphone.models import extra_field, nullable_list
+from agentphone.models import Model, extra_field, nullable_list, to_json_data
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def in_payload(place: str | None) -> dict[str, Any]:
 
 
 @frozen(kw_only=True)
-class HistoryItem:
+class HistoryItem(Model):
     """An earlier message of the conversation, as a webhook delivers it.
 
     Source: `recentHistory[]` of the payload.
@@ -53,7 +53,7 @@ class HistoryItem:
 
 
 @frozen(kw_only=True)
-class Event:
+class Event(Model):
     """The fields of every event. Use `match` on its subclasses, and ignore the events that are not handled.
 
     Source: the payload of a webhook.
@@ -76,6 +76,24 @@ class Event:
     extra: Mapping[str, Any] = extra_field()
     """The fields of the payload that the class does not have, under the API's own names, as received; those of `data`
     are in `extra["data"]`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the payload as plain data that `json.dumps` accepts.
+
+        Returns:
+            A new dict in the nested shape of the payload, with timestamps as ISO 8601 in UTC with `Z`, and with the
+            unknown fields merged in. `delivery_id` is a header and not part of it.
+        """
+        cls: Any = type(self)
+        payload: dict[str, Any] = {}
+        for name, (level, key) in _places(cls).items():
+            place = payload.setdefault(level, {}) if level else payload
+            place[key.strip("_")] = to_json_data(getattr(self, name))
+        unknown = to_json_data(self.extra)
+        if "data" in payload:
+            payload["data"] |= unknown.pop("data", {})
+        payload |= unknown
+        return payload
 
     @overload
     def state(self) -> dict[str, Any]: ...

@@ -20,7 +20,7 @@ from agentphone._conversations import AsyncConversations
 from agentphone._portal import Stream
 from agentphone._state_block import AsyncState
 from agentphone._streams import AsyncPager
-from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
+from agentphone.models import Conversation, ConversationDetail, Cursor, Message, NewMessage, Page
 
 __all__ = [
     "Client",
@@ -209,8 +209,8 @@ class Conversations:
         conversation_id: str,
         *,
         limit: int | None = None,
-        before: datetime | str | Message | None = None,
-        after: datetime | str | Message | None = None,
+        before: datetime | str | Message | Cursor | None = None,
+        after: datetime | str | Message | Cursor | None = None,
         order: Literal["asc", "desc"] = "desc",
         page_size: int = 200,
     ) -> Pager[Message]:
@@ -226,8 +226,8 @@ class Conversations:
             conversation_id: The conversation's id (`conv_...`).
             limit: The maximum number of messages, at least 1; None for all of them.
             before: Only messages received before this: an aware `datetime`, an ISO 8601 string with an offset, or a
-                message, to continue exactly where it was. A string or `datetime` is compared with the timestamps as the
-                API returns them.
+                `Message` or its `Cursor`, to continue exactly where it was. A string or `datetime` is compared with the
+                timestamps as the API returns them.
             after: Only messages received after this; the same types.
             order: `"desc"` for newest first, `"asc"` for oldest first.
             page_size: The number of messages per request, 1 to 200.
@@ -296,7 +296,7 @@ class Conversations:
         self,
         conversation_id: str,
         *,
-        after: datetime | str | Message | None = None,
+        after: datetime | str | Message | Cursor | None = None,
         poll_interval: float = 2.0,
         max_poll_interval: float = 30.0,
         overlap: float = 30.0,
@@ -313,8 +313,8 @@ class Conversations:
         Args:
             conversation_id: The conversation's id (`conv_...`).
             after: Start with the messages received after this: an aware `datetime`, an ISO 8601 string with an offset,
-                or the message that was handled last, to continue exactly after it. None for the messages that arrive
-                after the first step.
+                or the `Message` that was handled last, or its `Cursor`, to continue exactly after it. None for the
+                messages that arrive after the first step.
             poll_interval: Seconds between polls while messages arrive, more than 0.
             max_poll_interval: The longest interval, in seconds; at least `poll_interval` is used.
             overlap: How late a message may be published, in seconds from 0. One that the API publishes up to this much
@@ -346,7 +346,7 @@ class Conversations:
     def watch(
         self,
         *,
-        after: datetime | str | Message | None = None,
+        after: datetime | str | Message | Cursor | None = None,
         poll_interval: float = 5.0,
         max_poll_interval: float = 60.0,
         overlap: float = 30.0,
@@ -367,8 +367,8 @@ class Conversations:
 
         Args:
             after: Start with the messages received after this: an aware `datetime`, an ISO 8601 string with an offset,
-                or the message that was handled last, to continue exactly after it. None for the messages that arrive
-                after the first step.
+                or the `Message` that was handled last, or its `Cursor`, to continue exactly after it. None for the
+                messages that arrive after the first step.
             poll_interval: Seconds between polls while messages arrive, more than 0.
             max_poll_interval: The longest interval, in seconds; at least `poll_interval` is used.
             overlap: How late a message may be published, in seconds from 0. One that the API publishes up to this much

@@ -1,4 +1,4 @@
-"""The models of the API as frozen values. They have no behaviour and know no JSON: `_decoding` creates them.
+"""The models of the API as frozen values, and their way to plain JSON data. `_decoding` creates them.
 
 Names are the API's in snake_case; every timestamp is an aware `datetime` in UTC.
 """
@@ -6,10 +6,17 @@ Names are the API's in snake_case; every timestamp is an aware `datetime` in UTC
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar, overload
+from urllib.parse import quote, unquote
 
+import attrs
 from attrs import field, frozen
+
+from agentphone._json import to_camel_case
+from agentphone._timestamps import format_timestamp, parse_timestamp
 
 T = TypeVar("T")
 
@@ -28,8 +35,97 @@ def nullable_list() -> Any:
     return field(default=(), metadata={NULL_IS_EMPTY: True})
 
 
+def to_json_data(value: Any) -> Any:
+    """Return a value as plain JSON data: models by `to_dict`, timestamps as text, tuples as lists, all copied."""
+    if isinstance(value, Model | NewMessage):
+        return value.to_dict()
+    if isinstance(value, datetime):
+        return format_timestamp(value)
+    if isinstance(value, Mapping):
+        return {key: to_json_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json_data(item) for item in value]
+    return value
+
+
+class Model:
+    """The base of models: their way to plain data."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `json.dumps` accepts.
+
+        Returns:
+            A new dict under the API's names, with timestamps as ISO 8601 in UTC with `Z`, and with the unknown fields
+            merged in.
+        """
+        cls: Any = type(self)
+        known = {key: to_json_data(getattr(self, name)) for name, key in json_keys(cls)}
+        unknown: dict[str, Any] = to_json_data(getattr(self, "extra", {}))
+        return known | unknown
+
+
+@cache
+def json_keys(cls: Any) -> tuple[tuple[str, str], ...]:
+    """Return the fields of a model except `extra`, each with the API's name."""
+    names = [each.name for each in attrs.fields(cls) if each.name != "extra"]
+    return tuple((name, to_camel_case(name)) for name in names)
+
+
+def _to_utc(timestamp: datetime) -> datetime:
+    if not isinstance(timestamp, datetime):
+        raise TypeError(f"received_at must be an aware datetime, got {type(timestamp).__name__}")
+    if timestamp.utcoffset() is None:
+        raise ValueError(f"received_at must have an offset from UTC, got {timestamp!r}")
+    try:
+        return timestamp.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"received_at must be within the years 1 to 9999 in UTC, got {timestamp!r}") from None
+
+
+@frozen(order=True)
+class Cursor:
+    """The position of a message in the order of `(received_at, id)`: what a program stores to resume.
+
+    Pass it as `before` or `after` to `messages`, `follow` and `watch`, which then continue exactly after that message.
+    `str(cursor)` is one line of text, and `Cursor.parse` reads it back.
+    """
+
+    received_at: datetime = field(converter=_to_utc)
+    """When the message was received, in UTC."""
+    id: str = field(validator=attrs.validators.instance_of(str))
+    """The message's id."""
+
+    def __str__(self) -> str:
+        # Percent-encoded, so that an id with a space or a line break stays one word.
+        return f"{format_timestamp(self.received_at)}/{quote(self.id, safe='', errors='surrogatepass')}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Parse what `str(cursor)` returned.
+
+        Args:
+            text: The text. White space around it, such as a file's last line break, is ignored.
+
+        Returns:
+            The cursor.
+
+        Raises:
+            ValueError: The text is not a cursor.
+            TypeError: It is not a string.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"A cursor must be a string, got {type(text).__name__}")
+        timestamp, slash, encoded_id = text.strip().partition("/")
+        if slash:
+            with suppress(ValueError):
+                return cls(parse_timestamp(timestamp), unquote(encoded_id, errors="surrogatepass"))
+        raise ValueError(f"A cursor must look like 2025-01-15T12:00:00Z/msg_001, as str(message.cursor), got {text!r}")
+
+
 @frozen(kw_only=True)
-class Message:
+class Message(Model):
     """One message of a conversation.
 
     Source: `data[]` of `GET /v1/conversations/{id}/messages`, `messages[]` of `GET` and `PATCH /v1/conversations/{id}`.
@@ -56,9 +152,14 @@ class Message:
     extra: Mapping[str, Any] = extra_field()
     """Every other field of the response, under the API's own name, as received."""
 
+    @property
+    def cursor(self) -> Cursor:
+        """Its position, to store and to resume from."""
+        return Cursor(self.received_at, self.id)
+
 
 @frozen(kw_only=True)
-class Conversation:
+class Conversation(Model):
     """An SMS thread between an agent's number and a person.
 
     Source: `data[]` of `GET /v1/conversations`.
@@ -110,9 +211,13 @@ class NewMessage(NamedTuple):
     message: Message
     """The message."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `json.dumps` accepts: `{"conversation": ..., "message": ...}`."""
+        return {"conversation": self.conversation.to_dict(), "message": self.message.to_dict()}
+
 
 @frozen(kw_only=True)
-class Page(Generic[T]):
+class Page(Model, Generic[T]):
     """A page of a list. Iterable, sized and indexable like its `data`."""
 
     data: tuple[T, ...]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from attrs import frozen
 
-from agentphone.models import Message
+from agentphone.models import Cursor, Message
 
 MICROSECOND = timedelta(microseconds=1)
 MILLISECOND = timedelta(milliseconds=1)
@@ -59,7 +59,7 @@ class TimeRange:
         return item.received_at <= end and not is_before_start
 
 
-def parse_bound(value: datetime | str | Message | None, name: str) -> TimeBound | None:
+def parse_bound(value: datetime | str | Message | Cursor | None, name: str) -> TimeBound | None:
     """Parse an argument `before` or `after`.
 
     Args:
@@ -75,11 +75,11 @@ def parse_bound(value: datetime | str | Message | None, name: str) -> TimeBound 
     """
     if value is None:
         return None
-    if isinstance(value, Message):
+    if isinstance(value, Message | Cursor):
         return TimeBound(value.received_at, value.id)
     if not isinstance(value, str | datetime):
         raise TypeError(
-            f"{name} must be an aware datetime, an ISO 8601 string or a Message, got {type(value).__name__}"
+            f"{name} must be an aware datetime, an ISO 8601 string, a Message or a Cursor, got {type(value).__name__}"
         )
     try:
         timestamp = datetime.fromisoformat(value) if isinstance(value, str) else value

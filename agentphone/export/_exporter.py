@@ -23,7 +23,7 @@ from agentphone.errors import ConfigurationError, NotFoundError
 from agentphone.export import _files
 from agentphone.export._fingerprint import Fingerprint
 from agentphone.export._store import LISTING, WRITTEN, Key, Listed, Store
-from agentphone.models import Conversation, Message, Page
+from agentphone.models import Conversation, Cursor, Message, Page
 
 T = TypeVar("T")
 
@@ -220,7 +220,7 @@ class _Export:
         """Read a conversation's messages, newest first, from where an earlier run stopped."""
         before = None
         if oldest is not None:
-            before = Message(id=oldest.id, received_at=oldest.received_at, from_number="", to_number="")
+            before = Cursor(oldest.received_at, oldest.id)
         try:
             async for page in self._client.conversations.messages(conversation_id, before=before, after=after).pages():
                 new = await self._in_thread(self._add, conversation_id, page)

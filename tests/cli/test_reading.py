@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agentphone.__main__ import main
 from agentphone._decoding import decode
-from agentphone.cli._output import as_line, as_row
+from agentphone.cli._output import as_line
 from agentphone.models import Message, Page
 from tests.support.cli_support import KEY, RunCommand, parse
 from tests.support.helpers import message
@@ -74,7 +74,7 @@ def test_json_line_is_printable_and_round_trips(value: Any) -> None:
 def test_message_is_printed_as_received(body: str | None, timestamp: str, extra: dict[str, Any]) -> None:
     received = extra | message(body=body, receivedAt=timestamp)
     (parsed,) = decode(json.dumps({"data": [received], "hasMore": False}).encode(), Page[Message]).data
-    row = as_row(parsed)
+    row = parsed.to_dict()
     assert row.pop("receivedAt") == {"+": "2025-01-15T11:30:00.000001Z"}.get(timestamp[-6], timestamp).replace(
         ".123Z", ".123000Z"
     )
