@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 Created = list[tuple[Any, dict[str, Any]]]
 """Objects of attrs classes, each with the JSON object that it was created from."""
-_created: ContextVar[Created] = ContextVar("_created")
+_created: ContextVar[Created | None] = ContextVar("_created", default=None)
 
 
 def decode(body: bytes, response_type: type[T]) -> T:
@@ -376,8 +376,8 @@ class StrictConverter(Converter):
             if has_extra and not value.keys() <= fields.keys():
                 # The one place that changes a frozen model: nobody else has seen it yet.
                 object.__setattr__(created, "extra", {key: value[key] for key in value if key not in fields})
-            if self._is_state:
-                _created.get().append((created, value))
+            if self._is_state and (record := _created.get()) is not None:
+                record.append((created, value))
             return created
 
         self._class_hooks[shape] = structure
@@ -385,10 +385,12 @@ class StrictConverter(Converter):
 
     def _field(self, cls: Any, field: attrs.Attribute[Any], types: Mapping[Any, Any]) -> Hook:
         shape: Any = field.type
-        if parameters := getattr(shape, "__parameters__", ()):
+        if isinstance(shape, TypeVar):
+            shape = types.get(shape, shape)
+        elif parameters := getattr(shape, "__parameters__", ()):
             shape = shape[tuple(types.get(parameter, parameter) for parameter in parameters)]
         try:
-            hook = self.get_structure_hook(types.get(shape, shape))
+            hook = self.get_structure_hook(shape)
         except TypeError as error:
             raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
         if NULL_IS_EMPTY in field.metadata:
