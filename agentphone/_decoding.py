@@ -109,7 +109,7 @@ def decode_with_path(raw: Any, cls: Any, root: str, *, is_state: bool) -> Any:
         return hook(raw, cls)
     except Exception as error:  # noqa: BLE001  # hooks raise anything; all of it means that the JSON does not fit
         cause: BaseException = error
-        path, is_missing = [root], False
+        path = [root]
         while True:
             notes = getattr(cause, "__notes__", ())
             path += [_path_part(note) for note in reversed(notes)]
@@ -118,8 +118,8 @@ def decode_with_path(raw: Any, cls: Any, root: str, *, is_state: bool) -> Any:
             cause = cause.exceptions[0]
         if isinstance(cause, RecursionError):
             raise DecodeError(TOO_DEEP, root) from None
-        # A KeyError with a note is cattrs' own look-up; one from the class's code has none.
-        is_missing = isinstance(cause, KeyError) and bool(notes)
+        # A KeyError with the note of a field is cattrs' own look-up; one that the class's code raised has none.
+        is_missing = isinstance(cause, KeyError) and any(isinstance(note, AttributeValidationNote) for note in notes)
         reason = "the field is missing" if is_missing else describe(cause)
         raise DecodeError(reason, "".join(path).removeprefix(".")) from None
 
@@ -234,6 +234,10 @@ def _with_note(hook: Hook) -> Callable[[int | str, Any], Any]:
     return structure
 
 
+def _ignoring_index(hook: Hook) -> Callable[[int | str, Any], Any]:
+    return lambda _, item: hook(item, None)
+
+
 def _checked_by(converter: Callable[[Any], Any], hook: Hook) -> Hook:
     """Return a hook that also runs a field's own converter, so that its errors get the path of the field."""
 
@@ -338,7 +342,8 @@ class StrictConverter(Converter):
         if not item_types or item_types[1:] == (...,):
             structure_list = self._list(item_types[0] if item_types else Any)
             return lambda value, _: tuple(structure_list(value, None))
-        items = [_with_note(self.get_structure_hook(item_type)) for item_type in item_types]
+        hooks = [self.get_structure_hook(item_type) for item_type in item_types]
+        items = [_with_note(hook) if self.detailed_validation else _ignoring_index(hook) for hook in hooks]
 
         def structure(value: Any, _: Any) -> Any:
             if len(_check_list(value, None)) != len(items):
