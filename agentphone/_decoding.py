@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 Created = list[tuple[Any, dict[str, Any]]]
 """Objects of attrs classes, each with the JSON object that it was created from."""
-_created: ContextVar[Created] = ContextVar("_created")
+_created: ContextVar[Created | None] = ContextVar("_created", default=None)
 
 
 def decode(body: bytes, response_type: type[T]) -> T:
@@ -109,7 +109,7 @@ def decode_with_path(raw: Any, cls: Any, root: str, *, is_state: bool) -> Any:
         return hook(raw, cls)
     except Exception as error:  # noqa: BLE001  # hooks raise anything; all of it means that the JSON does not fit
         cause: BaseException = error
-        path, is_missing = [root], False
+        path = [root]
         while True:
             notes = getattr(cause, "__notes__", ())
             path += [_path_part(note) for note in reversed(notes)]
@@ -118,8 +118,8 @@ def decode_with_path(raw: Any, cls: Any, root: str, *, is_state: bool) -> Any:
             cause = cause.exceptions[0]
         if isinstance(cause, RecursionError):
             raise DecodeError(TOO_DEEP, root) from None
-        # A KeyError with a note is cattrs' own look-up; one from the class's code has none.
-        is_missing = isinstance(cause, KeyError) and bool(notes)
+        # A KeyError with the note of a field is cattrs' own look-up; one that the class's code raised has none.
+        is_missing = isinstance(cause, KeyError) and any(isinstance(note, AttributeValidationNote) for note in notes)
         reason = "the field is missing" if is_missing else describe(cause)
         raise DecodeError(reason, "".join(path).removeprefix(".")) from None
 
@@ -234,6 +234,10 @@ def _with_note(hook: Hook) -> Callable[[int | str, Any], Any]:
     return structure
 
 
+def _ignoring_index(hook: Hook) -> Callable[[int | str, Any], Any]:
+    return lambda _, item: hook(item, None)
+
+
 def _checked_by(converter: Callable[[Any], Any], hook: Hook) -> Hook:
     """Return a hook that also runs a field's own converter, so that its errors get the path of the field."""
 
@@ -338,7 +342,8 @@ class StrictConverter(Converter):
         if not item_types or item_types[1:] == (...,):
             structure_list = self._list(item_types[0] if item_types else Any)
             return lambda value, _: tuple(structure_list(value, None))
-        items = [_with_note(self.get_structure_hook(item_type)) for item_type in item_types]
+        hooks = [self.get_structure_hook(item_type) for item_type in item_types]
+        items = [_with_note(hook) if self.detailed_validation else _ignoring_index(hook) for hook in hooks]
 
         def structure(value: Any, _: Any) -> Any:
             if len(_check_list(value, None)) != len(items):
@@ -376,8 +381,8 @@ class StrictConverter(Converter):
             if has_extra and not value.keys() <= fields.keys():
                 # The one place that changes a frozen model: nobody else has seen it yet.
                 object.__setattr__(created, "extra", {key: value[key] for key in value if key not in fields})
-            if self._is_state:
-                _created.get().append((created, value))
+            if self._is_state and (record := _created.get()) is not None:
+                record.append((created, value))
             return created
 
         self._class_hooks[shape] = structure
@@ -385,10 +390,12 @@ class StrictConverter(Converter):
 
     def _field(self, cls: Any, field: attrs.Attribute[Any], types: Mapping[Any, Any]) -> Hook:
         shape: Any = field.type
-        if parameters := getattr(shape, "__parameters__", ()):
+        if isinstance(shape, TypeVar):
+            shape = types.get(shape, shape)
+        elif parameters := getattr(shape, "__parameters__", ()):
             shape = shape[tuple(types.get(parameter, parameter) for parameter in parameters)]
         try:
-            hook = self.get_structure_hook(types.get(shape, shape))
+            hook = self.get_structure_hook(shape)
         except TypeError as error:
             raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
         if NULL_IS_EMPTY in field.metadata:

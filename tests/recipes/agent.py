@@ -19,7 +19,7 @@ class OrderState:
 
 
 def think(text: str, state: OrderState) -> str:
-    """Plan a reply: here by rules, in yours by a model."""
+    """Plan a reply: by rules here, by a model in a real agent."""
     state.texts += 1
     if found := re.search(r"\bORD-\d+\b", text):
         state.order_id = found[0]
