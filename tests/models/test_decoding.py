@@ -127,8 +127,8 @@ def test_only_required_fields_must_be_present(
         missing = decode_error(without, shape)
         assert (missing.path, missing.reason) == (name, "the field is missing")
     else:
-        for answer in (without, good | {name: None}):
-            model = decode(json.dumps(answer).encode(), shape)
+        for body in (without, good | {name: None}):
+            model = decode(json.dumps(body).encode(), shape)
             assert getattr(model, re.sub("([A-Z])", r"_\1", name).lower()) is None
 
 
@@ -140,7 +140,7 @@ def test_null_media_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "answer", "path"),
+    ("shape", "body", "path"),
     [
         (Page[Conversation], page(conversation(), conversation(), conversation(), conversation(lastMessageAt="soon")), "data[3].lastMessageAt"),  # noqa: E501
         (Page[Conversation], page(conversation(), conversation(metadata=[])), "data[1].metadata"),
@@ -163,8 +163,8 @@ def test_null_media_is_empty() -> None:
         *((shape, top, "") for shape in (Page[Message], ConversationDetail) for top in NOT_OBJECTS),
     ],
 )  # fmt: skip
-def test_error_has_the_path(shape: Any, answer: Any, path: str) -> None:
-    assert decode_error(answer, shape).path == path
+def test_error_has_the_path(shape: Any, body: Any, path: str) -> None:
+    assert decode_error(body, shape).path == path
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def test_invalid_metadata_is_rejected_with_its_path(value: Any, error: type[Exce
 def test_metadata_round_trip(value: Any) -> None:
     body = encode_json(value, "metadata")
     assert json.dumps(json.loads(body)) == json.dumps(value)
-    answer = b'{"id":"c","phoneNumber":"+1","participant":"+2","metadata":' + body + b"}"
-    assert decode(answer, Conversation).metadata == value
+    response = b'{"id":"c","phoneNumber":"+1","participant":"+2","metadata":' + body + b"}"
+    assert decode(response, Conversation).metadata == value
 
 
 def test_metadata_may_be_any_mapping_with_tuples() -> None:

@@ -132,7 +132,7 @@ async def test_write_sends_the_whole_object_and_is_retried() -> None:
 
 
 def test_metadata_that_cannot_be_written_back_is_rejected_when_read() -> None:
-    answer = json.dumps(conversation(metadata={"theirs": "\ud800"}))
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=answer))
+    body = json.dumps(conversation(metadata={"theirs": "\ud800"}))
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body))
     with Client(**SETTINGS, transport=transport) as client, pytest.raises(StateDecodeError, match="surrogate"):
         client.conversations.state("conv_1", OrderState).__enter__()

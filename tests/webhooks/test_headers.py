@@ -55,7 +55,7 @@ def test_delivery_id_is_none_without_the_header(form: str) -> None:
 def test_duplicate_header_is_rejected_even_if_equal(name: str) -> None:
     doubled = [*HEADERS.items(), (name, HEADERS[name])]
     raw = [(name.lower().encode(), value.encode()) for name, value in doubled]
-    refused: list[Any] = [
+    rejected: list[Any] = [
         doubled,
         raw,
         starlette.datastructures.Headers(raw=raw),
@@ -65,7 +65,7 @@ def test_duplicate_header_is_rejected_even_if_equal(name: str) -> None:
         HEADERS | {name: f"{HEADERS[name]}, {HEADERS[name]}"},
         environ(HEADERS | {name: f"{HEADERS[name]},{HEADERS[name]}"}),
     ]
-    for headers in refused:
+    for headers in rejected:
         with pytest.raises(WebhookVerificationError, match=name):
             WEBHOOK.parse(BODY, headers)
 
