@@ -105,3 +105,14 @@ def test_sandbox_base_url_needs_no_key() -> None:
     done = run(*AGENTPHONE, "conversations", "list", "--all", "--base-url", "sandbox:")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 36
+
+
+def test_messages_before_and_after_a_cursor(run_command: RunCommand, listed: list[dict[str, Any]]) -> None:
+    conversation_id = listed[0]["id"]
+    every = run_command("messages", conversation_id, "--order", "asc").rows
+    cursors = [f"{row['receivedAt']}/{row['id']}" for row in every]
+    assert run_command("messages", conversation_id, "--order", "asc", "--after", cursors[1]).rows == every[2:]
+    assert run_command("messages", conversation_id, "--order", "asc", "--before", cursors[1]).rows == every[:1]
+    outcome = run_command("messages", conversation_id, "--after", "noon/msg_1")
+    assert outcome.code == 2
+    assert "--after: A cursor must look like 2025-01-15T12:00:00Z/msg_001" in outcome.errors

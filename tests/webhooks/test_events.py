@@ -237,7 +237,7 @@ def test_decode_error_names_the_delivery_and_pickles() -> None:
     error = caught.value
     assert (error.status_code, error.request, error.attempts) == (None, "POST (webhook dlv_7)", ())
     assert str(error).startswith("POST (webhook dlv_7): data.from: expected a string, got a number. The body")
-    assert "answer with 200" in error.advice
+    assert "respond with 200" in error.advice
     assert str(error).endswith(error.advice)
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), vars(again)) == (str(error), vars(error))
@@ -308,7 +308,7 @@ def test_state_that_does_not_fit_is_named_by_path() -> None:
     assert error.path == "conversationState.orderId"
     assert str(error).startswith(
         "POST (webhook dlv_7): conversationState.orderId: it does not fit OrderState: expected a string, got a"
-        " number. The state is stored in another shape"
+        " number. The stored state does not match the class"
     )
     assert_pickles(error)
     with pytest.raises(TypeError, match="cls must be dict or an attrs class"):
