@@ -210,6 +210,8 @@ def _one_of(members: Sequence[tuple[Any, Any]]) -> Hook:
     return structure
 
 
+_check_list: Hook
+_check_dict: Hook
 _check_list, _check_dict = _HOOKS[list], _HOOKS[dict]
 
 
