@@ -8,7 +8,7 @@ not to its place. A state is written only if it would be read back as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, ValuesView
 from datetime import datetime
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -21,6 +21,11 @@ from agentphone._timestamps import format_timestamp
 from agentphone.errors import StateDecodeError
 
 T = TypeVar("T")
+
+Encoded = dict[int, tuple[Any, Any]]
+"""The attrs objects of a state and their JSON, by id."""
+_ABSENT: Any = object()
+"""Stands for the JSON of an object that a default created: it is not stored until it changes."""
 
 
 def check_class(cls: Any) -> None:
@@ -80,10 +85,11 @@ class LoadedState(Generic[T]):
         created: Created = []
         self.value = read_state(raw, cls, name, created)
         try:
-            encoded: dict[int, Any] = {}
+            encoded: Encoded = {}
             self._before, _ = self._encode(encoded)
-            # The object itself is kept too, so that no other object gets its id.
-            self._origins = {id(one): (one, encoded.get(id(one)), its_raw) for one, its_raw in created}
+            stored = {id(one): its_raw for one, its_raw in created}
+            # The objects are kept too, so that no other object gets their ids.
+            self._origins = {key: (one, its_json, stored.get(key, _ABSENT)) for key, (one, its_json) in encoded.items()}
         except RecursionError:  # encoding needs more of the stack than reading
             raise DecodeError(TOO_DEEP, name) from None
 
@@ -96,16 +102,16 @@ class LoadedState(Generic[T]):
         """
         try:
             now, types = self._encode({})
-            if _is_same(now, self._before):
-                return None
             merged: dict[str, Any] = self._merge_changes(self.value, now, self._before, self._raw)
+            if _is_same(merged, self._raw):
+                return None
             if self._class is not dict:
                 self._check_readable(merged, types)
         except RecursionError:
             raise ValueError(f"{self._name} is nested too deeply, or contains itself") from None
         return merged
 
-    def _encode(self, encoded: dict[int, Any]) -> tuple[dict[str, Any], dict[str, type]]:
+    def _encode(self, encoded: Encoded) -> tuple[dict[str, Any], dict[str, type]]:
         """Return the value as JSON, and the types that JSON loses by their paths; see `_to_json` for `encoded`."""
         types: dict[str, type] = {}
         plain = self.value if isinstance(self.value, dict) else _to_json(self.value, self._name, types, encoded)
@@ -124,10 +130,18 @@ class LoadedState(Generic[T]):
         is_object = attrs.has(type(value))
         if is_object:
             _, before, raw = self._origins.get(id(value), (value, None, None))
-        if _is_same(now, before):
+            if raw is _ABSENT:
+                if _is_same(now, before):
+                    return _ABSENT
+                before = raw = None
+        # Objects are compared one by one: another object with equal fields has unknown keys of its own.
+        if _is_same(now, before) and not _has_objects(_items(value).values() if is_object else value):
             return raw
         if isinstance(now, list):  # items are not compared by index: one may have been inserted
-            return [self._merge_changes(item, its_now, None, None) for item, its_now in zip(value, now, strict=True)]
+            merged_items = [
+                self._merge_changes(item, its_now, None, None) for item, its_now in zip(value, now, strict=True)
+            ]
+            return [its_now if item is _ABSENT else item for item, its_now in zip(merged_items, now, strict=True)]
         if not isinstance(now, dict):
             return now
         if not (isinstance(before, dict) and isinstance(raw, dict)):
@@ -135,8 +149,10 @@ class LoadedState(Generic[T]):
         merged = {key: item for key, item in raw.items() if key in now or (is_object and key not in before)}
         items = _items(value) if is_object else value
         for key, item in now.items():
-            if key not in before or not _is_same(item, before[key]):
-                merged[key] = self._merge_changes(items[key], item, before.get(key), raw.get(key))
+            if key not in before or not _is_same(item, before[key]) or _has_objects(items[key]):
+                changed = self._merge_changes(items[key], item, before.get(key), raw.get(key))
+                if changed is not _ABSENT:
+                    merged[key] = changed
         return merged
 
     def _check_readable(self, merged: dict[str, Any], types: dict[str, type]) -> None:
@@ -162,24 +178,33 @@ def _is_same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
+def _has_objects(value: Any) -> bool:
+    """Return whether a value is or contains attrs objects."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple | ValuesView):
+        return attrs.has(type(value))
+    return any(map(_has_objects, value))
+
+
 def _items(value: Any) -> dict[str, Any]:
     """Return the fields of an attrs object under their JSON keys."""
     return {to_camel_case(field.name): getattr(value, field.name) for field in attrs.fields(type(value)) if field.init}
 
 
-def _to_json(value: Any, path: str, types: dict[str, type], encoded: dict[int, Any]) -> Any:
+def _to_json(value: Any, path: str, types: dict[str, type], encoded: Encoded) -> Any:
     """Return a value as JSON has it. Values of unknown types stay as they are.
 
     Args:
         value: The value.
         path: The path to it.
         types: Where to record, by path, the types that JSON loses.
-        encoded: Where to record, by id, the JSON of each attrs object.
+        encoded: Where to record each attrs object with its JSON, by id.
     """
     if attrs.has(type(value)):
         types[path] = type(value)
         plain = {key: _to_json(item, f"{path}.{key}", types, encoded) for key, item in _items(value).items()}
-        encoded[id(value)] = plain
+        encoded[id(value)] = value, plain
         return plain
     if isinstance(value, Enum):
         types[path] = type(value)

@@ -135,6 +135,38 @@ def test_new_object_inherits_no_unknown_keys(world: World) -> None:
     assert world.stored == {"home": new, "work": new | {"country": "CA"}, "others": [new], "named": {"a": new}}
 
 
+def test_objects_with_equal_fields_are_not_the_same_object(world: World) -> None:
+    twin = HOME | {"postcode": "9"}
+    world.store({"home": HOME, "work": twin, "others": [HOME, twin], "named": {"a": HOME, "b": twin}})
+
+    def swap(state: Customer) -> None:
+        state.home, state.work = state.work, state.home
+        state.others.reverse()
+        state.named["a"], state.named["b"] = state.named["b"], state.named["a"]
+
+    world.visit(swap, Customer)
+    assert world.stored == {"home": twin, "work": HOME, "others": [twin, HOME], "named": {"a": twin, "b": HOME}}
+    world.visit(lambda state: setattr(state, "home", Address("Home St")), Customer)
+    assert world.stored["home"] == {"street": "Home St", "country": "US"}
+    sent = len(world.sent)
+    world.visit(ignore, Customer)
+    assert world.sent[sent:] == ["GET"]
+
+
+@define
+class Profile:
+    address: Address = Factory(lambda: Address("Default St", "DE"))
+    visits: int = 0
+
+
+def test_default_object_is_written_whole_once_it_changes(world: World) -> None:
+    world.visit(lambda state: setattr(state, "visits", 1), Profile)
+    assert world.stored == {"visits": 1}
+    left = world.visit(lambda state: setattr(state.address, "country", "CA"), Profile)
+    assert world.stored == {"visits": 1, "address": {"street": "Default St", "country": "CA"}}
+    assert world.visit(ignore, Profile) == left
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [(1, True), (True, 1), (1, 1.0), (1.0, 1), (0, False), (0, ""), (None, False), ([], {}), ([1], [True]), ("1", 1)],
