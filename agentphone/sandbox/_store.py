@@ -105,7 +105,7 @@ class Store:
         self._settings = settings
         self._latest = (settings.clock, settings.now())
         self._database = Database(path, (*SCHEMA, *_deliveries.SCHEMA))
-        self.queue = DeliveryQueue(self._database, settings)
+        self.queue: DeliveryQueue = DeliveryQueue(self._database, settings)
 
     def close(self) -> None:
         """Close the database; data in memory is lost. May be called twice."""
