@@ -24,7 +24,7 @@ from cattrs.gen import make_dict_structure_fn_from_attrs, override
 from agentphone._compiled_decoder import Hook, compile_list_decoder, inner_of_optional, is_compilable
 from agentphone._json import DecodeError, parse_json, to_camel_case
 from agentphone._timestamps import parse_timestamp
-from agentphone.models import EXTRA, NULL_IS_EMPTY
+from agentphone.models import EXTRA, NULLABLE_LIST
 
 T = TypeVar("T")
 
@@ -400,7 +400,7 @@ class StrictConverter(Converter):
             hook = self.get_structure_hook(shape)
         except TypeError as error:
             raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
-        if NULL_IS_EMPTY in field.metadata:
+        if NULLABLE_LIST in field.metadata:
             return _null_is_empty(hook)
         converter: Any = field.converter  # an attrs.Converter may want the object, which does not exist yet
         if self.detailed_validation and converter and not isinstance(converter, attrs.Converter):

@@ -117,7 +117,7 @@ class Event(Model):
         try:
             return read_state(self.conversation_state, cls, "conversationState")
         except DecodeError as error:
-            raise state_decode_error(error, cls, request_of(self.delivery_id)) from None
+            raise state_decode_error(error, cls, describe_delivery(self.delivery_id)) from None
 
 
 @frozen(kw_only=True)
@@ -210,7 +210,7 @@ def read_event(raw: Any, delivery_id: str | None) -> Event:
     return event
 
 
-def request_of(delivery_id: str | None) -> str:
+def describe_delivery(delivery_id: str | None) -> str:
     """Return how errors name a delivery."""
     return f"POST (webhook {delivery_id})" if delivery_id else "POST (webhook)"
 

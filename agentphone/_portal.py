@@ -124,7 +124,7 @@ def _check_gevent() -> None:
         )
 
 
-class _Call(Generic[T]):
+class _BlockingCall(Generic[T]):
     """One call: started and awaited by the caller's thread, run by the portal's."""
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
@@ -179,7 +179,7 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
         raise ClientClosedError(_TOO_LATE)
     thread = _portal.thread()
     _check_loops(thread, function)
-    call = _Call(lambda: function(*args, **kwargs))
+    call = _BlockingCall(lambda: function(*args, **kwargs))
     try:
         thread.loop.call_soon_threadsafe(call.start, thread.loop)
         call.is_done.acquire()

@@ -21,8 +21,8 @@ from agentphone._timestamps import format_timestamp, parse_timestamp
 T = TypeVar("T")
 
 
-EXTRA, NULL_IS_EMPTY = "agentphone.extra", "agentphone.null_is_empty"
-"""Metadata of fields: the one for what a class does not know; and lists that may be null, which means empty."""
+EXTRA, NULLABLE_LIST = "agentphone.extra", "agentphone.null_is_empty"
+"""Metadata keys of fields: the field for unknown keys; a list that may be null."""
 
 
 def extra_field() -> Any:
@@ -32,7 +32,7 @@ def extra_field() -> Any:
 
 def nullable_list() -> Any:
     """Return the field for a list that the API may leave out or send as null."""
-    return field(default=(), metadata={NULL_IS_EMPTY: True})
+    return field(default=(), metadata={NULLABLE_LIST: True})
 
 
 def to_json_data(value: Any) -> Any:

@@ -31,7 +31,6 @@ COLUMNS = {
 
 NUMBERS = frozenset({"messageCount"})
 LISTS = frozenset({"mediaUrls"})
-OBJECTS = frozenset({"metadata"})
 """The columns whose values are not text."""
 
 

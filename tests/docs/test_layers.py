@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("_decoding _delivery_log", "JSON to models, by one cattrs converter; handled webhook deliveries, in SQLite"),
     ("_state", "typed conversation state: metadata to a class and back"),
     ("_paging _events", "pure: what to request next, which items are ready; webhook events"),
-    ("_http webhooks", "calls, responses, retries, connections; webhook deliveries in"),
+    ("_http webhooks", "requests, responses, retries, connections; webhook deliveries in"),
     ("_streams _state_block", "pagers, streams and state blocks: a paginator or state, driven by requests"),
     ("_conversations", "one async method per endpoint"),
     ("_client", "`AsyncClient`: wiring and lifetime"),
