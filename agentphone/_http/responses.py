@@ -211,7 +211,7 @@ def _reason_phrase(status: int, body: bytes) -> str:
 
 @frozen
 class ErrorBody:
-    """The fields of an error's body, in any of its four forms."""
+    """The fields of an error's body, in any of its five forms."""
 
     message: str | None = None
     code: str | None = None
@@ -220,7 +220,7 @@ class ErrorBody:
 
 
 def _parse_error_body(body: bytes) -> ErrorBody:
-    """Parse the API's envelope, FastAPI's two forms of `detail`, or a bare `message`; anything else is empty."""
+    """Parse the API's envelope, FastAPI's two forms of `detail`, or a bare `message` or `error`; else return it empty."""
     try:
         raw = parse_json(body)
     except DecodeError:
