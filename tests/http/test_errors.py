@@ -280,6 +280,50 @@ async def fail(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("") from None
 
 
+def failed_before() -> OSError:
+    """Return an exception with frames, as a transport keeps of an earlier failure."""
+    try:
+        raise OSError("an earlier failure")  # noqa: TRY301
+    except OSError as error:
+        return error
+
+
+async def test_exception_raised_before_the_call_keeps_its_frames() -> None:
+    earlier = failed_before()
+
+    async def fail_because_of_it(_: httpx.Request) -> httpx.Response:
+        try:
+            raise ValueError("a failure of this call")  # noqa: TRY301
+        except ValueError as error:
+            error.__cause__ = earlier
+            raise httpx.ConnectError("no connection") from error
+
+    client, _ = client_of(fail_because_of_it, max_retries=0)
+    with pytest.raises(APIConnectionError) as caught:
+        await client.conversations.get("conv_1")
+    own = caught.value.__cause__
+    assert own is not None
+    assert isinstance(own.__cause__, ValueError)
+    assert own.__cause__.__cause__ is earlier
+    assert (own.__traceback__, own.__cause__.__traceback__) == (None, None)
+    assert "failed_before" in "".join(traceback.format_exception(earlier))
+
+
+async def test_exception_of_a_library_raised_before_the_call_loses_its_frames() -> None:
+    """Its frames may hold the headers of another request with the key."""
+    with pytest.raises(httpx.UnsupportedProtocol) as raised:
+        await httpx.AsyncHTTPTransport().handle_async_request(httpx.Request("GET", "ftp://localhost"))
+    earlier = raised.value
+
+    async def fail_because_of_it(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("no connection") from earlier
+
+    client, _ = client_of(fail_because_of_it, max_retries=0)
+    with pytest.raises(APIConnectionError):
+        await client.conversations.get("conv_1")
+    assert earlier.__traceback__ is None
+
+
 FAILING: dict[str, list[Any]] = {
     "a failed attempt and a success": [fail, ok(conversation(messages=[]))],
     "a failure": [fail],
