@@ -227,7 +227,12 @@ def _parse_error_body(body: bytes, secret: Secret) -> ErrorBody:
         details = secret.redact_json(fields.details)
     except RecursionError:  # the JSON parser allows more levels
         details = None
-    return ErrorBody(*map(secret.redact_json, (fields.message, fields.code, fields.type)), details)
+    return ErrorBody(
+        message=secret.redact_json(fields.message),
+        code=secret.redact_json(fields.code),
+        type=secret.redact_json(fields.type),
+        details=details,
+    )
 
 
 def _error_fields(body: bytes) -> ErrorBody:
