@@ -23,7 +23,8 @@ CallError = APIConnectionError | APIStatusError | ResponseDecodeError
 """The errors of one call, which list its attempts."""
 CALL_ERRORS = (APIConnectionError, APIStatusError, ResponseDecodeError)
 
-_HTTP_PACKAGES = {"agentphone", "anyio", "h11", "httpcore", "httpx", "socksio"}
+# asyncio keeps the error of a write with the frame that has the bytes, and raises it later from elsewhere.
+_NETWORK_PACKAGES = {"agentphone", "anyio", "asyncio", "h11", "httpcore", "httpx", "socket", "socksio", "ssl", "trio"}
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def _describe(error: BaseException, handled: BaseException | None, secret: Secre
         text = text or secret.redact(str(cause))
         # A cause that was caught inside the call was raised below one of the frames that the error passed.
         frames = set(_frames(cause))
-        if cause is error or frames & frames_of_call or not _HTTP_PACKAGES.isdisjoint(map(_package, frames)):
+        if cause is error or frames & frames_of_call or not _NETWORK_PACKAGES.isdisjoint(map(_package, frames)):
             cause.__traceback__ = None
             frames_of_call |= frames
     return f"{name}: {text.rstrip('.')}" if text else name

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import inspect
 import logging
 import pickle
 import re
+import ssl
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -309,11 +311,20 @@ async def test_exception_raised_before_the_call_keeps_its_frames() -> None:
     assert "failed_before" in "".join(traceback.format_exception(earlier))
 
 
-async def test_exception_of_a_library_raised_before_the_call_loses_its_frames() -> None:
-    """Its frames may hold the headers of another request with the key."""
-    with pytest.raises(httpx.UnsupportedProtocol) as raised:
-        await httpx.AsyncHTTPTransport().handle_async_request(httpx.Request("GET", "ftp://localhost"))
+FAILING_LIBRARIES: dict[str, Callable[[], object]] = {
+    "httpx": lambda: httpx.URL("http://[").host,
+    "asyncio": lambda: asyncio.run_coroutine_threadsafe(cast("Any", None), cast("Any", None)),
+    "ssl": lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_alpn_protocols(["x" * 256]),
+}
+
+
+@pytest.mark.parametrize("library", FAILING_LIBRARIES)
+async def test_exception_of_a_network_library_loses_its_frames(library: str) -> None:
+    """They may hold what was sent, with the key, also where the exception was raised elsewhere and kept."""
+    with pytest.raises((httpx.InvalidURL, TypeError, ssl.SSLError)) as raised:
+        FAILING_LIBRARIES[library]()
     earlier = raised.value
+    assert earlier.__traceback__ is not None
 
     async def fail_because_of_it(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("no connection") from earlier
