@@ -312,7 +312,7 @@ async def test_exception_raised_before_the_call_keeps_its_frames() -> None:
 
 
 FAILING_LIBRARIES: dict[str, Callable[[], object]] = {
-    "httpx": lambda: httpx.URL("http://[").host,
+    "httpx": lambda: httpx.URL("http://host:port"),
     "asyncio": lambda: asyncio.run_coroutine_threadsafe(cast("Any", None), cast("Any", None)),
     "ssl": lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_alpn_protocols(["x" * 256]),
 }
