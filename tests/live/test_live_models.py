@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import frozen
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from agentphone import Message
@@ -17,7 +17,7 @@ from agentphone._paging.follow import FollowPaginator
 from agentphone._paging.polling import TIMESTAMP_RESOLUTION
 from agentphone._paging.watch import WatchPaginator
 from tests.live.live_cases import Case, LivePaginators, Run, cases, check
-from tests.support.model import key
+from tests.support.model import FakeAccount, ServerBehavior, key
 
 MANY = settings(
     max_examples=int(os.environ.get("LIVE_EXAMPLES", "400")), deadline=None, suppress_health_check=list(HealthCheck)
@@ -58,6 +58,17 @@ def test_careless_paginator_is_refuted(is_watch: bool) -> None:
 
 
 @MANY
+@example(
+    # A message that arrives after the list was read must wait, although one deferred before it is released.
+    Case(
+        FakeAccount(ServerBehavior(has_total=False)),
+        None,
+        [[], [], [], [(0, 2_000_000, 0)], [], [], [(1, 1, 0)], [(0, 1, 0)]],
+        delay=1,
+        list_digits=3,
+    ),
+    [2],
+)
 @given(cases(4, allow_future=False), st.lists(st.integers(1, 6), max_size=8))
 def test_watch_resumes_after_any_message(case: Case, ends: list[int]) -> None:
     """Each watch ends after so many messages, and the next one resumes after the last of them.
