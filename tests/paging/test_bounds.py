@@ -11,6 +11,9 @@ from agentphone._paging.bounds import TimeBound, parse_bound
 from tests.support.model import START, FakeConversation
 
 
+ANY_BOUND = "after must be an aware datetime, an ISO 8601 string, a Message or a Cursor"
+
+
 @pytest.mark.parametrize(
     ("value", "bound"),
     [
