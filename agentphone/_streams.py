@@ -26,8 +26,8 @@ STREAM_NO_COPY = (
     " one, which starts from the beginning, or pass the last message as `after` to continue from there."
 )
 INTERRUPTED = (
-    "An exception (Ctrl-C, or one that a signal handler raised) interrupted this iteration in the middle of a step. Some of its"
-    " items may be lost. Begin a new one, for messages with after= the message that was handled last."
+    "An exception (Ctrl-C, or one that a signal handler raised) interrupted this iteration in the middle of a step."
+    " Some of its items may be lost. Begin a new one, for messages with after= the message that was handled last."
 )
 
 

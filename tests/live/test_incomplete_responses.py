@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -53,6 +53,19 @@ async def test_empty_list_for_a_moment_makes_no_old_message_new(start: str, numb
             phone.text("new", wait=100)
             phone.text("newer", "+15555559999")
             assert [(await anext(stream)).message.body for _ in range(2)] == ["new", "newer"]
+
+
+@pytest.mark.parametrize("date", [datetime(2025, 7, 1, tzinfo=UTC), None])
+async def test_after_an_empty_first_list_the_date_header_decides_what_is_new(date: datetime | None) -> None:
+    """The local clock is not used, though it is far ahead of these messages: they may be the account's first."""
+    with Sandbox() as sandbox:
+        Phone(sandbox).text("old")
+        async with faulty_client(sandbox, nth_list(no_conversations, 1), date=date) as client:
+            received: list[str | None] = []
+            with anyio.move_on_after(300):
+                async for _, message in client.conversations.watch():
+                    received.append(message.body)
+            assert received == ([] if date else ["old"])
 
 
 async def test_empty_first_page_with_has_more_makes_no_old_message_new() -> None:
