@@ -363,6 +363,10 @@ class Conversations:
         publishes late, after a newer one of the same conversation, is detected by `messageCount`; where that is null,
         it is missed.
 
+        Without `after`, the first response shows what is old. If it lists no conversation, the start is the time in
+        its `Date` header. Without that header too, the account is taken to be empty, and all messages that appear
+        later are new: the local clock may be wrong, and would then hide them.
+
         Source: `GET /v1/conversations`, `GET /v1/conversations/{id}/messages`.
 
         Args:

@@ -33,7 +33,7 @@ JITTER = 0.2
 
 
 class LivePaginator(BasePaginator[R, P, T]):
-    """A paginator that never ends: it polls, again and again.
+    """A paginator without an end: it polls until it is closed.
 
     No requests means the end of a poll. Calling `receive(())` then starts the next poll.
 
