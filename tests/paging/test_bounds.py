@@ -10,7 +10,6 @@ import pytest
 from agentphone._paging.bounds import TimeBound, parse_bound
 from tests.support.model import START, FakeConversation
 
-
 ANY_BOUND = "after must be an aware datetime, an ISO 8601 string, a Message or a Cursor"
 
 
