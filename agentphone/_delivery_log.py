@@ -163,7 +163,7 @@ class _SQLiteLock:
         self.lock.release()
 
     def after_fork_in_child(self) -> None:
-        self.lock.release()
+        self.lock = threading.RLock()
 
 
 _sqlite_lock = _SQLiteLock()

@@ -47,7 +47,7 @@ class Database:
         # Absolute, because a fork reopens the file, and the working directory may have changed by then.
         self._path = None if path is None else Path(path).absolute()
         self._schema = schema
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._is_closed = False
         hold_lock_at_fork(self)
@@ -144,7 +144,7 @@ class Database:
         if self._connection is not None:
             _inherited.append(self._connection)
             self._connection = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 _inherited: list[sqlite3.Connection] = []

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from attrs import frozen
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
-from agentphone import Message
+from agentphone import Message, PaginationError
 from agentphone._paging.bounds import TimeBound
 from agentphone._paging.follow import FollowPaginator
 from agentphone._paging.polling import TIMESTAMP_RESOLUTION
@@ -105,7 +105,14 @@ def test_watch_resumes_after_any_message(case: Case, ends: list[int]) -> None:
                 pages.append(run.respond(request, is_empty=False))
                 for conversation, wait, _ in events.pop(0) if events else ():
                     account.receive(f"conv_{conversation}", wait=wait)
-            for new in paginator.receive(pages):
+            try:
+                released = paginator.receive(pages)
+                paginator.next_requests()
+            except PaginationError:
+                # If the server truncates cursors, more messages than a page may have no cursor between them.
+                assume(case.cursor_digits == 6)
+                raise
+            for new in released:
                 if remaining != 0:
                     items.append(new.message)
                     last, remaining = new.message, None if remaining is None else remaining - 1
