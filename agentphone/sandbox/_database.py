@@ -40,8 +40,8 @@ class Database:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, schema: Sequence[str]) -> None:
-        if path is not None and os.fspath(path) == ":memory:":
-            raise ValueError("path must be a file, got ':memory:'; None keeps the data in memory")
+        if path is not None and str(os.fspath(path)).startswith((":memory:", "file:")):  # SQLite's other names
+            raise ValueError(f"path must be a file, got {os.fspath(path)!r}; None keeps the data in memory")
         self.is_in_memory: bool = path is None
         self.on_create: Callable[[sqlite3.Connection], None] = lambda _: None
         # Absolute, because a fork reopens the file, and the working directory may have changed by then.
