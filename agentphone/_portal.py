@@ -88,8 +88,8 @@ class Portal:
     def before_fork(self) -> None:
         """Wait until the thread is not about to start, and pause it.
 
-        The child would inherit locks that nobody releases: of half-done imports, and those inside OpenSSL, which hung
-        one child in a few hundred.
+        The child would inherit locks that stay locked forever, such as those of half-done imports and those inside
+        OpenSSL, which hung one child in a few hundred.
         """
         self._lock.acquire()
         if self._thread is not None:

@@ -44,7 +44,7 @@ class AsyncStream(AsyncIterator[T]):
         """The step that is running."""
         self._is_closed = False
         self._is_receiving = False
-        """Whether a paginator has been given pages, and their items are not stored yet."""
+        """True if a paginator has been given pages, and their items are not stored yet."""
 
     @abstractmethod
     async def _next_batch(self, store: Callable[[Iterable[T]], object]) -> None:

@@ -59,7 +59,7 @@ class _WatchedConversation:
 
     @property
     def is_pending(self) -> bool:
-        """Whether the next poll must read it even if it has not moved."""
+        """True if the next poll must read it even if it has not moved."""
         return bool(self.deferred) or self.lagging_since is not None
 
     def has_later(self, timestamp: datetime) -> bool:
@@ -90,7 +90,7 @@ class WatchPaginator(LivePaginator[OffsetRequest | MessagesRequest, Page[Convers
     """
 
     _is_first: bool
-    """Whether what the list shows is older than the iteration."""
+    """True if what the list shows is older than the iteration."""
     _newest_at_start: datetime | None
     """The newest message's timestamp when the iteration began."""
     _watched: dict[str, _WatchedConversation]

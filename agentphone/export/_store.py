@@ -73,7 +73,7 @@ class Listed:
     announced: int | None
     """Its `messageCount`."""
     is_complete: bool
-    """Whether none of its messages is to be read."""
+    """True if none of its messages is to be read."""
 
 
 @frozen
