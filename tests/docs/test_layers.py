@@ -17,7 +17,8 @@ import pytest
 import agentphone
 
 PACKAGE = Path(agentphone.__file__).parent
-README = PACKAGE.parent / "README.md"
+ROOT = Path(__file__).parents[2]
+"""The checkout: the package itself may be installed elsewhere."""
 
 LAYERS: tuple[tuple[str, str], ...] = (
     # From layer 0 upwards: the modules, and what they do. A module imports only from layers below its own; inside a
@@ -158,7 +159,7 @@ def test_the_tables_allow_nothing_that_is_not_used() -> None:
 
 
 def test_the_core_declares_exactly_what_it_imports() -> None:
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
     extras = {"export", "cli", "pytest_plugin", "__main__", *ASIDE}
     core = {name: text for name, text in sources().items() if name.split(".")[0] not in extras}
@@ -172,7 +173,7 @@ def test_readme_shows_the_layers() -> None:
         f"| {number} | {', '.join(f'`{name}`' for name in names.split())} | {job} |"
         for number, (names, job) in reversed(list(enumerate(LAYERS)))
     ]
-    assert "\n".join(rows) in README.read_text(encoding="utf-8")
+    assert "\n".join(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
