@@ -363,6 +363,9 @@ class Conversations:
         publishes late, after a newer one of the same conversation, is detected by `messageCount`; where that is null,
         it is missed.
 
+        An empty list makes no old message new: without `after`, the watch starts at the time of the server's `Date`
+        header. A server that does not send it, and answers the first poll with an empty list, counts as a new account.
+
         Source: `GET /v1/conversations`, `GET /v1/conversations/{id}/messages`.
 
         Args:
@@ -379,6 +382,7 @@ class Conversations:
             also while it is waiting for a message.
 
         Raises:
+            NotFoundError: The list was not found; check the base URL. The next step of the same iterator tries again.
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
             ResponseDecodeError: The response does not match the API's schema.
