@@ -32,7 +32,7 @@ from agentphone.errors import (
     UnprocessableEntityError,
     WebhookVerificationError,
 )
-from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
+from agentphone.models import Conversation, ConversationDetail, Cursor, Message, NewMessage, Page
 
 __all__ = [
     "APIConnectionError",
@@ -54,6 +54,7 @@ __all__ = [
     "Conversation",
     "ConversationDetail",
     "Conversations",
+    "Cursor",
     "DeadlineExceededError",
     "Message",
     "NewMessage",

@@ -1,95 +1,97 @@
-"""The compiled fast path of the decoder: one function per model that fills its fields. It only accelerates `_decoding`."""
+"""The compiled fast path of `_decoding`: one generated function per model that sets its fields.
+
+It is an accelerator only: it accepts and rejects what the cattrs converter does, but does not say why.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Union, cast, get_args, get_origin
 
 import attrs
 
 from agentphone._json import to_camel_case
 from agentphone._timestamps import parse_timestamp
-
-T = TypeVar("T")
-
+from agentphone.models import EXTRA
 
 Hook = Callable[[Any, Any], Any]
+"""Creates a value from JSON; the second argument is cattrs' (the type), and ignored."""
 
 
-def _is_optional(shape: Any) -> bool:
-    return _origin(shape) in (Union, UnionType) and NoneType in get_args(shape)
+def inner_of_optional(shape: Any) -> Any:
+    """Return `X` for `X | None`, and None for any other type."""
+    arguments = get_args(shape)
+    if get_origin(shape) not in (Union, UnionType) or len(arguments) != 2 or NoneType not in arguments:
+        return None
+    return next(argument for argument in arguments if argument is not NoneType)
 
 
-def _origin(shape: Any) -> Any:
-    """Give the class of a generic one, `Page` of `Page[Message]`; any other as it is."""
-    return get_origin(shape) or shape
-
-
-def _is_plain(shape: Any) -> bool:
-    """Whether this is a model that is made by setting its fields: nothing of the class's own wants to run."""
+def is_compilable(cls: Any) -> bool:
+    """Return whether this is a model, and setting its fields is all that creating one does."""
     return (
-        attrs.has(shape)
-        and get_origin(shape) is None
-        and all(field.init and not field.converter and not field.validator for field in attrs.fields(shape))
-        and not any(hasattr(shape, f"__attrs_{when}_init__") for when in ("pre", "post"))
+        isinstance(cls, type)
+        and attrs.has(cls)
+        and any(EXTRA in field.metadata for field in attrs.fields(cls))
+        and all(field.init and not field.converter and not field.validator for field in attrs.fields(cls))
+        and not any(hasattr(cls, f"__attrs_{when}_init__") for when in ("pre", "post"))
     )
 
 
 def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hook]) -> Hook:
-    """Write the function that makes models of a list, field after field in one piece, and compile it.
+    """Generate and compile the function that creates a list of models.
 
-    cattrs' own calls a function for each item and each field, and then an `__init__` that goes through
-    `object.__setattr__` for each, the class being frozen: twice as long for a whole page, JSON included. This one sets
-    the fields of a subclass that is not frozen, and makes it the class itself before anybody else has seen it. What it
-    refuses, `_explain` looks at once more, so that any exception will do.
+    cattrs calls a function for each item and each field, and then an `__init__` that calls `object.__setattr__` for
+    each, because the models are frozen: a whole page takes twice as long, JSON included. This function sets the fields
+    of a mutable subclass, and then changes the object's class to the model, before anybody else has seen it. If it
+    raises anything, `decode_with_path` decodes once more and finds the reason.
 
     Args:
-        cls: The model.
-        hook_of: Gives the hook of a field that is neither plain nor an instant.
+        cls: A model for which `is_compilable`.
+        hook_of: Returns the hook of a field that is neither plain nor a timestamp.
     """
-    fields = [field for field in attrs.fields(cls) if field.name != "extra"]
-    thaw = {
+    fields = [field for field in attrs.fields(cls) if EXTRA not in field.metadata]
+    mutable = {
         "__slots__": (),
         "__setattr__": object.__setattr__,
         "__delattr__": object.__delattr__,  # Python has one slot for both
-        "__repr__": object.__repr__,  # a traceback with locals prints a model that is made by half
+        "__repr__": object.__repr__,  # a traceback with locals prints a model that is half made
     }
     names: dict[str, Any] = {
         "UTC": UTC,
         "cls": cls,
         "known": frozenset(to_camel_case(field.name) for field in fields),
         "new": object.__new__,
-        "parse_instant": parse_timestamp,
+        "parse_timestamp": parse_timestamp,
         "parse_iso": datetime.fromisoformat,
-        "thawed": type(cls.__name__, (cls,), thaw),
+        "mutable_base": type(cls.__name__, (cls,), mutable),
         "type": type,
         **{plain.__name__: plain for plain in _PLAIN},
     }
     lines = [
         "if type(raw) is not dict: raise TypeError",
-        f"made, unknown = new(thawed), len(raw) - {len(fields)}",
+        f"model, unknown = new(mutable_base), len(raw) - {len(fields)}",
     ]
     for field in fields:
         key, default = to_camel_case(field.name), field.default
-        read = _write_field(field, f"raw[{key!r}]", hook_of, names)
+        set_field = _set_field(field, f"raw[{key!r}]", hook_of, names)
         if default is not attrs.NOTHING:
-            make = "()" if isinstance(default, attrs.Factory) else ""  # type: ignore[arg-type]  # a class, which its stub calls a function
-            names[f"default_{field.name}"] = default.factory if make else default
-            absent = f"else: made.{field.name}, unknown = default_{field.name}{make}, unknown + 1"
-            read = [f"if {key!r} in raw:", *(f" {line}" for line in read), absent]
-        lines += read
-    if len(fields) < len(attrs.fields(cls)):
-        lines += [
-            "made.extra = extra = {}",
-            "if unknown:",
-            " for key in raw:",
-            "  if key not in known: extra[key] = raw[key]",
-        ]
-    lines += ["made.__class__ = cls", "add(made)"]
+            call = "()" if isinstance(default, attrs.Factory) else ""  # type: ignore[arg-type]  # a class, which its stub calls a function
+            names[f"default_{field.name}"] = default.factory if call else default
+            absent = f"else: model.{field.name}, unknown = default_{field.name}{call}, unknown + 1"
+            set_field = [f"if {key!r} in raw:", *(f" {line}" for line in set_field), absent]
+        lines += set_field
+    lines += [
+        "model.extra = extra = {}",
+        "if unknown:",
+        " for key in raw:",
+        "  if key not in known: extra[key] = raw[key]",
+        "model.__class__ = cls",
+        "add(model)",
+    ]
     source = [
-        f"def write({', '.join(names)}):",  # a function inside another finds its names sooner than globals
+        f"def make({', '.join(names)}):",  # a nested function finds these names faster than globals
         " def structure(raws, _):",
         "  models = []",
         "  add = models.append",
@@ -99,34 +101,34 @@ def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hoo
         " return structure",
     ]
     scope: dict[str, Any] = {}
-    exec("\n".join(source), scope)  # noqa: S102  # as attrs and cattrs do; what goes in are names of our own
-    return cast("Hook", scope["write"](**names))
+    exec("\n".join(source), scope)  # noqa: S102  # as attrs and cattrs do; only the names of our own fields go in
+    return cast("Hook", scope["make"](**names))
 
 
 _PLAIN = (str, int, bool, dict)
 
 
-def _write_field(
+def _set_field(
     field: attrs.Attribute[Any], source: str, hook_of: Callable[[attrs.Attribute[Any]], Hook], names: dict[str, Any]
 ) -> list[str]:
-    """Write the lines that set a field from what `source` gives."""
-    shape: Any = field.type
-    inner = [arg for arg in get_args(shape) if arg is not NoneType] if _is_optional(shape) else [shape]
-    plain = _origin(inner[0]) if len(inner) == 1 else None
+    """Return the lines that set a field from the expression `source`."""
+    inner = inner_of_optional(field.type)
+    shape: Any = field.type if inner is None else inner
+    plain = get_origin(shape) or shape
     if plain in _PLAIN:
-        may_be_null = " and value is not None" if _is_optional(shape) else ""
+        may_be_null = "" if inner is None else " and value is not None"
         return [
-            f"made.{field.name} = value = {source}",
+            f"model.{field.name} = value = {source}",
             f"if type(value) is not {plain.__name__}{may_be_null}: raise TypeError",
         ]
     if plain is datetime:
         return [
             f"value = {source}",
-            f"if value is None: made.{field.name} = None" if _is_optional(shape) else "if False: pass",
+            "if False: pass" if inner is None else f"if value is None: model.{field.name} = None",
             "else:",
-            f" made.{field.name} = instant = parse_iso(value)",
-            # What is in UTC has an offset, and so a time: all that `parse_instant` is there for.
-            f" if instant.tzinfo is not UTC: made.{field.name} = parse_instant(value)",
+            f" model.{field.name} = timestamp = parse_iso(value)",
+            # A timestamp in UTC has an offset and therefore a time: nothing is left for `parse_timestamp` to check.
+            f" if timestamp.tzinfo is not UTC: model.{field.name} = parse_timestamp(value)",
         ]
-    names[f"hook_{field.name}"], names[f"shape_{field.name}"] = hook_of(field), shape
-    return [f"made.{field.name} = hook_{field.name}({source}, shape_{field.name})"]
+    names[f"hook_{field.name}"] = hook_of(field)
+    return [f"model.{field.name} = hook_{field.name}({source}, None)"]

@@ -17,14 +17,15 @@ from agentphone._http.requests import (
 )
 from agentphone._http.transport import Transport
 from agentphone._paging.bounds import parse_bound
-from agentphone._paging.cursor import MAX_MESSAGES, CursorPaginator, CursorRequest
+from agentphone._paging.cursor import CursorPaginator
 from agentphone._paging.follow import FollowPaginator
-from agentphone._paging.offset import MAX_CONVERSATIONS, OffsetPaginator, OffsetRequest
+from agentphone._paging.offset import OffsetPaginator
 from agentphone._paging.polling import PollBackoff
-from agentphone._paging.watch import GONE, MessagesRequest, WatchPaginator
+from agentphone._paging.requests import MAX_CONVERSATIONS, MAX_MESSAGES, CursorRequest, MessagesRequest, OffsetRequest
+from agentphone._paging.watch import GONE, WatchPaginator
 from agentphone._state_block import AsyncState
 from agentphone._streams import AsyncPager, AsyncStream, PageStream, PollingStream
-from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, Page
+from agentphone.models import Conversation, ConversationDetail, Cursor, Message, NewMessage, Page
 
 T = TypeVar("T")
 
@@ -135,8 +136,8 @@ class AsyncConversations:
         conversation_id: str,
         *,
         limit: int | None = None,
-        before: datetime | str | Message | None = None,
-        after: datetime | str | Message | None = None,
+        before: datetime | str | Message | Cursor | None = None,
+        after: datetime | str | Message | Cursor | None = None,
         order: Literal["asc", "desc"] = "desc",
         page_size: int = 200,
     ) -> AsyncPager[Message]:
@@ -152,8 +153,8 @@ class AsyncConversations:
             conversation_id: The conversation's id (`conv_...`).
             limit: The maximum number of messages, at least 1; None for all of them.
             before: Only messages received before this: an aware `datetime`, an ISO 8601 string with an offset, or a
-                message, to continue exactly where it was. A string or `datetime` is compared with the timestamps as the
-                API returns them.
+                `Message` or its `Cursor`, to continue exactly where it was. A string or `datetime` is compared with the
+                timestamps as the API returns them.
             after: Only messages received after this; the same types.
             order: `"desc"` for newest first, `"asc"` for oldest first.
             page_size: The number of messages per request, 1 to 200.
@@ -182,8 +183,8 @@ class AsyncConversations:
         first = spec(
             CursorRequest(
                 limit=min(limit or page_size, page_size),
-                before=upper.instant if upper else None,
-                after=lower.instant if lower else None,
+                before=upper.timestamp if upper else None,
+                after=lower.timestamp if lower else None,
             )
         )
         return AsyncPager(lambda: self._transport.send(first), lambda: PageStream(paginator(), spec, self._transport))
@@ -233,7 +234,7 @@ class AsyncConversations:
         self,
         conversation_id: str,
         *,
-        after: datetime | str | Message | None = None,
+        after: datetime | str | Message | Cursor | None = None,
         poll_interval: float = 2.0,
         max_poll_interval: float = 30.0,
         overlap: float = 30.0,
@@ -250,8 +251,8 @@ class AsyncConversations:
         Args:
             conversation_id: The conversation's id (`conv_...`).
             after: Start with the messages received after this: an aware `datetime`, an ISO 8601 string with an offset,
-                or the message that was handled last, to continue exactly after it. None for the messages that arrive
-                after the first step.
+                or the `Message` that was handled last, or its `Cursor`, to continue exactly after it. None for the
+                messages that arrive after the first step.
             poll_interval: Seconds between polls while messages arrive, more than 0.
             max_poll_interval: The longest interval, in seconds; at least `poll_interval` is used.
             overlap: How late a message may be published, in seconds from 0. One that the API publishes up to this much
@@ -290,7 +291,7 @@ class AsyncConversations:
     def watch(
         self,
         *,
-        after: datetime | str | Message | None = None,
+        after: datetime | str | Message | Cursor | None = None,
         poll_interval: float = 5.0,
         max_poll_interval: float = 60.0,
         overlap: float = 30.0,
@@ -314,8 +315,8 @@ class AsyncConversations:
 
         Args:
             after: Start with the messages received after this: an aware `datetime`, an ISO 8601 string with an offset,
-                or the message that was handled last, to continue exactly after it. None for the messages that arrive
-                after the first step.
+                or the `Message` that was handled last, or its `Cursor`, to continue exactly after it. None for the
+                messages that arrive after the first step.
             poll_interval: Seconds between polls while messages arrive, more than 0.
             max_poll_interval: The longest interval, in seconds; at least `poll_interval` is used.
             overlap: How late a message may be published, in seconds from 0. One that the API publishes up to this much

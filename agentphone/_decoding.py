@@ -1,196 +1,421 @@
-"""The one cattrs converter: JSON bytes to models, strictly. It knows the shapes, not HTTP.
+"""JSON to attrs classes, strictly, by one cattrs converter: models, webhook payloads and the states of callers.
 
-Strict where a mistake would spread (types, required fields, instants), tolerant where the API may grow (unknown fields
-go to `extra`, open sets are plain strings). Nothing but `DecodeError` comes out of `decode`.
+Types are checked strictly and nothing is coerced: cattrs' own hooks would turn 5 into "5", "false" into True, a string
+into a list of letters, and a `StrEnum` into a plain string. Where the API may grow, models are tolerant: unknown fields
+go to `extra`, open sets are plain strings. Nothing but `DecodeError` is raised for JSON that does not fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import builtins
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
-from functools import cache
+from enum import EnumType
+from functools import lru_cache
 from types import NoneType
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 from cattrs import Converter
 from cattrs.errors import AttributeValidationNote, BaseValidationError, IterableValidationNote
-from cattrs.gen import make_dict_structure_fn, override
+from cattrs.gen import make_dict_structure_fn_from_attrs, override
 
-from agentphone._compiled_decoder import Hook, _is_optional, _is_plain, _origin, compile_list_decoder
+from agentphone._compiled_decoder import Hook, compile_list_decoder, inner_of_optional, is_compilable
 from agentphone._json import DecodeError, parse_json, to_camel_case
 from agentphone._timestamps import parse_timestamp
+from agentphone.models import EXTRA, NULLABLE_LIST
 
 T = TypeVar("T")
 
+Created = list[tuple[Any, dict[str, Any]]]
+"""Objects of attrs classes, each with the JSON object that it was created from."""
+_created: ContextVar[Created | None] = ContextVar("_created", default=None)
 
-NULLABLE_LISTS = {"media_urls", "recent_history"}
-"""Lists that no page promises to be there: null there says what their absence says."""
 
-
-def decode(body: bytes, shape: type[T]) -> T:
-    """Decode a JSON body into a model.
+def decode(body: bytes, response_type: type[T]) -> T:
+    """Decode a JSON body.
 
     Args:
         body: The body, UTF-8.
-        shape: The model's class, generic arguments included: `Page[Message]`.
+        response_type: The model's class, generic arguments included: `Page[Message]`.
 
     Returns:
         The model.
 
     Raises:
-        DecodeError: The body is not JSON, or not of that shape.
+        DecodeError: The body is not JSON, or not of that type.
     """
-    return structure(parse_json(body), shape)
+    return structure(parse_json(body), response_type)
 
 
-def structure(raw: Any, shape: type[T]) -> T:
-    """Make a model of JSON that was parsed already.
+def structure(raw: Any, model: type[T]) -> T:
+    """Create a model from parsed JSON.
 
     Raises:
-        DecodeError: It is not of that shape.
+        DecodeError: The JSON does not fit the model.
     """
+    structured: T = _structure(raw, model, "", is_state=False)
+    return structured
+
+
+def structure_state(raw: Any, cls: type[T], root: str, created: Created) -> T:
+    """Create an object of a caller's class from parsed JSON.
+
+    Unlike a model, it has no `extra`: its unknown fields are ignored. The class's own code runs.
+
+    Args:
+        raw: The JSON. The object shares its parts.
+        cls: The class.
+        root: The name of `raw` in the paths of errors.
+        created: Where to record the objects of attrs classes that are created.
+
+    Raises:
+        DecodeError: The JSON does not fit the class.
+        TypeError: See `structure_hook`.
+    """
+    token = _created.set(created)
     try:
-        return _converter(detailed=False).structure(raw, shape)
-    except Exception:  # noqa: BLE001  # whatever is wrong, the second and slower look below says where it is
-        return _decode_with_path(raw, shape)
+        structured: T = _structure(raw, cls, root, is_state=True)
+    finally:
+        _created.reset(token)
+    return structured
 
 
-class _WrongTypeError(Exception):
-    """A JSON value is of another type than the field wants."""
+@lru_cache(maxsize=256)  # bounded: a program may create classes as it runs
+def structure_hook(cls: Any, *, is_state: bool, detailed: bool = False) -> Hook:
+    """Return the function that creates objects of a class; the detailed one is slower and adds paths to errors.
+
+    Raises:
+        TypeError: A field of the class has a type that is not supported, or an annotation that cannot be resolved.
+    """
+    return StrictConverter(is_state=is_state, detailed=detailed).get_structure_hook(cls)
 
 
-_JSON_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "true or false", NoneType: "null"}
+def _structure(raw: Any, cls: Any, root: str, *, is_state: bool) -> Any:
+    hook = structure_hook(cls, is_state=is_state)
+    try:
+        return hook(raw, cls)
+    except RecursionError:
+        raise DecodeError(TOO_DEEP, root) from None
+    except Exception:  # noqa: BLE001  # whatever is wrong, the second pass finds where
+        return decode_with_path(raw, cls, root, is_state=is_state)
 
 
-def _wrong_type(value: Any, wanted: str) -> _WrongTypeError:
-    return _WrongTypeError(f"{wanted} is wanted, here is {_JSON_NAMES.get(type(value), 'a number')}")
+def decode_with_path(raw: Any, cls: Any, root: str, *, is_state: bool) -> Any:
+    """Structure once more with the detailed converter, and raise the first error with its path."""
+    hook = structure_hook(cls, is_state=is_state, detailed=True)
+    try:
+        return hook(raw, cls)
+    except Exception as error:  # noqa: BLE001  # hooks raise anything; all of it means that the JSON does not fit
+        cause: BaseException = error
+        path = [root]
+        while True:
+            notes = getattr(cause, "__notes__", ())
+            path += [_path_part(note) for note in reversed(notes)]
+            if not isinstance(cause, BaseValidationError):
+                break
+            cause = cause.exceptions[0]
+        if isinstance(cause, RecursionError):
+            raise DecodeError(TOO_DEEP, root) from None
+        # A KeyError with the note of a field is cattrs' own look-up; one that the class's code raised has none.
+        is_missing = isinstance(cause, KeyError) and any(isinstance(note, AttributeValidationNote) for note in notes)
+        reason = "the field is missing" if is_missing else describe(cause)
+        raise DecodeError(reason, "".join(path).removeprefix(".")) from None
 
 
-def _strict(wanted: type) -> Hook:
-    """Make a hook that passes exactly this JSON type: cattrs' own would turn 5 into "5" and "false" into True."""
-    name = _JSON_NAMES.get(wanted, "an integer")
+TOO_DEEP = "it is nested too deeply"
 
+
+def _path_part(note: object) -> str:
+    if isinstance(note, AttributeValidationNote):
+        return "." + note.name.removeprefix(_KEY)
+    if isinstance(note, IterableValidationNote):
+        return f"[{note.index}]" if isinstance(note.index, int) else f".{note.index}"
+    return ""
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's text, with its type where the text of a KeyError or an assert alone would say nothing."""
+    is_clear = isinstance(error, TypeError | ValueError) and str(error)
+    return str(error) if is_clear else f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+# ---- Hooks: each returns a value of exactly one JSON type, and raises for any other
+
+_JSON_NAMES: Mapping[type, str] = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    NoneType: "null",
+    datetime: "an ISO 8601 timestamp",
+}
+
+
+def _wrong_type(value: Any, expected: str) -> TypeError:
+    actual = "a number" if type(value) is int else _JSON_NAMES.get(type(value), type(value).__name__)
+    return TypeError(f"expected {expected}, got {actual}")
+
+
+def _exactly(expected: type) -> Hook:
     def structure(value: Any, _: Any) -> Any:
-        # type() and not isinstance(): JSON makes no subclasses, and True is an int to isinstance().
-        if type(value) is wanted:
+        # type() and not isinstance(): JSON has no subclasses, and True is an int to isinstance().
+        if type(value) is expected:
             return value
-        raise _wrong_type(value, name)
+        raise _wrong_type(value, _JSON_NAMES[expected])
 
     return structure
 
 
 def _structure_float(value: Any, _: Any) -> float:
-    if type(value) is float or type(value) is int:
+    if type(value) is not float and type(value) is not int:
+        raise _wrong_type(value, _JSON_NAMES[float])
+    try:
         return float(value)
-    raise _wrong_type(value, "a number")
+    except OverflowError:
+        raise ValueError("the number is too large for a float") from None
 
 
-def _structure_instant(value: Any, _: Any) -> datetime:
+def _structure_timestamp(value: Any, _: Any) -> datetime:
     if type(value) is not str:
-        raise _wrong_type(value, "an ISO 8601 instant")
+        raise _wrong_type(value, _JSON_NAMES[datetime])
     return parse_timestamp(value)
 
 
-STRICT: Mapping[Any, Hook] = {
-    **{plain: _strict(plain) for plain in (str, int, bool, dict, list)},
+def _unchanged(value: Any, _: Any) -> Any:
+    return value
+
+
+_HOOKS: Mapping[Any, Hook] = {
+    **{cls: _exactly(cls) for cls in (str, int, bool, dict, list)},
     float: _structure_float,
-    datetime: _structure_instant,
+    datetime: _structure_timestamp,
+    **dict.fromkeys((Any, object, None), _unchanged),
 }
-"""What passes a value of exactly one JSON type, and raises whatever says what is wrong with any other."""
 
 
-@cache
-def _converter(*, detailed: bool) -> Converter:
-    """Make the converter; the detailed one is slower and knows where it failed."""
-    converter = Converter(detailed_validation=detailed)
-    for plain in (str, int, bool):
-        converter.register_structure_hook(plain, _strict(plain))
-    converter.register_structure_hook(float, _structure_float)
-    converter.register_structure_hook(datetime, _structure_instant)
-    converter.register_structure_hook_func(lambda shape: _origin(shape) is dict, _strict(dict))
+def _one_of(members: Sequence[tuple[Any, Any]]) -> Hook:
+    """Return the hook for pairs of a result and its JSON; they are compared by type and value: 1 is not True."""
+    expected = f"expected one of {', '.join(repr(json_value) for _, json_value in members)}"
 
-    # Registered as factories, so that each field's hook is found once and called directly, not dispatched each time.
-    @converter.register_structure_hook_factory(_is_optional)
-    def optional(shape: Any) -> Hook:
-        (inner,) = (arg for arg in get_args(shape) if arg is not NoneType)
-        structure_inner: Hook = converter.get_structure_hook(inner)
-        return lambda value, _: None if value is None else structure_inner(value, inner)
+    def structure(value: Any, _: Any) -> Any:
+        for member, json_value in members:
+            if type(json_value) is type(value) and json_value == value:
+                return member
+        raise ValueError(expected)
 
-    @converter.register_structure_hook_factory(lambda shape: _origin(shape) is tuple)
-    def sequence(shape: Any) -> Hook:
-        as_list_of: Any = list.__class_getitem__(get_args(shape)[0])
-        structure_list: Hook = converter.get_structure_hook(as_list_of)
+    return structure
 
-        def structure(value: Any, _: Any) -> tuple[Any, ...]:
-            if type(value) is not list:  # a string would be taken for a list of letters
-                raise _wrong_type(value, "an array")
-            return tuple(structure_list(value, as_list_of))
 
-        return structure
+_check_list: Hook
+_check_dict: Hook
+_check_list, _check_dict = _HOOKS[list], _HOOKS[dict]
 
-    def null_is_empty(shape: Any) -> Hook:
-        structure_list: Hook = converter.get_structure_hook(shape)
-        return lambda value, _: () if value is None else structure_list(value, shape)
 
-    @converter.register_structure_hook_factory(lambda shape: attrs.has(_origin(shape)))
-    def model(shape: Any) -> Hook:
-        cls: Any = _origin(shape)
+def _optional(hook: Hook) -> Hook:
+    return lambda value, _: None if value is None else hook(value, None)
+
+
+def _null_is_empty(structure_list: Hook) -> Hook:
+    return lambda value, shape: () if value is None else structure_list(value, shape)
+
+
+def _with_note(hook: Hook) -> Callable[[int | str, Any], Any]:
+    """Return a function for the items of an array or object, whose errors get a note with the index or key."""
+
+    def structure(index: int | str, item: Any) -> Any:
+        try:
+            return hook(item, None)
+        except Exception as error:
+            error.add_note(IterableValidationNote(f"at {index!r}", index, None))
+            raise
+
+    return structure
+
+
+def _ignoring_index(hook: Hook) -> Callable[[int | str, Any], Any]:
+    return lambda _, item: hook(item, None)
+
+
+def _checked_by(converter: Callable[[Any], Any], hook: Hook) -> Hook:
+    """Return a hook that also runs a field's own converter, so that its errors get the path of the field."""
+
+    def structure(value: Any, _: Any) -> Any:
+        structured = hook(value, None)
+        try:
+            converter(structured)
+        except Exception as error:  # noqa: BLE001  # the caller's code
+            raise ValueError(describe(error)) from None
+        return structured
+
+    return structure
+
+
+def _init_fields(cls: Any) -> list[attrs.Attribute[Any]]:
+    """Return the fields that are read from JSON, with resolved types.
+
+    Raises:
+        TypeError: A type cannot be resolved, or two fields have the same key.
+    """
+    try:
         attrs.resolve_types(cls)
-        if not detailed and _is_plain(shape):
-            as_list_of: Any = list.__class_getitem__(shape)
-            structure_list: Hook = converter.get_structure_hook(as_list_of)
-            return lambda value, _: structure_list((value,), as_list_of)[0]
-        names = [field.name for field in attrs.fields(cls) if field.name != "extra"]
-        known = frozenset(map(to_camel_case, names))
-        overrides = {name: override(rename=to_camel_case(name)) for name in names}
-        for name in NULLABLE_LISTS & set(names):
-            shape_of_list = getattr(attrs.fields(cls), name).type
-            overrides[name] = override(rename=to_camel_case(name), struct_hook=null_is_empty(shape_of_list))
-        has_extra = len(names) < len(attrs.fields(cls))
-        if has_extra:
-            overrides["extra"] = override(omit=True)
-        structure_known: Hook = make_dict_structure_fn(shape, converter, **overrides)  # type: ignore[arg-type]  # its keyword arguments mix overrides and switches
+    except Exception as error:  # noqa: BLE001  # an annotation in quotes is code, and fails in any way
+        raise TypeError(
+            f"{cls.__name__} has an annotation that cannot be resolved: {error}. If it names a class that is local to a"
+            f" function, call attrs.resolve_types({cls.__name__}, localns=locals()) there."
+        ) from None
+    fields = [field for field in attrs.fields(cls) if field.init]
+    if len({to_camel_case(field.name) for field in fields}) < len(fields):
+        raise TypeError(f"two fields of {cls.__name__} have the same key in JSON")
+    return fields
+
+
+_KEY = "key_"
+"""Before the names of fields in cattrs' generated code, where a field `converter` would clash with an argument."""
+
+
+class StrictConverter(Converter):
+    """A cattrs converter that supports the types below, and raises `TypeError` for any other.
+
+    It replaces cattrs' dispatch, which looks for hooks by base class first, and so finds that of `str` for a `StrEnum`.
+
+    Args:
+        is_state: Whether the classes are a caller's, and the objects to be recorded; otherwise they are models.
+        detailed: Whether errors get the path where they occurred.
+    """
+
+    def __init__(self, *, is_state: bool, detailed: bool) -> None:
+        super().__init__(detailed_validation=detailed)
+        self._is_state = is_state
+        self._class_hooks: dict[Any, Hook] = {}
+
+    def get_structure_hook(self, type: Any, cache_result: bool = True) -> Hook:  # noqa: A002  # cattrs' signature
+        """Return the hook for a type.
+
+        Raises:
+            TypeError: The type is not supported.
+        """
+        origin, arguments = get_origin(type) or type, get_args(type)
+        if not arguments and origin in _HOOKS:
+            return _HOOKS[origin]
+        if origin is Annotated:
+            return self.get_structure_hook(arguments[0])
+        if origin is Literal:
+            return _one_of([(value, value) for value in arguments])
+        if (inner := inner_of_optional(type)) is not None:
+            return _optional(self.get_structure_hook(inner))
+        if origin is list:
+            return self._list(arguments[0])
+        if origin is dict and arguments[0] is str:
+            return self._dict(arguments[1])
+        if origin is tuple:
+            return self._tuple(arguments)
+        if isinstance(type, EnumType):
+            members: list[Any] = list(type)
+            return _one_of([(member, member.value) for member in members])
+        if isinstance(origin, builtins.type) and attrs.has(origin):
+            return self._class(type, origin)
+        name = type.__name__ if isinstance(type, builtins.type) and not arguments else type
+        raise TypeError(f"the type {name} is not supported; {_SUPPORTED}")
+
+    def _list(self, item_type: Any) -> Hook:
+        if self._compiles(item_type):
+            decode_list = self._compile(item_type)
+            return lambda value, _: decode_list(_check_list(value, None), None)
+        hook = self.get_structure_hook(item_type)
+        if not self.detailed_validation:
+            return lambda value, _: [hook(item, None) for item in _check_list(value, None)]
+        structure_item = _with_note(hook)
+        return lambda value, _: [structure_item(*pair) for pair in enumerate(_check_list(value, None))]
+
+    def _dict(self, item_type: Any) -> Hook:
+        hook = self.get_structure_hook(item_type)
+        if hook is _unchanged:
+            return _check_dict
+        if not self.detailed_validation:
+            return lambda value, _: {key: hook(item, None) for key, item in _check_dict(value, None).items()}
+        structure_item = _with_note(hook)
+        return lambda value, _: {key: structure_item(key, item) for key, item in _check_dict(value, None).items()}
+
+    def _tuple(self, item_types: Sequence[Any]) -> Hook:
+        if not item_types or item_types[1:] == (...,):
+            structure_list = self._list(item_types[0] if item_types else Any)
+            return lambda value, _: tuple(structure_list(value, None))
+        hooks = [self.get_structure_hook(item_type) for item_type in item_types]
+        items = [_with_note(hook) if self.detailed_validation else _ignoring_index(hook) for hook in hooks]
 
         def structure(value: Any, _: Any) -> Any:
-            if type(value) is not dict:
-                raise _wrong_type(value, "an object")
-            made = structure_known(value, shape)
-            if has_extra and not value.keys() <= known:
-                # The one place that writes to a frozen model: before anybody else has seen it.
-                object.__setattr__(made, "extra", {key: value[key] for key in value if key not in known})
-            return made
+            if len(_check_list(value, None)) != len(items):
+                raise ValueError(f"expected {len(items)} items, got {len(value)}")
+            return tuple(item(index, one) for index, (item, one) in enumerate(zip(items, value, strict=True)))
 
         return structure
 
-    @converter.register_structure_hook_factory(
-        lambda shape: not detailed and _origin(shape) is list and _is_plain(get_args(shape)[0])
-    )
-    def plain_models(shape: Any) -> Hook:
-        (cls,) = get_args(shape)
+    def _class(self, shape: Any, cls: Any) -> Hook:
+        """Return the hook of an attrs class; `shape` has its generic arguments, if any."""
+        if self._compiles(shape):
+            decode_list = self._compile(shape)
+            return lambda value, _: decode_list((value,), None)[0]
+        if shape in self._class_hooks:
+            return self._class_hooks[shape]
+        # For a field that holds the same class: the hook is looked up when it is called.
+        self._class_hooks[shape] = lambda value, _: self._class_hooks[shape](value, None)
+        fields = {to_camel_case(field.name): field for field in _init_fields(cls)}
+        has_extra = not self._is_state and any(EXTRA in field.metadata for field in fields.values())
+        if has_extra:
+            del fields["extra"]
+        types = dict(zip(getattr(cls, "__parameters__", ()), get_args(shape), strict=False))
+        hooks = {key: self._field(cls, field, types) for key, field in fields.items()}
+        structure_known: Hook = make_dict_structure_fn_from_attrs(
+            [field.evolve(name=_KEY + key, alias=field.alias, type=None) for key, field in fields.items()],
+            cls,
+            self,
+            {parameter.__name__: Any for parameter in getattr(cls, "__parameters__", ())},
+            _cattrs_use_linecache=False,
+            **{_KEY + key: override(rename=key, struct_hook=hook) for key, hook in hooks.items()},  # type: ignore[arg-type]  # its keyword arguments mix overrides and switches
+        )
+
+        def structure(value: Any, _: Any) -> Any:
+            created = structure_known(_check_dict(value, None), None)
+            if has_extra and not value.keys() <= fields.keys():
+                # The one place that changes a frozen model: nobody else has seen it yet.
+                object.__setattr__(created, "extra", {key: value[key] for key in value if key not in fields})
+            if self._is_state and (record := _created.get()) is not None:
+                record.append((created, value))
+            return created
+
+        self._class_hooks[shape] = structure
+        return structure
+
+    def _field(self, cls: Any, field: attrs.Attribute[Any], types: Mapping[Any, Any]) -> Hook:
+        shape: Any = field.type
+        if isinstance(shape, TypeVar):
+            shape = types.get(shape, shape)
+        elif parameters := getattr(shape, "__parameters__", ()):
+            shape = shape[tuple(types.get(parameter, parameter) for parameter in parameters)]
+        try:
+            hook = self.get_structure_hook(shape)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
+        if NULLABLE_LIST in field.metadata:
+            return _null_is_empty(hook)
+        converter: Any = field.converter  # an attrs.Converter may want the object, which does not exist yet
+        if self.detailed_validation and converter and not isinstance(converter, attrs.Converter):
+            return _checked_by(converter, hook)
+        return hook
+
+    def _compiles(self, shape: Any) -> bool:
+        return not self._is_state and not self.detailed_validation and is_compilable(shape)
+
+    def _compile(self, cls: Any) -> Hook:
         attrs.resolve_types(cls)
-
-        def hook_of(field: attrs.Attribute[Any]) -> Hook:
-            return (null_is_empty if field.name in NULLABLE_LISTS else converter.get_structure_hook)(field.type)
-
-        return compile_list_decoder(cls, hook_of)
-
-    return converter
+        return compile_list_decoder(cls, lambda field: self._field(cls, field, {}))
 
 
-def _decode_with_path(raw: Any, shape: type[T]) -> T:
-    """Structure once more with the detailed converter, to say where it fails."""
-    try:
-        return _converter(detailed=True).structure(raw, shape)
-    except Exception as error:  # noqa: BLE001  # hooks may raise anything; all of it means "not of that shape"
-        path: list[str] = []
-        cause: BaseException = error
-        while isinstance(cause, BaseValidationError):
-            cause = cause.exceptions[0]
-            for note in reversed(getattr(cause, "__notes__", ())):
-                if isinstance(note, AttributeValidationNote):
-                    path.append(f".{to_camel_case(note.name)}")
-                elif isinstance(note, IterableValidationNote):
-                    path.append(f"[{note.index}]")
-        what = "the field is missing" if isinstance(cause, KeyError) else str(cause)
-        raise DecodeError(what, "".join(path).removeprefix(".")) from None
+_SUPPORTED = (
+    "use str, int, float, bool, datetime, enums, Literal, list[...], dict[str, ...], tuple[...] or attrs classes, each"
+    " also with `| None`, or Any"
+)

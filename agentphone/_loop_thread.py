@@ -4,8 +4,9 @@ The sync facade runs its calls on such a thread, and the sandbox sends its webho
 keeps the interpreter from exiting. Nothing here knows the API.
 
 A fork copies only the thread that forks. Locks that another thread holds at that moment (inside OpenSSL, SQLite or the
-import system) stay locked in the child forever. So every loop thread is paused between two loop steps first, and then
-every lock around SQLite is taken, in that order, because a thread may need such a lock to reach its next step.
+import system) stay locked in the child forever. So before a fork, every loop thread is paused between two of its steps.
+Only then are the locks around SQLite taken: a thread may need one to finish its step. Other modules say what to do at a
+fork; only this one registers it and fixes the order.
 """
 
 from __future__ import annotations

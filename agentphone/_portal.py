@@ -3,8 +3,8 @@
 The thread starts at the first call and serves all clients of the process. `run` is the only way to it. A forked child
 leaves its copy of the parent's event loop alone, and starts a thread of its own at its first call.
 
-This is not anyio's `BlockingPortal`. That one changes threads twice for each call, and creates its future where an
-exception raised by a signal handler can lose it: the request would still be sent after Ctrl-C.
+This is not anyio's `BlockingPortal`. That one changes threads twice for each call, and Ctrl-C at
+the wrong moment can lose its future, so that the request is sent anyway.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _check_gevent() -> None:
         )
 
 
-class _Call(Generic[T]):
+class _BlockingCall(Generic[T]):
     """One call: started and awaited by the caller's thread, run by the portal's."""
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
@@ -179,7 +179,7 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
         raise ClientClosedError(_TOO_LATE)
     thread = _portal.thread()
     _check_loops(thread, function)
-    call = _Call(lambda: function(*args, **kwargs))
+    call = _BlockingCall(lambda: function(*args, **kwargs))
     try:
         thread.loop.call_soon_threadsafe(call.start, thread.loop)
         call.is_done.acquire()

@@ -1,4 +1,4 @@
-"""Secrets: hide them in reprs, tracebacks and pickles, and redact them in texts."""
+"""Secrets: hide them in reprs, tracebacks and pickles, and redact them in every text that an error shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Secret:
         return "Secret(...)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A secret cannot be pickled. Read it from the settings where it is needed.")
+        raise TypeError("A secret is not pickled. Read it from the settings where it is needed.")
 
     def redact(self, text: str, *, is_truncated: bool = False) -> str:
         """Replace the value in a text by stars, also in its JSON, URL and repr forms.

@@ -68,7 +68,7 @@ class AsyncState(Generic[T]):
             AgentPhoneError: It could not be written.
         """
         try:
-            changed = self._loaded.changed() if exc_type is None else None
+            changed = self._loaded.diff() if exc_type is None else None
             if changed is not None:
                 await self._transport.send(update_conversation(self._conversation_id, metadata=changed))
         finally:

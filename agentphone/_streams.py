@@ -1,11 +1,11 @@
-"""Pagers and streams: send the requests of a paginator, and iterate over what comes by `async for`."""
+"""What a caller iterates over by `async for`: send the requests of a paginator, and yield its items."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
@@ -13,16 +13,13 @@ from agentphone._http.requests import RequestSpec
 from agentphone._http.retry import min_poll_delay
 from agentphone._http.transport import NO_COPY, Transport
 from agentphone._paging.base import Paginator
-from agentphone._paging.polling import PollBackoff
+from agentphone._paging.polling import LivePaginator, PollBackoff
 from agentphone.errors import APIConnectionError, APIStatusError
 from agentphone.models import Page
 
 R = TypeVar("R")
 T = TypeVar("T")
 PageT = TypeVar("PageT")
-R_co = TypeVar("R_co", covariant=True)
-T_co = TypeVar("T_co", covariant=True)
-PageT_contra = TypeVar("PageT_contra", contravariant=True)
 
 STREAM_NO_COPY = (
     "An iterator cannot be copied or pickled: the copy and the original would take each other's items. Create a new"
@@ -184,20 +181,6 @@ class _ItemStream(AsyncStream[T]):
         return [item for page in await self._pages.next_batch() for item in page]
 
 
-class PollingPaginator(Protocol[R_co, PageT_contra, T_co]):
-    """A paginator without an end: no requests mean that a poll is complete, and `receive(())` begins the next one."""
-
-    @property
-    def has_new(self) -> bool:
-        """Whether the last poll brought new items."""
-
-    def next_requests(self) -> Sequence[R_co]:
-        """Return the requests to send next."""
-
-    def receive(self, pages: Sequence[PageT_contra], /) -> Sequence[T_co]:
-        """Process the responses, and return the items that are ready."""
-
-
 class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
     """Send the requests of a live paginator, with delays between its polls, and retry what will clear by itself.
 
@@ -211,7 +194,7 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
 
     def __init__(
         self,
-        paginator: PollingPaginator[R, PageT, T],
+        paginator: LivePaginator[R, PageT, T],
         spec: Callable[[R], RequestSpec[PageT]],
         transport: Transport,
         backoff: PollBackoff,

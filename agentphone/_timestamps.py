@@ -1,4 +1,4 @@
-"""Timestamps: ISO 8601 text to aware `datetime` objects in UTC, and back. The one place that does either."""
+"""ISO 8601 text to aware `datetime` objects in UTC, and back: the one place for both outside the sandbox."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every exception that the SDK raises on purpose. Plain data: nothing here sends, parses or decides anything.
 
     AgentPhoneError
-    ├── ConfigurationError           the client or webhook is set up wrongly; nothing was sent
+    ├── ConfigurationError           a setting, a file or a directory cannot be used; the text says which
     ├── ClientClosedError            the client was used after close, or closed during a call
     ├── APIConnectionError           no complete response: network, proxy, TLS, lost server
     │   └── APITimeoutError          ... within `timeout`, the seconds for one attempt
@@ -69,7 +69,7 @@ class AgentPhoneError(Exception):
 
 
 class ConfigurationError(AgentPhoneError, ValueError):
-    """The client or the webhook is set up wrongly; the text names the setting. Nothing was sent, and no retry helps.
+    """A setting, a file or an export directory cannot be used; the text says which. No retry helps.
 
     It is a `ValueError` too, like any other invalid argument.
     """

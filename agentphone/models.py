@@ -1,26 +1,131 @@
-"""The nouns of the API as frozen values. No behaviour, and no knowledge of JSON: `_decoding` makes them.
+"""The models of the API as frozen values, and their way to plain JSON data. `_decoding` creates them.
 
-Names are the API's in snake_case; every instant is an aware `datetime` in UTC.
+Names are the API's in snake_case; every timestamp is an aware `datetime` in UTC.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar, overload
+from urllib.parse import quote, unquote
 
+import attrs
 from attrs import field, frozen
+
+from agentphone._json import to_camel_case
+from agentphone._timestamps import format_timestamp, parse_timestamp
 
 T = TypeVar("T")
 
 
-def _extra() -> Any:
-    """Make the field for what a class does not know; a dict cannot be hashed, so equality alone looks at it."""
-    return field(factory=dict, hash=False, repr=lambda extra: "{...}" if extra else "{}")
+EXTRA, NULLABLE_LIST = "agentphone.extra", "agentphone.null_is_empty"
+"""Metadata keys of fields: the field for unknown keys; a list that may be null."""
+
+
+def extra_field() -> Any:
+    """Return the field for what a class does not know; it is compared but not hashed, because dicts have no hash."""
+    return field(factory=dict, hash=False, repr=lambda extra: "{...}" if extra else "{}", metadata={EXTRA: True})
+
+
+def nullable_list() -> Any:
+    """Return the field for a list that the API may leave out or send as null."""
+    return field(default=(), metadata={NULLABLE_LIST: True})
+
+
+def to_json_data(value: Any) -> Any:
+    """Return a value as plain JSON data: models by `to_dict`, timestamps as text, tuples as lists, all copied."""
+    if isinstance(value, Model | NewMessage):
+        return value.to_dict()
+    if isinstance(value, datetime):
+        return format_timestamp(value)
+    if isinstance(value, Mapping):
+        return {key: to_json_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json_data(item) for item in value]
+    return value
+
+
+class Model:
+    """The base of models: their way to plain data."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `json.dumps` accepts.
+
+        Returns:
+            A new dict under the API's names, with timestamps as ISO 8601 in UTC with `Z`, and with the unknown fields
+            merged in.
+        """
+        cls: Any = type(self)
+        known = {key: to_json_data(getattr(self, name)) for name, key in json_keys(cls)}
+        unknown: dict[str, Any] = to_json_data(getattr(self, "extra", {}))
+        return known | unknown
+
+
+@cache
+def json_keys(cls: Any) -> tuple[tuple[str, str], ...]:
+    """Return the fields of a model except `extra`, each with the API's name."""
+    names = [each.name for each in attrs.fields(cls) if each.name != "extra"]
+    return tuple((name, to_camel_case(name)) for name in names)
+
+
+def _to_utc(timestamp: datetime) -> datetime:
+    if not isinstance(timestamp, datetime):
+        raise TypeError(f"received_at must be an aware datetime, got {type(timestamp).__name__}")
+    if timestamp.utcoffset() is None:
+        raise ValueError(f"received_at must have an offset from UTC, got {timestamp!r}")
+    try:
+        return timestamp.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"received_at must be within the years 1 to 9999 in UTC, got {timestamp!r}") from None
+
+
+@frozen(order=True)
+class Cursor:
+    """The position of a message in the order of `(received_at, id)`: what a program stores to resume.
+
+    Pass it as `before` or `after` to `messages`, `follow` and `watch`, which then continue exactly after that message.
+    `str(cursor)` is one line of text, and `Cursor.parse` reads it back.
+    """
+
+    received_at: datetime = field(converter=_to_utc)
+    """When the message was received, in UTC."""
+    id: str = field(validator=attrs.validators.instance_of(str))
+    """The message's id."""
+
+    def __str__(self) -> str:
+        # Percent-encoded, so that an id with a space or a line break stays one word.
+        return f"{format_timestamp(self.received_at)}/{quote(self.id, safe='', errors='surrogatepass')}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Parse what `str(cursor)` returned.
+
+        Args:
+            text: The text. White space around it, such as a file's last line break, is ignored.
+
+        Returns:
+            The cursor.
+
+        Raises:
+            ValueError: The text is not a cursor.
+            TypeError: It is not a string.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"A cursor must be a string, got {type(text).__name__}")
+        timestamp, slash, encoded_id = text.strip().partition("/")
+        if slash:
+            with suppress(ValueError):
+                return cls(parse_timestamp(timestamp), unquote(encoded_id, errors="surrogatepass"))
+        raise ValueError(f"A cursor must look like 2025-01-15T12:00:00Z/msg_001, as str(message.cursor), got {text!r}")
 
 
 @frozen(kw_only=True)
-class Message:
+class Message(Model):
     """One message of a conversation.
 
     Source: `data[]` of `GET /v1/conversations/{id}/messages`, `messages[]` of `GET` and `PATCH /v1/conversations/{id}`.
@@ -40,16 +145,21 @@ class Message:
     """When it was received (`receivedAt`)."""
     channel: str | None = None
     """`"sms"`, `"mms"`, `"imessage"`, ...; an open set."""
-    media_urls: tuple[str, ...] = ()
-    """Where its media can be fetched (`mediaUrls`)."""
+    media_urls: tuple[str, ...] = nullable_list()
+    """The URLs of its media (`mediaUrls`)."""
     status: str | None = None
     """Delivery status; an open set."""
-    extra: Mapping[str, Any] = _extra()
-    """Every further field of the answer, under the API's own name, as received."""
+    extra: Mapping[str, Any] = extra_field()
+    """Every other field of the response, under the API's own name, as received."""
+
+    @property
+    def cursor(self) -> Cursor:
+        """Its position, to store and to resume from."""
+        return Cursor(self.received_at, self.id)
 
 
 @frozen(kw_only=True)
-class Conversation:
+class Conversation(Model):
     """An SMS thread between an agent's number and a person.
 
     Source: `data[]` of `GET /v1/conversations`.
@@ -58,7 +168,7 @@ class Conversation:
     id: str
     """Opaque id (`conv_...`)."""
     agent_id: str | None = None
-    """The agent that the number belongs to (`agentId`)."""
+    """The id of the agent that has the number (`agentId`)."""
     phone_number_id: str | None = None
     """The id of the agent's number (`phoneNumberId`)."""
     phone_number: str
@@ -66,17 +176,17 @@ class Conversation:
     participant: str
     """The person's number, E.164."""
     last_message_at: datetime | None = None
-    """When the latest message was received (`lastMessageAt`): what the list is ordered by."""
+    """When the latest message was received (`lastMessageAt`); the list is ordered by it."""
     last_message_preview: str | None = None
     """The beginning of the latest message (`lastMessagePreview`); only the list has it."""
     message_count: int | None = None
-    """How many messages it holds (`messageCount`)."""
+    """The number of its messages (`messageCount`)."""
     metadata: dict[str, Any] | None = field(default=None, hash=False)
-    """What `update` stored, or None: the `conversationState` of every webhook."""
+    """The object that `update` stored, or None; the `conversationState` of every webhook."""
     created_at: datetime | None = None
-    """When it began (`createdAt`)."""
-    extra: Mapping[str, Any] = _extra()
-    """Every further field of the answer, under the API's own name, as received."""
+    """When it was created (`createdAt`)."""
+    extra: Mapping[str, Any] = extra_field()
+    """Every other field of the response, under the API's own name, as received."""
 
 
 @frozen(kw_only=True)
@@ -91,27 +201,31 @@ class ConversationDetail(Conversation):
 
 
 class NewMessage(NamedTuple):
-    """A message as it arrives, and the conversation that it belongs to: a pair, to be unpacked.
+    """A new message and its conversation: a pair, to be unpacked.
 
-    Source: `GET /v1/conversations`, and for what moved there `GET /v1/conversations/{id}/messages`.
+    Source: `GET /v1/conversations`, and `GET /v1/conversations/{id}/messages` for those with new messages.
     """
 
     conversation: Conversation
-    """The conversation as it was listed then, with its metadata."""
+    """The conversation as it was listed, with its metadata."""
     message: Message
     """The message."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `json.dumps` accepts: `{"conversation": ..., "message": ...}`."""
+        return {"conversation": self.conversation.to_dict(), "message": self.message.to_dict()}
+
 
 @frozen(kw_only=True)
-class Page(Generic[T]):
-    """Some items of a list, and whether there are more. Iterable, sized and indexable like the tuple in it."""
+class Page(Model, Generic[T]):
+    """A page of a list. Iterable, sized and indexable like its `data`."""
 
     data: tuple[T, ...]
     """The items."""
     has_more: bool
-    """Whether the list goes on behind them (`hasMore`)."""
+    """Whether the list has items after these (`hasMore`)."""
     total: int | None = None
-    """How many items the whole list has; None where the API does not say (messages)."""
+    """The number of items of the whole list; None where the API omits it (messages)."""
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.data)

@@ -1,8 +1,8 @@
-"""The pytest plugin: a sandbox and its clients as fixtures, each test with its own.
+"""The pytest plugin: fixtures for a sandbox and its clients, new for each test.
 
-It is loaded in every test run of an environment that it is installed in, so it brings nothing along: the sandbox is
-imported when the first test asks for it. No fixture is a coroutine or needs an event loop, so that they serve plain
-tests, those of pytest-asyncio and those of anyio alike.
+pytest loads it in every test run of an environment that has the package, so it imports the sandbox only when a test
+requests it. No fixture is a coroutine or needs an event loop, so they work in plain tests and with pytest-asyncio and
+anyio.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from agentphone.sandbox import Sandbox
 
 BASE_URL = "https://sandbox.test"
-API_KEY = "of-the-tests"
+API_KEY = "test-key"
 
 
 @pytest.fixture
 def agentphone_sandbox() -> Iterator[Sandbox]:
-    """A local AgentPhone in memory, empty; see `agentphone.sandbox.Sandbox`.
+    """Yield an empty local AgentPhone in memory; see `agentphone.sandbox.Sandbox`.
 
-    `receive_sms` puts a text in, `faults` makes calls fail, `requests` has what was received; `set_webhook` delivers,
-    with pauses between its attempts that are hundredths of the API's.
+    `receive_sms` stores a text, `faults` makes calls fail, `requests` holds the requests received. After `set_webhook`,
+    texts are delivered with a hundredth of the API's delays between attempts.
     """
     try:
         from agentphone.sandbox import Sandbox
     except ModuleNotFoundError as error:
-        # No skip: a run in which nothing was tested should not look like one that passed.
+        # Not a skip: a run that tested nothing must not look like one that passed.
         pytest.fail(
-            f"The fixtures of agentphone need the extra packages of its sandbox ({error}): pip install '.[sandbox]'",
+            f"The agentphone fixtures need the extra packages of the sandbox ({error}): pip install '.[sandbox]'",
             pytrace=False,
         )
     with Sandbox(retry_scale=0.01) as sandbox:
@@ -42,15 +42,15 @@ def agentphone_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def agentphone_client(agentphone_sandbox: Sandbox) -> Iterator[Client]:
-    """A blocking client of this test's sandbox."""
+    """Yield a blocking client of this test's sandbox."""
     with Client(API_KEY, base_url=BASE_URL, transport=agentphone_sandbox.transport()) as client:
         yield client
 
 
 @pytest.fixture
 def agentphone_async_client(agentphone_sandbox: Sandbox) -> AsyncClient:
-    """An async client of this test's sandbox, on whatever event loop the test runs.
+    """Return an async client of this test's sandbox, for any event loop.
 
-    It need not be closed: it has no connections.
+    It has no connections, so closing it is optional.
     """
     return AsyncClient(API_KEY, base_url=BASE_URL, transport=agentphone_sandbox.transport())

@@ -1,41 +1,40 @@
-"""Webhooks: verify that a delivery is AgentPhone's, and read it. It knows no web framework and sends nothing.
+"""Webhooks: verify that a delivery is AgentPhone's, and read it. No web framework is imported, and nothing is sent.
 
-    from agentphone._delivery_log import DeliveryLog
+    from agentphone.webhooks import SQLiteDeliveryLog, Webhook
 
-`Webhook.parse` takes the raw body and the headers of any framework and gives an event. `DeliveryLog` remembers which
-deliveries were handled, because AgentPhone sends one again until it is answered with 2xx.
+`Webhook.parse` takes the raw body and the headers of any framework and returns an event. A `DeliveryLog` remembers
+which deliveries were handled, because AgentPhone repeats one until the response is 2xx.
 
 Source: the vendor's guide to webhooks.
 """
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import hmac
-import math
 import re
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, Protocol
 
-from attrs import field, frozen
-
-from agentphone._decoding import structure
+from agentphone._checks import check_seconds
+from agentphone._delivery_log import DeliveryLog, SQLiteDeliveryLog
+from agentphone._events import (
+    CallEndedEvent,
+    Event,
+    HistoryItem,
+    MessageEvent,
+    ReactionEvent,
+    UnknownEvent,
+    VoiceEvent,
+    describe_delivery,
+    read_event,
+)
 from agentphone._json import DecodeError, parse_json
 from agentphone._secret import Secret
-from agentphone._state import read_state, state_decode_error
 from agentphone.errors import ConfigurationError, ResponseDecodeError, WebhookVerificationError
-from agentphone.models import _extra
-
-if TYPE_CHECKING:
-    pass
-from agentphone._delivery_log import DeliveryLog, SQLiteDeliveryLog
-
-T = TypeVar("T")
-
 
 __all__ = [
     "CallEndedEvent",
@@ -50,284 +49,39 @@ __all__ = [
     "Webhook",
 ]
 
-
-@frozen(kw_only=True)
-class HistoryItem:
-    """One earlier message of the conversation, as a webhook brings it along.
-
-    Source: `recentHistory[]` of the payload.
-    """
-
-    content: str | None = None
-    """The text; empty or None where it was all media."""
-    direction: str | None = None
-    """`"inbound"` (from the person) or `"outbound"` (from the agent); an open set."""
-    channel: str | None = None
-    """`"sms"`, `"voice"`, ...; an open set."""
-    at: datetime
-    """When it was received."""
-    extra: Mapping[str, Any] = _extra()
-    """Every further field, under the API's own name, as received."""
-
-
-@frozen(kw_only=True)
-class Event:
-    """What every delivery has. The classes below are its kinds; `match` on them, and let the others pass.
-
-    Source: the payload of a webhook.
-    """
-
-    type: str
-    """What happened: the payload's `event` (`"agent.message"`)."""
-    delivery_id: str | None = None
-    """The header `X-Webhook-ID`, the same on every retry; None without it. The signature does not cover it."""
-    channel: str | None = None
-    """`"sms"`, `"mms"`, `"imessage"`, `"voice"`, ...; an open set."""
-    timestamp: datetime
-    """When it happened."""
-    agent_id: str | None = None
-    """The agent that it is for (`agentId`)."""
-    conversation_state: dict[str, Any] | None = field(default=None, hash=False)
-    """The conversation's metadata, as `conversations.update` stored it (`conversationState`)."""
-    recent_history: tuple[HistoryItem, ...] = ()
-    """The latest messages of the conversation, in the server's order (`recentHistory`)."""
-    extra: Mapping[str, Any] = _extra()
-    """Every field of the payload that the class does not have, under the API's own name, as received. Those of `data`
-    are in `extra["data"]`: all of them, unless the class reads some of them itself."""
-
-    @overload
-    def state(self) -> dict[str, Any]: ...
-    @overload
-    def state(self, cls: builtins.type[T]) -> T: ...
-    def state(self, cls: builtins.type[Any] = dict) -> Any:
-        """Read the conversation's state as a class, the one that `conversations.state` reads and writes.
-
-        Changing it changes nothing that is stored: that goes by `conversations.state`.
-
-        Args:
-            cls: An attrs class; a field `order_id` is the key `orderId`. By default a dict, a copy.
-
-        Returns:
-            The state; without one, the class's defaults or an empty dict.
-
-        Raises:
-            StateDecodeError: What is stored does not fit the class.
-            TypeError: It is no such class, or has a field that JSON cannot hold.
-        """
-        try:
-            return read_state(self.conversation_state, cls, "conversationState")
-        except DecodeError as error:
-            raise state_decode_error(error, cls, _request(self.delivery_id)) from None
-
-
-@frozen(kw_only=True)
-class MessageEvent(Event):
-    """A text arrived: `agent.message` on any channel but `voice`."""
-
-    conversation_id: str
-    """The conversation that it belongs to (`data.conversationId`)."""
-    message_id: str | None = None
-    """Its id (`data.messageId`); not every payload has it."""
-    number_id: str | None = None
-    """The id of the agent's number (`data.numberId`)."""
-    from_number: str
-    """The sender's number, E.164 (`data.from`)."""
-    to_number: str
-    """The agent's number, E.164 (`data.to`)."""
-    text: str | None = None
-    """The text (`data.message`); empty or None for a message that is all media."""
-    media_url: str | None = None
-    """Where its media can be fetched (`data.mediaUrl`)."""
-    direction: str | None = None
-    """`"inbound"`; an open set (`data.direction`)."""
-    received_at: datetime | None = None
-    """When it was received (`data.receivedAt`)."""
-
-
-@frozen(kw_only=True)
-class VoiceEvent(Event):
-    """A turn of a phone call: `agent.message` on the channel `voice`."""
-
-    call_id: str
-    """The call that it belongs to (`data.callId`)."""
-    number_id: str | None = None
-    """The id of the agent's number (`data.numberId`)."""
-    from_number: str
-    """The caller's number, E.164 (`data.from`)."""
-    to_number: str
-    """The called number, E.164 (`data.to`)."""
-    status: str | None = None
-    """The status of the call; an open set (`data.status`)."""
-    transcript: str | None = None
-    """What was said (`data.transcript`)."""
-    confidence: float | None = None
-    """How sure the transcript is, 0 to 1 (`data.confidence`)."""
-    direction: str | None = None
-    """`"inbound"` or `"outbound"`; an open set (`data.direction`)."""
-
-
-@frozen(kw_only=True)
-class ReactionEvent(Event):
-    """Somebody reacted to a message: `agent.reaction`. What it was is in `extra["data"]`, as received."""
-
-
-@frozen(kw_only=True)
-class CallEndedEvent(Event):
-    """A phone call ended: `agent.call_ended`. What is known of it is in `extra["data"]`, as received."""
-
-
-@frozen(kw_only=True)
-class UnknownEvent(Event):
-    """An event of a type that this version does not know. Its `data` is in `extra["data"]`, as received."""
-
-
-@frozen(kw_only=True)
-class _Payload:
-    event: str
-    channel: str | None = None
-    timestamp: datetime
-    agent_id: str | None = None
-    conversation_state: dict[str, Any] | None = None
-    recent_history: tuple[HistoryItem, ...] = ()
-    extra: Mapping[str, Any] = _extra()
-
-
-@frozen(kw_only=True)
-class _Text:
-    conversation_id: str
-    message_id: str | None = None
-    number_id: str | None = None
-    from_: str
-    to: str
-    message: str | None = None
-    media_url: str | None = None
-    direction: str | None = None
-    received_at: datetime | None = None
-    extra: Mapping[str, Any] = _extra()
-
-
-@frozen(kw_only=True)
-class _TextPayload(_Payload):
-    data: _Text
-
-
-@frozen(kw_only=True)
-class _VoiceData:
-    call_id: str
-    number_id: str | None = None
-    from_: str
-    to: str
-    status: str | None = None
-    transcript: str | None = None
-    confidence: float | None = None
-    direction: str | None = None
-    extra: Mapping[str, Any] = _extra()
-
-
-@frozen(kw_only=True)
-class _VoicePayload(_Payload):
-    data: _VoiceData
-
-
-_BARE_EVENTS: Mapping[str, type[Event]] = {"agent.reaction": ReactionEvent, "agent.call_ended": CallEndedEvent}
-
-
-def _read(raw: Any, delivery_id: str | None) -> Event:
-    """Turn a payload into its event."""
-    shape: type[_Payload] = _Payload
-    match raw:
-        case {"event": "agent.message", "channel": "voice"}:
-            shape = _VoicePayload
-        case {"event": "agent.message"}:
-            shape = _TextPayload
-    payload = structure(raw, shape)
-    common: dict[str, Any] = {
-        "type": payload.event,
-        "delivery_id": delivery_id,
-        "channel": payload.channel,
-        "timestamp": payload.timestamp,
-        "agent_id": payload.agent_id,
-        "conversation_state": payload.conversation_state,
-        "recent_history": payload.recent_history,
-    }
-    match payload:
-        case _TextPayload(data=text):
-            return MessageEvent(
-                conversation_id=text.conversation_id,
-                message_id=text.message_id,
-                number_id=text.number_id,
-                from_number=text.from_,
-                to_number=text.to,
-                text=text.message,
-                media_url=text.media_url,
-                direction=text.direction,
-                received_at=text.received_at,
-                extra=_merge_extra(payload.extra, text.extra),
-                **common,
-            )
-        case _VoicePayload(data=turn):
-            return VoiceEvent(
-                call_id=turn.call_id,
-                number_id=turn.number_id,
-                from_number=turn.from_,
-                to_number=turn.to,
-                status=turn.status,
-                transcript=turn.transcript,
-                confidence=turn.confidence,
-                direction=turn.direction,
-                extra=_merge_extra(payload.extra, turn.extra),
-                **common,
-            )
-    return _BARE_EVENTS.get(payload.event, UnknownEvent)(extra=payload.extra, **common)
-
-
-def _request(delivery_id: str | None) -> str:
-    """Name the delivery in an error."""
-    return f"POST (webhook {delivery_id})" if delivery_id else "POST (webhook)"
-
-
-def _merge_extra(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Put what `data` has more under its name: the two levels may use one name for different things."""
-    return {**outer, "data": inner} if inner else outer
-
-
 SIGNATURE, TIMESTAMP, DELIVERY_ID = "X-Webhook-Signature", "X-Webhook-Timestamp", "X-Webhook-ID"
 
 
 HEADER_ALIASES = {
-    spelling: name
+    alias: name
     for name in (SIGNATURE, TIMESTAMP, DELIVERY_ID)
-    for spelling in (name.lower(), "http_" + name.lower().replace("-", "_"))  # HTTP, and WSGI's environ
+    for alias in (name.lower(), "http_" + name.lower().replace("-", "_"))  # HTTP, and WSGI's environ
 }
+_SIGNATURE_FORMAT = re.compile(r"sha256=([0-9A-Fa-f]{64})")
+_TIMESTAMP_FORMAT = re.compile(r"[0-9]{1,12}")  # not \d, which matches the digits of other scripts
 
 
-_SIGNATURE_FORM = re.compile(r"sha256=([0-9A-Fa-f]{64})")
-
-
-_TIMESTAMP_FORM = re.compile(r"[0-9]{1,12}")  # not \d, which takes the digits of other scripts
-
-
-class _HasItems(Protocol):
-    """A mapping, or one of the multi-valued header classes that are none."""
+class HeaderItems(Protocol):
+    """A mapping, or a multi-valued header class that is no `Mapping`."""
 
     def items(self) -> Iterable[tuple[Any, Any]]: ...
 
 
 class Webhook:
-    """A webhook's receiving end: it verifies deliveries by the secret, and reads them.
+    """A webhook receiver: it verifies deliveries with the secret, and parses them.
 
-    Make one at the top of a module; it holds no state, and all threads may share it.
+    Create one per module; it is immutable, and all threads may share it.
 
     Args:
-        secret_or_secrets: The webhook's secret (`whsec_...`) exactly as AgentPhone shows it; or several, each of which
-            is good, while one replaces another.
-        tolerance: How far a delivery's timestamp may be from now, in seconds, before or after.
-        clock: Gives now, in unix seconds.
+        secret_or_secrets: The webhook's secret (`whsec_...`) exactly as AgentPhone shows it; or several during a
+            rotation, each of which is accepted.
+        tolerance: How far a delivery's timestamp may be from the current time, in seconds, before or after.
+        clock: Returns the current time, in Unix seconds.
 
     Raises:
-        ConfigurationError: There is no secret, one of them is empty or holds a space or a line break, or `tolerance`
-            is not a positive, finite number. The text does not tell the secret.
-        TypeError: An argument is of another type.
+        ConfigurationError: There is no secret, one of them is empty or contains a space or a line break, or `tolerance`
+            is not a positive, finite number. The text does not contain the secret.
+        TypeError: An argument has the wrong type.
     """
 
     def __init__(
@@ -338,16 +92,16 @@ class Webhook:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._secrets = _wrap_secrets(secret_or_secrets)
-        del secret_or_secrets  # from here on no error of ours shows it among the locals of this frame
+        del secret_or_secrets  # tracebacks with locals would show it
         self._tolerance = tolerance
         self._clock = clock
         _check_secrets(self._secrets)
-        _check_positive("tolerance", tolerance)
+        check_seconds("tolerance", tolerance, maximum=sys.float_info.max, error=ConfigurationError)
         if not callable(clock):
-            raise TypeError(f"clock is a function that gives unix seconds, not {clock!r}")
+            raise TypeError(f"clock must be a function that returns Unix seconds, got {clock!r}")
 
-    def parse(self, body: bytes, headers: _HasItems | Iterable[tuple[Any, Any]]) -> Event:
-        """Verify a delivery and read it.
+    def parse(self, body: bytes, headers: HeaderItems | Iterable[tuple[Any, Any]]) -> Event:
+        """Verify a delivery and parse it.
 
         Args:
             body: The request's body as raw bytes: `request.body` in Django, `await request.body()` in Starlette and
@@ -360,45 +114,44 @@ class Webhook:
             type that this version does not know.
 
         Raises:
-            WebhookVerificationError: It is not from AgentPhone, or not of now. Do not act on it.
-            ResponseDecodeError: It is from AgentPhone, and not what its payloads are known to be.
-            TypeError: `body` is not bytes, or `headers` are no headers.
+            WebhookVerificationError: The delivery is not from AgentPhone, or not recent. Do not act on it.
+            ResponseDecodeError: The delivery is from AgentPhone, but the payload is not a known one.
+            TypeError: `body` is not bytes, or `headers` are not headers.
         """
         raw, delivery_id = self._verify(body, headers)
         try:
-            return _read(parse_json(raw), delivery_id)
+            return read_event(parse_json(raw), delivery_id)
         except DecodeError as error:
             raise ResponseDecodeError(
                 error.reason,
-                request=_request(delivery_id),
+                request=describe_delivery(delivery_id),
                 path=error.path,
                 status_code=None,
                 body=raw,
             ) from None
 
-    def verify(self, body: bytes, headers: _HasItems | Iterable[tuple[Any, Any]]) -> None:
-        """Verify a delivery without reading it.
+    def verify(self, body: bytes, headers: HeaderItems | Iterable[tuple[Any, Any]]) -> None:
+        """Verify a delivery without parsing it.
 
         Args:
             body: The request's body as raw bytes, as for `parse`.
             headers: The request's headers, as for `parse`.
 
         Raises:
-            WebhookVerificationError: It is not from AgentPhone, or not of now. Do not act on it.
-            TypeError: `body` is not bytes, or `headers` are no headers.
+            WebhookVerificationError: The delivery is not from AgentPhone, or not recent. Do not act on it.
+            TypeError: `body` is not bytes, or `headers` are not headers.
         """
         self._verify(body, headers)
 
     def sign(self, body: bytes, *, timestamp: float | None = None) -> dict[str, str]:
-        """Sign a body as AgentPhone does, for tests of what receives it.
+        """Sign a body as AgentPhone does, for tests of a receiver.
 
         Args:
             body: The body as raw bytes.
-            timestamp: When it is sent, in unix seconds; by default now.
+            timestamp: When it is sent, in Unix seconds; the current time by default.
 
         Returns:
-            The three headers. Each call has a new delivery id; for a retry, give the second the first one's
-            `X-Webhook-ID`.
+            The three headers, with a new delivery id. A retry has the `X-Webhook-ID` of the first attempt.
 
         Raises:
             TypeError: `body` is not bytes.
@@ -414,98 +167,93 @@ class Webhook:
         return f"<Webhook secrets={len(self._secrets)} tolerance={self._tolerance!r}>"
 
     def __copy__(self) -> Webhook:
-        return self  # It cannot change.
+        return self  # immutable
 
     def __deepcopy__(self, _: object) -> Webhook:
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A Webhook is not pickled, because it holds the secret. Create one in the other process.")
+        raise TypeError("A Webhook is not pickled, because it contains the secret. Create one in the other process.")
 
-    def _verify(self, body: bytes, headers: _HasItems | Iterable[tuple[Any, Any]]) -> tuple[bytes, str | None]:
-        """Give the verified bytes and the delivery id."""
+    def _verify(self, body: bytes, headers: HeaderItems | Iterable[tuple[Any, Any]]) -> tuple[bytes, str | None]:
+        """Return the verified bytes and the delivery id."""
         raw = _to_bytes(body)
         found = _read_headers(headers)
         for name in (SIGNATURE, TIMESTAMP):
             if name not in found:
                 raise WebhookVerificationError(
-                    f"There is no header {name}. AgentPhone sends it with each delivery: pass all headers of the"
-                    " request, and check that no proxy drops it."
+                    f"The header {name} is missing. AgentPhone sends it with each delivery: pass all headers of the"
+                    " request, and check that no proxy removes it."
                 )
-        signature = _SIGNATURE_FORM.fullmatch(found[SIGNATURE])
+        signature = _SIGNATURE_FORMAT.fullmatch(found[SIGNATURE])
         if signature is None:
             raise WebhookVerificationError(f"The header {SIGNATURE} is not `sha256=` and 64 hexadecimal digits.")
-        if not _TIMESTAMP_FORM.fullmatch(found[TIMESTAMP]):
-            raise WebhookVerificationError(f"The header {TIMESTAMP} is not a whole number of unix seconds.")
+        if not _TIMESTAMP_FORMAT.fullmatch(found[TIMESTAMP]):
+            raise WebhookVerificationError(f"The header {TIMESTAMP} is not a whole number of Unix seconds.")
         if not self._is_signed(bytes.fromhex(signature[1]), found[TIMESTAMP], raw):
             raise WebhookVerificationError(
-                "The signature fits none of the secrets. Check that the secret is that of this very webhook, as"
-                " AgentPhone shows it, and that the body is the raw bytes of the request: JSON that was parsed and"
-                " printed again is another text."
+                "The signature matches none of the secrets. Check that the secret is that of this webhook, as"
+                " AgentPhone shows it, and that the body is the raw bytes of the request, not JSON that was parsed and"
+                " encoded again."
             )
         age = self._clock() - int(found[TIMESTAMP])
         if not abs(age) <= self._tolerance:
             raise WebhookVerificationError(
                 f"The delivery was signed {abs(age):.0f} s {'ago' if age > 0 else 'in the future'}, and"
-                f" {self._tolerance:g} s are allowed. Check this machine's clock; if it is right, somebody may be"
-                " playing back an old delivery."
+                f" {self._tolerance:g} s are allowed. Check this machine's clock; if it is right, an old delivery may"
+                " have been replayed."
             )
         return raw, _read_delivery_id(found.get(DELIVERY_ID))
 
     def _is_signed(self, signature: bytes, timestamp: str, body: bytes) -> bool:
-        """Say whether one of the secrets signed it; a function of its own, whose locals no traceback shows."""
+        """Return whether one of the secrets signed it. A separate function: no traceback shows its locals."""
         return any(hmac.compare_digest(_digest(secret, timestamp, body), signature) for secret in self._secrets)
 
 
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"{name} is a positive, finite number of seconds, not {value!r}")
-
-
-def _wrap_secrets(given: Any) -> tuple[Secret, ...]:
-    """Take what was given as the secrets, whatever it is."""
-    is_one = isinstance(given, str | bytes | bytearray | memoryview) or not isinstance(given, Iterable)
-    values: Iterable[Any] = (given,) if is_one else given
+def _wrap_secrets(secrets: Any) -> tuple[Secret, ...]:
+    """Return the argument as secrets, before it is checked."""
+    is_one = isinstance(secrets, str | bytes | bytearray | memoryview) or not isinstance(secrets, Iterable)
+    values: Iterable[Any] = (secrets,) if is_one else secrets
     return tuple(map(Secret, values))
 
 
 def _check_secrets(secrets: tuple[Secret, ...]) -> None:
     if not secrets:
-        raise ConfigurationError("No webhook secret: the list is empty.")
+        raise ConfigurationError("secret_or_secrets must have at least one secret, got an empty list")
     for secret in secrets:
         if not isinstance(secret.value, str):
-            raise TypeError(f"A webhook's secret is a string, or several in a list, not {type(secret.value).__name__}")
+            raise TypeError(f"secret_or_secrets must be a string or several, got {type(secret.value).__name__}")
         if not secret.value:
-            raise ConfigurationError("The webhook's secret is empty; AgentPhone shows it where the webhook is set up.")
+            raise ConfigurationError(
+                "secret_or_secrets has an empty secret; AgentPhone shows it where the webhook is set up"
+            )
         if not secret.value.isprintable() or " " in secret.value:
             raise ConfigurationError(
-                "The webhook's secret holds a space, a line break or another character that none has; was it cut out of"
-                " a file with its line end? Try secret.strip()."
+                "secret_or_secrets has a secret with a space, a line break or another unprintable character; if it was"
+                " read from a file, use secret.strip()"
             )
 
 
 def _to_bytes(body: Any) -> bytes:
-    """Give the body as bytes. What was parsed cannot be verified: the signature is over the bytes as they came."""
+    """Return the body as bytes. Parsed JSON cannot be verified: the signature is that of the bytes as received."""
     if isinstance(body, bytes):
         return body
     if isinstance(body, bytearray | memoryview):
         return bytes(body)
     raise TypeError(
-        f"body is the raw bytes of the request, not {type(body).__name__}: pass request.body (Django), await"
-        " request.body() (Starlette, FastAPI) or request.get_data() (Flask), not the text or the parsed JSON."
+        f"body must be the raw bytes of the request, got {type(body).__name__}: pass request.body (Django), await"
+        " request.body() (Starlette, FastAPI) or request.get_data() (Flask), not the text or the parsed JSON"
     )
 
 
 def _digest(secret: Secret, timestamp: str, body: bytes) -> bytes:
-    made = hmac.new((secret.value or "").encode(), f"{timestamp}.".encode(), hashlib.sha256)
-    made.update(body)
-    return made.digest()
+    code = hmac.new((secret.value or "").encode(), f"{timestamp}.".encode(), hashlib.sha256)
+    code.update(body)
+    return code.digest()
 
 
-def _read_headers(headers: _HasItems | Iterable[tuple[Any, Any]]) -> dict[str, str]:
-    """Find our headers. One that is there twice is refused: what stands before us may have looked at the other one."""
+def _read_headers(headers: HeaderItems | Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    """Return our headers. Duplicates are rejected: a proxy in front may have validated the other copy."""
     found: dict[str, str] = {}
     for name, value in _pairs(headers):
         text = name.decode("latin-1") if isinstance(name, bytes) else name
@@ -513,9 +261,9 @@ def _read_headers(headers: _HasItems | Iterable[tuple[Any, Any]]) -> dict[str, s
         if known is None:
             continue
         if known in found:
-            raise WebhookVerificationError(f"The header {known} is there twice; AgentPhone sends it once.")
+            raise WebhookVerificationError(f"The header {known} is duplicated; AgentPhone sends it once.")
         if not isinstance(value, str | bytes):
-            raise WebhookVerificationError(f"The header {known} is given as {type(value).__name__}, not as text.")
+            raise WebhookVerificationError(f"The header {known} is not text, but {type(value).__name__}.")
         found[known] = (value.decode("latin-1") if isinstance(value, bytes) else value).strip(" \t")
     return found
 
@@ -527,14 +275,14 @@ def _pairs(headers: Any) -> Iterator[tuple[Any, Any]]:
             yield name, value
     except (TypeError, ValueError):
         raise TypeError(
-            f"headers are the request's headers, a mapping or pairs of a name and a value, not {type(headers).__name__}"
+            f"headers must be a mapping or pairs of names and values, got {type(headers).__name__}"
         ) from None
 
 
 def _read_delivery_id(text: str | None) -> str | None:
-    """Refuse what no id is: also two of them, joined by a comma as WSGI servers do."""
+    """Return the delivery id; None without one. WSGI servers join duplicates with a comma, so that is rejected too."""
     if not text:
         return None
     if not text.isascii() or not text.isprintable() or "," in text:
-        raise WebhookVerificationError(f"The header {DELIVERY_ID} is not one id.")
+        raise WebhookVerificationError(f"The header {DELIVERY_ID} is not a single id.")
     return text

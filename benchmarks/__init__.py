@@ -1,1 +1,1 @@
-"""How fast the SDK is beside what users would pick instead: `python -m benchmarks`, from the folder above."""
+"""The speed of the SDK beside its alternatives: `python -m benchmarks`, from the project's folder."""

@@ -26,13 +26,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and say by the exit status whether every goal was met."""
+    """Measure and print; return 1 if a target was missed."""
     parser = _parser()
     given = parser.parse_args(argv)
     if given.picture is not None and importlib.util.find_spec("matplotlib") is None:
         parser.error("--picture needs matplotlib: pip install '.[bench]'")
     if given.rounds is not None and given.rounds < 1:
-        parser.error("--rounds is 1 or more")
+        parser.error(f"--rounds must be at least 1, got {given.rounds}")
     if given.vendor is not None and not (given.vendor / DISTRIBUTION).exists():
         parser.error(f"--vendor {given.vendor} holds no {DISTRIBUTION}")
     began = time.monotonic()
@@ -97,7 +97,7 @@ def _measure_rows(given: argparse.Namespace, folders: Mapping[str, Path]) -> lis
 
 @contextmanager
 def _vendor(folder: Path | None, *, is_wanted: bool) -> Iterator[Path | None]:
-    """Give where the vendor's SDK is, installing it aside if need be: it has our import name."""
+    """Yield the folder of the vendor's SDK, installed aside if needed: it has the same import name."""
     if folder is not None or not is_wanted:
         yield folder if is_wanted else None
         return

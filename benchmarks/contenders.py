@@ -1,4 +1,4 @@
-"""One contender at one job, in a process of its own: it reads how many units to do, does them and prints figures.
+"""One contender at one job, in a process of its own: read how many units to do, do them, print figures.
 
     python benchmarks/contenders.py JOB LIBRARY URL SIZE
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def ours_async(url: str, width: int) -> AsyncCall:
-    """Give a call of this SDK: models, with their instants parsed."""
+    """Return a call of this SDK: models, with timestamps parsed."""
     from agentphone import AsyncClient
 
     client = AsyncClient("key", base_url=url, max_connections=max(width, 20))
@@ -36,7 +36,7 @@ def ours_async(url: str, width: int) -> AsyncCall:
 
 
 def vendor_async(url: str, _: int) -> AsyncCall:
-    """Give a call of the vendor's SDK: models, with instants left as text. Its 100 connections cannot be changed."""
+    """Return a call of the vendor's SDK: models, with timestamps as text. Its 100 connections cannot be changed."""
     from agentphone import AsyncAgentPhone  # type: ignore[attr-defined]  # the vendor's package of this name
 
     client = AsyncAgentPhone("key", base_url=url)
@@ -49,7 +49,7 @@ def vendor_async(url: str, _: int) -> AsyncCall:
 
 
 def httpx_async(url: str, width: int) -> AsyncCall:
-    """Give a call of httpx alone: dicts. The query is written into the URL, which is the fastest way."""
+    """Return a call of httpx alone: dicts. The query is part of the URL, which is fastest."""
     import httpx
 
     limits = httpx.Limits(max_connections=max(width, 100), max_keepalive_connections=max(width, 20))
@@ -63,7 +63,7 @@ def httpx_async(url: str, width: int) -> AsyncCall:
 
 
 def aiohttp_async(url: str, width: int) -> AsyncCall:
-    """Give a call of aiohttp alone, whose parser is in C: the bound of what an asyncio client can do."""
+    """Return a call of aiohttp alone, whose parser is in C: the bound for an asyncio client."""
     import json
 
     import aiohttp
@@ -83,7 +83,7 @@ def aiohttp_async(url: str, width: int) -> AsyncCall:
 
 
 def ours_blocking(url: str) -> Callable[[], Sized]:
-    """Give a blocking call of this SDK: models, with their instants parsed."""
+    """Return a blocking call of this SDK: models, with timestamps parsed."""
     from agentphone import Client
 
     client = Client("key", base_url=url)
@@ -91,7 +91,7 @@ def ours_blocking(url: str) -> Callable[[], Sized]:
 
 
 def vendor_blocking(url: str) -> Callable[[], Sized]:
-    """Give a blocking call of the vendor's SDK, on requests: models, with instants left as text."""
+    """Return a blocking call of the vendor's SDK, on requests: models, with timestamps as text."""
     import agentphone
 
     client = agentphone.AgentPhone("key", base_url=url)  # type: ignore[attr-defined]  # the vendor's package
@@ -104,7 +104,7 @@ def vendor_blocking(url: str) -> Callable[[], Sized]:
 
 
 def httpx_blocking(url: str) -> Callable[[], Sized]:
-    """Give a call of `httpx.Client`: dicts."""
+    """Return a call of `httpx.Client`: dicts."""
     import httpx
 
     client = httpx.Client(headers={"Authorization": "Bearer key"}, timeout=30)
@@ -340,7 +340,7 @@ def vendor_history(url: str) -> Callable[[int], Awaitable[int]]:
 
 
 def _peak_memory() -> float:
-    """Give in bytes what the system lent the process at most: what its user pays, with all that is not Python's own.
+    """Return the process's peak memory in bytes, as the system counts it.
 
     `ru_maxrss` would begin with the parent's, from the fork; `tracemalloc` sees no buffers of C, and takes four times
     as long.
@@ -375,7 +375,7 @@ JOBS = {
 
 
 def main() -> None:
-    """Take turns."""
+    """Run the turns that arrive on stdin."""
     job, library, url, size = sys.argv[1:]
     turn = JOBS[job](library, url, int(size))
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""What an export needs of memory and time, by the number of messages.
+"""The memory and time of an export, by the number of messages.
 
     python -m benchmarks.export_memory 10000 1000000 [--trace] [--conversations 1] [--format csv]
 

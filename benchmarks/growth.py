@@ -1,4 +1,4 @@
-"""How cost grows: with the length of a history, and with how many calls are in flight.
+"""The growth of cost with the length of a history and with the number of calls in flight.
 
 All sizes of all contenders take turns in one row, since a machine that others use is not the same for two sizes that
 are measured one after the other. Each time is a multiple of one base, of the same round.

@@ -1,4 +1,4 @@
-"""Let the contenders of a row take turns, and compare what they took. It starts processes and knows no library.
+"""Let the contenders of a row take turns, and compare their times. It starts processes and knows no library.
 
 Others use the machine, too: so each round gives every contender a turn, the next in another order, and what is compared
 is the two figures of one round. The server has a core of its own where there are two, and all contenders share another.
@@ -52,7 +52,7 @@ class Result:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the goal was reached; None without one."""
+        """True if the target was reached; None without one."""
         return None if self.goal is None else self.compared <= self.goal
 
 
@@ -98,7 +98,7 @@ def measure(row: Row, folders: Mapping[str, Path]) -> list[Result]:
 
 
 def is_installed(library: str, folders: Mapping[str, Path]) -> bool:
-    """Say whether a library can be measured: those of our import name have a folder, the others are imported."""
+    """Return whether a library can be measured: those with our import name have a folder, others are imported."""
     if library in ("vendor", "other"):
         return library in folders
     return library != "aiohttp" or importlib.util.find_spec(library) is not None

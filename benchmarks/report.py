@@ -1,4 +1,4 @@
-"""The results as people read them: a table and a picture. It measures nothing."""
+"""The results for people: a table and a picture. It measures nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OURS, THEIRS, BETTER, MISSED = "#0b6e4f", "#5b6770", "#e6f2ee", "#b3261e"
 
 
 def describe_machine() -> str:
-    """Say what the figures were measured with."""
+    """Return the versions and the machine of a measurement."""
     libraries = []
     for name in ("httpx", "httpcore", "anyio", "attrs", "cattrs", "aiohttp"):
         try:
@@ -48,7 +48,7 @@ class Report:
     growth: Growth | None = None
 
     def text(self, *, markdown: bool = False) -> str:
-        """Give a table, in columns or in Markdown."""
+        """Return the table, in columns or in Markdown."""
         lines = _result_lines(self.results) if self.growth is None else _growth_lines(self.growth)
         table = _in_markdown(lines) if markdown else _in_columns(lines)
         return f"{table}\n\n{self.machine}; {self.took} s"

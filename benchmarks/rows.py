@@ -1,4 +1,4 @@
-"""What is measured, against whom, and what is to be reached. Data only; the jobs are in `contenders.py`."""
+"""What is measured, against which peers, and the targets. Data only; the jobs are in `contenders.py`."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Row:
     rounds: int
     quick_rounds: int = 1
     warms_up: bool = True
-    """Whether a round that does not count comes first: not where a turn is so long that its beginning is lost in it."""
+    """If True, a round that does not count comes first. Long turns do not need it."""
     is_fresh: bool = False
-    """Whether each turn needs a process of its own."""
+    """If True, each turn runs in a process of its own."""
     compares: Literal["ratio", "difference"] = "ratio"
     unit: Literal["µs", "ms", "s", "MiB"]
 
@@ -202,7 +202,7 @@ ROWS = (
 
 
 def quickly(row: Row) -> Row:
-    """Give a row that takes a few seconds: few rounds, and a tenth of the history, whose peak would show as well."""
+    """Return a row that takes a few seconds: few rounds, and a tenth of the history."""
     if row.name == "memory":
         less = Contender(label="100,000", library="ours", size=100_000)
         row = replace(row, work="memory: peak streaming 100,000 messages", ours=less)

@@ -1,4 +1,4 @@
-"""The server that everybody is measured against: canned answers over real HTTP/1.1, each in one `send`.
+"""The server for all contenders: canned responses over real HTTP/1.1, each in one `send`.
 
     python benchmarks/server.py [--conversations 10000] [--messages 1000000] [--delay 0.05]
 
@@ -65,7 +65,7 @@ class Project:
         return b'{"data":[%b],"hasMore":%b,"total":%d}' % (shown, has_more, total)
 
     def _history(self, limit: int, before: str | None) -> bytes:
-        """Give the newest messages before an instant; one came in each second."""
+        """Return the newest messages before a timestamp; one arrived each second."""
         end = self._messages
         if before is not None:
             seconds = (datetime.fromisoformat(before).replace(tzinfo=None) - BEGIN) / timedelta(seconds=1)

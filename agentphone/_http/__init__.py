@@ -1,1 +1,1 @@
-"""HTTP: describe calls, parse responses, retry, and keep connections."""
+"""HTTP: describe requests, parse responses, retry, and manage connections."""

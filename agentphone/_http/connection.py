@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to the API, as an httpx transport: opened on first use, and again after the server closed it.
 
-It knows HTTP/1.1 (h11) and sockets (httpcore's streams over anyio), but nothing of calls, retries or deadlines. Its
-caller sends one request at a time, and closes the connection when a request fails or is cancelled.
+It knows HTTP/1.1 (h11) and sockets (httpcore's streams over anyio), but nothing of calls, retries or deadlines. The
+pool gives it to one call at a time, and discards it when a request fails or is cancelled.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ class HTTP11Connection(httpcore.AsyncConnectionInterface):
         """Check for bytes between two responses: the end of the connection, or what would pass for the next response.
 
         They may wait in three places. The socket's buffer and the TLS layer's can be checked. The third is asyncio's:
-        it reads up to 256 KiB at once, and the stream keeps what was not asked for. A full read hints at that, but not
+        it reads up to 256 KiB at once, and the stream keeps what was not requested. A full read hints at that, but not
         under TLS: a record that came in one burst with 64 KiB before it remains undetected there (not on trio, which
-        reads only what was asked for). Bytes that arrive after this check cannot be detected at all.
+        reads only what was requested). Bytes that arrive after this check cannot be detected at all.
         """
         if self._was_read_full or _is_readable(self._socket):
             return True

@@ -1,4 +1,7 @@
-"""Connection pools, one per event loop: connections that a client owns, or one transport that is shared."""
+"""Which connection a call uses, and whether it is kept or discarded afterwards: one pool per event loop.
+
+A client owns its connections (`OwnedPool`), or sends through a transport of the caller (`SharedPool`).
+"""
 
 from __future__ import annotations
 
@@ -138,11 +141,13 @@ class Pool(ABC):
 class SharedPool(Pool):
     """Sends everything through one transport, which has its own connections and is closed by its owner."""
 
-    is_closed = False
-
     def __init__(self, max_connections: int, transport: httpx.AsyncBaseTransport) -> None:
         super().__init__(max_connections)
         self._transport = transport
+
+    @property
+    def is_closed(self) -> bool:
+        return False  # the transport's owner closes it
 
     async def acquire(self) -> httpx.AsyncBaseTransport:
         return self._transport

@@ -1,4 +1,7 @@
-"""Parse a response: return a model or raise an error. Pure: no I/O, no clock, no httpx."""
+"""Parse a response: return a model (by `_decoding`) or raise an error (by the status).
+
+Pure: no I/O, no clock, no httpx.
+"""
 
 from __future__ import annotations
 

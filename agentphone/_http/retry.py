@@ -1,4 +1,6 @@
-"""Retry policy: whether to retry, and after what delay. Pure: time and randomness are arguments, nothing sleeps here.
+"""Retry policy: whether to retry, and after what delay (backoff or `Retry-After`).
+
+Pure: time and randomness are arguments, nothing sleeps here.
 
 Every request of this SDK may be repeated: GET only reads, and the one PATCH replaces the metadata, which is idempotent.
 """

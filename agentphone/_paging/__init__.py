@@ -1,1 +1,1 @@
-"""Paginators: what to request next, and which items are ready. Pure state machines."""
+"""Paginators: what to request next, and which items are ready. Pure state machines: no I/O, no clock of their own."""

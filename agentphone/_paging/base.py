@@ -1,4 +1,7 @@
-"""What every paginator shares: a generator of requests that is sent pages and releases items. Pure: no I/O, no clock."""
+"""What all paginators share: a generator that yields requests, receives their pages, and releases items.
+
+Pure: no I/O and no clock. The code that sends the requests is in `_streams`.
+"""
 
 from __future__ import annotations
 
@@ -10,50 +13,56 @@ from agentphone.errors import PaginationError
 from agentphone.models import Page
 
 R = TypeVar("R")
-
-
+P = TypeVar("P")
 T = TypeVar("T")
 
-
 MAX_EMPTY_PAGES = 5
-"""How many times in a row pages may bring nothing, before the walk says that the API goes in circles."""
+"""How many pages in a row may bring nothing new. After that, the API is considered to repeat itself."""
 
 
-class Paginator(Generic[R, T]):
-    """One pass through a list."""
+class BasePaginator(Generic[R, P, T]):
+    """A state machine that reads a list. Its parameters: the type of the requests, of their pages, of the items."""
 
     def __init__(self) -> None:
         self._ready: list[T] = []
-        self._failure: PaginationError | None = None
-        self._steps = self._run()
-        self._requests: Sequence[R] = next(self._steps)
+        self._error: PaginationError | None = None
+        self._generator = self._paginate()
+        self._requests: Sequence[R] = next(self._generator)
 
     @abstractmethod
-    def _run(self) -> Generator[Sequence[R], Sequence[Page[T]], None]:
-        """Yield requests, be sent their pages, put what may go out into `_ready`."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is nothing more to ask, and nothing wrong to tell."""
-        return not self._requests and self._failure is None
+    def _paginate(self) -> Generator[Sequence[R], Sequence[P], None]:
+        """Yield requests, receive their pages, and append the items that are complete to `_ready`."""
 
     def next_requests(self) -> Sequence[R]:
-        """Say what to ask; several may be in flight at once; none when the walk is over. Asking again is harmless.
+        """Return the requests to send next. Calling it again returns the same requests.
 
         Raises:
-            PaginationError: The pages contradict each other. Everything that could go out has gone out.
+            PaginationError: The pages contradict each other. All items that could be released were returned before.
         """
-        if self._failure is not None:
-            raise self._failure
+        if self._error is not None:
+            raise self._error
         return self._requests
 
-    def receive(self, pages: Sequence[Page[T]]) -> Sequence[T]:
-        """Take the pages that answer the requests, in their order, and give the items that may go out."""
+    def receive(self, pages: Sequence[P]) -> Sequence[T]:
+        """Process the pages of the requests, in the order of the requests.
+
+        Returns:
+            The items that are ready, which may be none.
+        """
         self._ready, self._requests = [], ()
         try:
-            self._requests = self._steps.send(pages)
+            self._requests = self._generator.send(pages)
         except StopIteration:
             pass
         except PaginationError as error:
-            self._failure = error
+            self._error = error
         return self._ready
+
+
+class Paginator(BasePaginator[R, Page[T], T]):
+    """A paginator that ends: it reads a list once. Without requests it is over."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to request, and no error to raise."""
+        return not self._requests and self._error is None

@@ -1,4 +1,4 @@
-"""Page through the list of conversations by offset while the list moves."""
+"""Page through the list of conversations by offset, while the list moves."""
 
 from __future__ import annotations
 
@@ -6,92 +6,84 @@ from collections.abc import Generator, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from agentphone._paging.base import MAX_EMPTY_PAGES, Paginator
+from agentphone._paging.requests import MAX_CONVERSATIONS, OffsetRequest
 from agentphone.errors import PaginationError
 from agentphone.models import Conversation, Page
 
-R = TypeVar("R")
-
-
 T = TypeVar("T")
 
-
-MAX_CONVERSATIONS = 100
-
-
 PREFETCH_FACTOR = 8
-"""How many times as many pages are planned at a time as may be in flight at once. So the next one goes out as soon as
-one is there, and all of them wait for the slowest more seldom."""
-
-
-READINGS = 3
+"""Plan this many times `concurrency` pages per batch, so that batches rarely wait for their slowest page."""
+MAX_PASSES = 3
 """How many times a list that moves all the time is read as a whole, at most."""
 
-
-@frozen(kw_only=True)
-class OffsetRequest:
-    """One page of a list that is read by offset."""
-
-    limit: int
-    offset: int
-
-
 OffsetSteps = Generator[Sequence[OffsetRequest], Sequence[Page[Conversation]], T]
-
+"""A part of a paginator: it yields requests for conversations, receives their pages, and returns a T."""
 
 Fingerprint = tuple[str, datetime | None, int | None]
+"""Identifies a conversation at its present place: id, last message and count. It changes when the place changes."""
 
 
 @define
 class ListPass:
-    """What one way through the list, from its front, has shown."""
+    """What one pass through the list, from its front, has shown."""
 
-    size: int
+    page_size: int
     concurrency: int = 1
-    low_watermark: datetime | None = None
-    """Where a second look at the front may end: at conversations whose last message is older."""
+    stop_before: datetime | None = None
+    """For a pass that reads the front again: it may end at conversations whose last message is older than this."""
     is_overlapping: bool = False
-    """Whether each page begins with the last item of the one before, also where a total would show deletions."""
+    """Whether each page begins with the last item of the page before. Without a total that is always so."""
     began_at: datetime | None = None
-    """The server's time when it began: that of the newest message then."""
+    """The newest message's timestamp in the first page: the server's time when the pass began."""
     front: list[Fingerprint] = field(factory=list)
-    """What stood at the front of the list, as many as a page can hold."""
+    """The front of the list, as many conversations as a page can hold."""
     requests: int = 0
     has_moved: bool = False
+    """Whether a page has shown that the list moved during the pass."""
     total: int | None = None
-    """How many conversations the API counted last."""
-    gone: int = 0
-    """By how much that has fallen in all: some of those that were read may have disappeared."""
+    """The latest total of the API."""
+    removed: int = 0
+    """The sum of all decreases of the total. Some of the conversations that were read may have been removed."""
     fingerprints: dict[str, Fingerprint] = field(factory=dict)
-    """What it has read, as it was then, by id."""
+    """What was read in this pass, by id."""
 
 
 class OffsetPaginator(Paginator[OffsetRequest, Conversation]):
-    """Walk the conversations, most recent activity first, while the list moves.
+    """Read the conversations, most recent activity first, each once, while the list moves.
 
-    What moves: a message brings its conversation to the front, and those above its old place down by one; a new
-    conversation does that to all; one that disappears brings those below it up. A message that is shown late brings
-    its conversation to a place in the middle. So:
+    The problem: an offset counts from the front, and the list is sorted by activity. A message moves its conversation
+    to the front, and all those before its old place down by one. A new conversation moves all others down; a removed
+    one moves those after it up. A message that is shown late moves its conversation to the middle.
 
-    - What moves down is read twice, and goes out once: ids are remembered.
-    - What moves up could be missed: `total` falls by as much, and the walk steps back by that. Where the API gives no
-      total, each page begins with the last item of the one before.
-    - What jumps to the front unseen is found by reading the front again, down to a conversation that is as it was: all
-      that jumped stand above it. It must also be older than the newest message was when the walk began: one that is
-      dated in the future stays above those that jump. When that takes more than one request it is itself a walk, and
-      is done again.
-    - What moves to the middle unseen leaves a trace: something was read twice, or `total` has changed. If fewer
-      conversations are known after that than `total` counts, or there is no total, the list is read again as a whole,
-      with pages that overlap: up to `READINGS` times, for a list that never stands still must come to an end.
+    The idea: each kind of move is handled in its own way.
 
-    What this assumes: a conversation that changes its place changes its date or its count of messages. Fewer of them
-    do so between two requests than half a page holds. None moves to the middle, past the walk, in every reading. And
-    where some do: between the same two answers conversations begin or disappear, not both, for only the total tells of
-    them; without a total, nothing moves to the middle between two answers in which another disappears.
+    - Moves down repeat items. Ids are remembered, and each is released once.
+    - Moves up skip items. The total decreases by as much, and the paginator steps back by that. If the API returns no
+      total, each page begins with the last item of the page before.
+    - Moves to the front are found by reading the front again at the end, down to an unchanged conversation: all that
+      moved stand before it. It must also be older than the newest message was when the pass began, because a
+      conversation dated in the future stays before those that move. If that takes more than one request, the front is
+      read again, until one request suffices.
+    - Moves to the middle show indirectly: something was read twice, or the total has changed. If fewer conversations
+      are known then than the total counts, or there is no total, the whole list is read again with overlapping pages,
+      in up to `MAX_PASSES` passes. The number is limited because a list may never stop moving.
 
-    With a `floor` it ends at conversations whose last message is older than that.
+    Assumptions: a conversation that changes its place changes its fingerprint. Fewer of them do so between two
+    requests than half a page holds. No conversation moves to the middle, from after the current page to before it, in
+    every pass. Where some move to the middle, conversations are either added or removed between the same two
+    responses, but not both, because only the total shows that. Without a total, none moves to the middle between two
+    responses between which another one is removed.
+
+    Args:
+        limit: How many conversations to release; None for all.
+        offset: How many to skip.
+        page_size: The size of a page.
+        concurrency: How many requests may be in flight at once.
+        stop_before: End at conversations whose last message is older than this; None to read the whole list.
     """
 
     def __init__(
@@ -101,87 +93,96 @@ class OffsetPaginator(Paginator[OffsetRequest, Conversation]):
         offset: int,
         page_size: int,
         concurrency: int = 1,
-        low_watermark: datetime | None = None,
+        stop_before: datetime | None = None,
     ) -> None:
-        self._left = limit
+        self._remaining = limit
         self._start = offset
         self._page_size = page_size
         self._concurrency = concurrency
-        self._low_watermark = low_watermark
-        self._given: set[str] = set()
-        self._held: dict[str, Conversation] = {}
-        """What was read on a page that is to be read again, and has not gone out yet."""
-        self._largest = 0
-        """How many the largest page held."""
-        self._most = MAX_CONVERSATIONS
-        """How many the API gives at once."""
+        self._stop_before = stop_before
+        self._released_ids: set[str] = set()
+        self._unreleased: dict[str, Conversation] = {}
+        """Conversations that were read but not released: their page is to be read again."""
+        self._largest_page = 0
+        self._max_page_size = MAX_CONVERSATIONS
+        """The most conversations that this API returns at once, as far as is known."""
         super().__init__()
 
-    def _run(self) -> OffsetSteps[None]:
-        is_promised = self._left is None and self._start == 0
-        for behavior in range(READINGS):
-            is_again = behavior > 0
-            list_pass = yield from self._list_pass(
-                ListPass(self._page_size, self._concurrency, is_overlapping=is_again)
+    def _paginate(self) -> OffsetSteps[None]:
+        is_whole_list = self._remaining is None and self._start == 0
+        for number in range(MAX_PASSES):
+            is_overlapping = number > 0
+            list_pass = yield from self._read_pass(
+                ListPass(self._page_size, self._concurrency, is_overlapping=is_overlapping)
             )
-            if not is_promised or list_pass.requests == 1:
+            if not is_whole_list or list_pass.requests == 1:
                 return
-            # Pages in flight at once are read in any order: only when they overlap do they show all that moves.
-            if (yield from self._look_again(list_pass, is_sure=is_again or self._concurrency == 1)):
+            # Concurrent pages are served in any order. They show every move only if they overlap.
+            is_reliable = is_overlapping or self._concurrency == 1
+            if (yield from self._read_front_again(list_pass, is_reliable=is_reliable)):
                 return
 
-    def _look_again(self, list_pass: ListPass, *, is_sure: bool) -> OffsetSteps[bool]:
-        """Find at the front of the list what has jumped there; say whether nothing can be missing then."""
+    def _read_front_again(self, list_pass: ListPass, *, is_reliable: bool) -> OffsetSteps[bool]:
+        """Find what moved to the front during a pass, and return whether nothing can be missing.
+
+        Args:
+            list_pass: The pass.
+            is_reliable: Whether its pages show every move. If not, nothing is missing only if nothing has moved.
+        """
         known = dict(list_pass.fingerprints)
-        head, stalled = list_pass, 0
-        while head is list_pass or (head.requests > 1 and stalled < MAX_EMPTY_PAGES):
-            before = head
-            head = ListPass(MAX_CONVERSATIONS, low_watermark=before.began_at, total=before.total, gone=before.gone)
-            yield from self._list_pass(head, front=before.front, known=known)
-            # A list this busy may never be caught up with.
-            stalled += head.requests >= before.requests
-            if not is_sure:
-                return not (list_pass.has_moved or head.has_moved)
-            known |= head.fingerprints
-        if self._low_watermark is not None or not list_pass.has_moved:
+        latest, stalled = list_pass, 0
+        while latest is list_pass or (latest.requests > 1 and stalled < MAX_EMPTY_PAGES):
+            previous = latest
+            latest = ListPass(
+                MAX_CONVERSATIONS, stop_before=previous.began_at, total=previous.total, removed=previous.removed
+            )
+            yield from self._read_pass(latest, front=previous.front, known=known)
+            stalled += latest.requests >= previous.requests  # the list moves as fast as it is read
+            if not is_reliable:
+                return not (list_pass.has_moved or latest.has_moved)
+            known |= latest.fingerprints
+        if self._stop_before is not None or not list_pass.has_moved:
             return True
-        return head.total is not None and len(known) >= head.total + head.gone
+        return latest.total is not None and len(known) >= latest.total + latest.removed
 
-    def _list_pass(
+    def _read_pass(
         self, list_pass: ListPass, front: list[Fingerprint] | None = None, known: dict[str, Fingerprint] | None = None
     ) -> OffsetSteps[ListPass]:
-        """Go through the list from its front; stop at once where the front is still `front`.
+        """Read the list from its front.
 
-        With `known`, which is what was read before, it ends only at a conversation that has not changed since.
+        Args:
+            list_pass: The pass, in which the results are recorded.
+            front: What the pass before found at the front. If it is still there, one page is enough.
+            known: What was read before. The pass ends at a conversation that has not changed since.
         """
-        offset = reached = self._start
-        back = idle = 0
-        while self._left != 0:
-            requests = self._plan(list_pass, offset, back, idle)
+        offset = furthest = self._start
+        step_back = empty_pages = 0
+        while self._remaining != 0:
+            requests = self._plan(list_pass, offset, step_back, is_stalled=empty_pages > 0)
             pages = yield requests
-            self._held.update((item.id, item) for page in pages for item in page.data)
-            idle_before = idle
+            self._unreleased.update((item.id, item) for page in pages for item in page.data)
+            empty_before_batch = empty_pages
             for request, page in zip(requests, pages, strict=True):
                 is_first = list_pass.requests == 0
-                list_pass.requests += 1
-                total, list_pass.total = list_pass.total, page.total
-                fallen = 0 if total is None or page.total is None else max(0, total - page.total)
-                list_pass.gone += fallen
-                list_pass.has_moved |= not is_first and page.total != total
-                fresh = [item for item in page.data if item.id not in list_pass.fingerprints]
-                if not fresh and not back and request.offset + request.limit > reached:
-                    # Once for all that were in flight at once: when the list moves, several of them bring nothing.
-                    idle, list_pass.size = min(idle, idle_before) + 1, MAX_CONVERSATIONS
-                    self._check_progress(request, page, idle)
-                if request.offset > self._start and (fallen or not _continues(list_pass, request, page, offset)):
-                    # Items have moved up behind the walk's back: read this page again, from further ahead.
+                decrease = self._record_total(list_pass, page)
+                new = [item for item in page.data if item.id not in list_pass.fingerprints]
+                if not new and not step_back and request.offset + request.limit > furthest:
+                    # Counted once per batch: when the list moves, several concurrent pages may bring nothing new.
+                    empty_pages = min(empty_pages, empty_before_batch) + 1
+                    list_pass.page_size = MAX_CONVERSATIONS
+                    self._check_progress(request, page, empty_pages)
+                is_gap = request.offset > self._start and (
+                    decrease > 0 or not _continues(list_pass, request, page, offset)
+                )
+                if is_gap:
+                    # Items have moved up, to before this page: read it again, from further ahead.
                     list_pass.has_moved = True
-                    offset, back = request.offset, max(fallen, 2 * back, 1)
+                    offset, step_back = request.offset, max(decrease, 2 * step_back, 1)
                     break
-                back = 0
-                asked_again = max(0, offset - request.offset)
-                list_pass.has_moved |= len(fresh) < len(page.data) - asked_again
-                self._take(list_pass, page)
+                step_back = 0
+                read_again = max(0, offset - request.offset)
+                list_pass.has_moved |= len(new) < len(page.data) - read_again
+                self._record(list_pass, page)
                 if is_first:
                     list_pass.began_at = max(
                         (item.last_message_at for item in page.data if item.last_message_at), default=None
@@ -191,91 +192,115 @@ class OffsetPaginator(Paginator[OffsetRequest, Conversation]):
                         if not list_pass.has_moved:
                             return list_pass
                 offset = request.offset + len(page.data)
-                reached = max(reached, offset)
-                idle = 0 if fresh else idle
-                # A total that says more than hasMore is followed as long as that brings anything.
-                is_last = not page.has_more and (page.total is None or offset >= page.total or not fresh)
+                furthest = max(furthest, offset)
+                empty_pages = 0 if new else empty_pages
+                # If total and hasMore disagree, follow the total as long as that brings something new.
+                is_last = not page.has_more and (page.total is None or offset >= page.total or not new)
                 if is_last or any(self._ends_at(item, list_pass, known) for item in page.data):
                     return list_pass
-                self._largest = max(self._largest, len(page.data))
+                self._largest_page = max(self._largest_page, len(page.data))
                 if len(page.data) < request.limit:
                     if page.has_more and page.data:
-                        self._most = self._largest
-                    break  # shorter than asked for: the pages behind it, asked for at once, would leave a gap
+                        self._max_page_size = self._largest_page
+                    break  # shorter than requested: a gap lies before the next pages of the batch
         return list_pass
 
     def _ends_at(self, item: Conversation, list_pass: ListPass, known: dict[str, Fingerprint] | None) -> bool:
-        """Whether a sweep may end at the page that holds this conversation."""
-        if known is None or _is_older(item, self._low_watermark):
-            return _is_older(item, self._low_watermark)
+        """Return whether a pass may end at the page that holds a conversation."""
+        if known is None or _is_older(item, self._stop_before):
+            return _is_older(item, self._stop_before)
         is_old = (
             item.last_message_at is not None
-            if list_pass.low_watermark is None
-            else _is_older(item, list_pass.low_watermark)
+            if list_pass.stop_before is None
+            else _is_older(item, list_pass.stop_before)
         )
         return is_old and known.get(item.id) == fingerprint(item)
 
-    def _plan(self, list_pass: ListPass, offset: int, back: int, idle: int) -> list[OffsetRequest]:
-        """Say what to ask from `offset` on, or from `back` before it."""
+    def _plan(self, list_pass: ListPass, offset: int, step_back: int, *, is_stalled: bool) -> list[OffsetRequest]:
+        """Return the next batch of requests.
+
+        Args:
+            list_pass: The pass.
+            offset: Where to continue.
+            step_back: How many items before the offset the batch must begin.
+            is_stalled: Whether the latest pages brought nothing new.
+        """
         total = list_pass.total
         overlap = 1 if list_pass.requests > 0 and (total is None or list_pass.is_overlapping) else 0
         requests: list[OffsetRequest] = []
         end = offset
-        most = list_pass.concurrency * (1 if idle or list_pass.concurrency == 1 else PREFETCH_FACTOR)
-        while not requests or (len(requests) < most and total is not None and end < total):
-            wanted = list_pass.size if self._left is None else min(list_pass.size, self._left - (end - offset))
+        is_sequential = is_stalled or list_pass.concurrency == 1
+        max_requests = list_pass.concurrency * (1 if is_sequential else PREFETCH_FACTOR)
+        while not requests or (len(requests) < max_requests and total is not None and end < total):
+            wanted = (
+                list_pass.page_size
+                if self._remaining is None
+                else min(list_pass.page_size, self._remaining - (end - offset))
+            )
             if wanted <= 0:
                 break
-            if idle:
-                wanted = list_pass.size  # the few that `limit` wants may move away as fast as the walk comes after them
-            begin = max(self._start, end - max(overlap, 0 if requests else back))
-            limit = min(self._most, wanted + end - begin)
-            requests.append(OffsetRequest(limit=limit, offset=begin))
-            end = begin + limit
+            if is_stalled:
+                # The few items that `limit` still wants may move down as fast as the offset advances by so few.
+                wanted = list_pass.page_size
+            begin = max(self._start, end - max(overlap, 0 if requests else step_back))
+            size = min(self._max_page_size, wanted + end - begin)
+            requests.append(OffsetRequest(limit=size, offset=begin))
+            end = begin + size
         return requests
 
-    def _take(self, list_pass: ListPass, page: Page[Conversation]) -> None:
-        """Remember the page's items, and let out those that were not read before."""
+    def _record_total(self, list_pass: ListPass, page: Page[Conversation]) -> int:
+        """Record the total of a page, and return by how much it has decreased since the page before."""
+        is_first = list_pass.requests == 0
+        list_pass.requests += 1
+        previous, list_pass.total = list_pass.total, page.total
+        decrease = 0 if previous is None or page.total is None else max(0, previous - page.total)
+        list_pass.removed += decrease
+        list_pass.has_moved |= not is_first and page.total != previous
+        return decrease
+
+    def _record(self, list_pass: ListPass, page: Page[Conversation]) -> None:
+        """Remember the items of a page, and release those that are new."""
         for item in page.data:
             if item.id not in list_pass.fingerprints and len(list_pass.front) < MAX_CONVERSATIONS:
                 list_pass.front.append(fingerprint(item))
             list_pass.fingerprints[item.id] = fingerprint(item)
-            self._emit(item)
+            self._release(item)
 
-    def _emit(self, item: Conversation) -> None:
-        self._held.pop(item.id, None)
-        if item.id not in self._given and self._left != 0:
-            self._given.add(item.id)
+    def _release(self, item: Conversation) -> None:
+        self._unreleased.pop(item.id, None)
+        if item.id not in self._released_ids and self._remaining != 0:
+            self._released_ids.add(item.id)
             self._ready.append(item)
-            if self._left is not None:
-                self._left -= 1
+            if self._remaining is not None:
+                self._remaining -= 1
 
-    def _check_progress(self, request: OffsetRequest, page: Page[Conversation], idle: int) -> None:
-        if idle > MAX_EMPTY_PAGES and page.has_more:
-            for item in list(self._held.values()):
-                self._emit(item)
+    def _check_progress(self, request: OffsetRequest, page: Page[Conversation], empty_pages: int) -> None:
+        """Raise if too many pages in a row brought nothing new, and still say hasMore."""
+        if empty_pages > MAX_EMPTY_PAGES and page.has_more:
+            for item in list(self._unreleased.values()):
+                self._release(item)
             raise PaginationError(
-                f"GET /v1/conversations goes in circles: {idle} pages, the last at offset {request.offset}, held"
-                " nothing that was not read before, and still say hasMore. The API or a proxy is at fault."
+                f"The pages of GET /v1/conversations contradict each other: {empty_pages} pages in a row, the last at"
+                f" offset {request.offset}, held nothing new and still say hasMore. The API or a proxy is at fault."
             )
 
 
 def _continues(list_pass: ListPass, request: OffsetRequest, page: Page[Conversation], offset: int) -> bool:
-    """Whether nothing can lie between what a sweep has read and this page.
+    """Return whether nothing can lie between what a pass has read and a page.
 
-    Two conversations change their order only when one of them gets a message. So a page that begins with one that was
-    read, and is as it was then, has behind it what was behind it then.
+    Two conversations change their order only if one of them gets a message. Therefore, if a page begins with a
+    conversation that has been read and has not changed, the same conversations follow it as before.
     """
     if request.offset >= offset:
-        return True  # asked for where the page before it ended: `total` alone tells
+        return True  # no overlap was requested: only the total can show a gap
     return bool(page.data) and list_pass.fingerprints.get(page.data[0].id) == fingerprint(page.data[0])
 
 
 def fingerprint(item: Conversation) -> Fingerprint:
-    """Give what tells a conversation, and changes whenever it moves."""
+    """Return what identifies a conversation at its present place in the list."""
     return item.id, item.last_message_at, item.message_count
 
 
-def _is_older(item: Conversation, low_watermark: datetime | None) -> bool:
-    # One without a date says nothing of where in the list it stands: databases sort those to either end.
-    return low_watermark is not None and item.last_message_at is not None and item.last_message_at < low_watermark
+def _is_older(item: Conversation, timestamp: datetime | None) -> bool:
+    # A conversation without a date does not show where the list is: databases sort nulls first or last.
+    return timestamp is not None and item.last_message_at is not None and item.last_message_at < timestamp

@@ -2,336 +2,365 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Generator, Iterable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
 
-from attrs import define, frozen
+from attrs import define
 
-from agentphone._paging.base import MAX_EMPTY_PAGES, Paginator
-from agentphone._paging.bounds import MICROSECOND, MILLISECOND, SECOND, TimeBound, clamped_add, key
-from agentphone._paging.cursor import MAX_MESSAGES, CursorRequest
-from agentphone._paging.offset import MAX_CONVERSATIONS, Fingerprint, OffsetPaginator, OffsetRequest, fingerprint
+from agentphone._paging.base import MAX_EMPTY_PAGES
+from agentphone._paging.bounds import MICROSECOND, MILLISECOND, SECOND, TimeBound, clamped_add, sort_key
+from agentphone._paging.offset import Fingerprint, OffsetPaginator, OffsetSteps, fingerprint
 from agentphone._paging.polling import (
     LOOKBACK,
     MAX_CONCURRENT_READS,
     PAGE_HEADROOM,
-    TIMESTAMP_RESOLUTION,
-    IdleTimer,
+    LivePaginator,
     SeenMessages,
+    capped_watermark,
+    is_truncated,
+    lasting_bound,
     page_capacity,
+    watermark_below,
 )
+from agentphone._paging.requests import MAX_CONVERSATIONS, MAX_MESSAGES, MessagesRequest, OffsetRequest
 from agentphone.models import Conversation, Message, NewMessage, Page
 
-GONE: Page[Any] = Page(data=(), has_more=False)
-"""What stands for the messages of a conversation that is not found: it may have been deleted since it was listed."""
+T = TypeVar("T")
 
+MessagesSteps = Generator[Sequence[MessagesRequest], Sequence[Page[Message]], T]
+"""A part of a paginator: it yields requests for messages of many conversations, and returns a T."""
+WatchSteps = Generator[Sequence[OffsetRequest | MessagesRequest], Sequence[Page[Conversation] | Page[Message]], T]
+"""A part of a paginator that yields either kind of request."""
 
-def breaks_off(before: Page[Any] | None, page: Page[Any]) -> bool:
-    """Whether a page shows nothing, although the one before it said that there is more."""
-    return before is not None and before.has_more and not page.data
-
-
-def floor_below(overlap: timedelta, *instants: datetime | None) -> datetime | None:
-    """Say below what nothing is shown for the first time any more, from the times that are known."""
-    earliest = min((instant for instant in instants if instant is not None), default=None)
-    return None if earliest is None else clamped_add(earliest, -overlap)
-
-
-def not_beyond(instant: datetime, server_time: datetime | None, overlap: timedelta) -> datetime:
-    """Keep an instant from lying where messages may still be dated."""
-    return instant if server_time is None else min(instant, clamped_add(server_time, -overlap))
-
-
-def lasting_of(after: TimeBound | None) -> TimeBound | None:
-    """Give what holds of a start for good: an instant does, a message only tells what was there when it was handled."""
-    return after if after is not None and after.message_id is None else None
-
-
-def end_of(printed: datetime) -> datetime:
-    """Give the last instant that may have been printed so, by a list that prints fewer digits than the messages."""
-    unit = MICROSECOND if printed.microsecond % 1000 else MILLISECOND if printed.microsecond else SECOND
-    return clamped_add(printed, unit - MICROSECOND)
-
-
-@frozen
-class MessagesRequest:
-    """One page of one conversation's messages."""
-
-    conversation_id: str
-    cursor: CursorRequest
+GONE: Page[Message] = Page(data=(), has_more=False)
+"""Replaces a page of messages whose conversation is not found: it may have been deleted since it was listed."""
 
 
 @define
-class _ConversationState:
-    """One conversation at the head of the list."""
+class _WatchedConversation:
+    """A conversation near the front of the list, as the last poll left it."""
 
-    fingerprint_: Fingerprint
-    """What it was like when it was listed."""
+    fingerprint: Fingerprint
+    """The fingerprint when it was last listed."""
     listed_at: float
-    window: SeenMessages | None = None
-    """What was read of it, if its messages are new enough that some may still be shown late."""
+    """When it was last listed, on the paginator's clock."""
+    seen: SeenMessages | None = None
+    """The messages that were read. None if it has not been read."""
     has_deferred: bool = False
-    """Whether it showed messages later than the newest of the list, which the next poll gives."""
-    behind_since: float | None = None
-    """Since when it has not shown what the list knows of; None when it has, or when that is not waited for any more."""
+    """Whether it has messages after the poll's high watermark, which the next poll releases."""
+    lagging_since: float | None = None
+    """Since when its messages have not shown what the list shows. None if they do, or if nothing waits for that."""
 
-    def is_later_than(self, instant: datetime) -> bool:
-        """Whether it had a message later than that, which the list may not have known of yet."""
-        seen = self.window.seen.values() if self.window is not None else ()
-        return any(at > instant for at in (self.fingerprint_[1], *seen) if at is not None)
+    @property
+    def last_message_at(self) -> datetime | None:
+        """The timestamp of its last message, as listed."""
+        return self.fingerprint[1]
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the next poll must read it even if it has not moved."""
+        return self.has_deferred or self.lagging_since is not None
+
+    def has_later(self, timestamp: datetime) -> bool:
+        """Return whether a message later than a timestamp is known. The list may not have shown it yet."""
+        seen = self.seen.received_at.values() if self.seen is not None else ()
+        return any(at > timestamp for at in (self.last_message_at, *seen) if at is not None)
 
 
-WatchSteps = Generator[Sequence[OffsetRequest | MessagesRequest], Sequence[Page[Any]], Any]
-
-
-class WatchPaginator(Paginator[Any, Any]):
+class WatchPaginator(LivePaginator[OffsetRequest | MessagesRequest, Page[Conversation] | Page[Message], NewMessage]):
     """Read the messages of all conversations as they arrive, oldest first, each once.
 
-    A poll reads the head of the list, down to conversations whose last message is older than the floor: that of the
-    newest message of the poll before, or of the server's own time if that is earlier, less the `overlap`. Then it reads
-    those that moved: that are new there, or whose last message or count differs from the poll before.
+    The problem: there is no endpoint for the messages of all conversations. The list shows which conversations have a
+    new last message, and each must then be read. Between these requests, more messages arrive.
 
-    A list that is empty teaches nothing: it may be so for a moment only, and what was there before it is not new.
+    The idea: a poll has two parts. It reads the front of the list, down to conversations whose last message is too
+    old to matter. Then it reads the conversations that have moved: those that are new there, or whose fingerprint
+    differs from the poll before. Three timestamps control that:
 
-    What came in after the list was read waits for the next poll: messages of other conversations between the two are
-    not known yet, and whoever begins again behind the one would lose the others.
+    - The low watermark: messages up to it have been shown before, and are not read again. It is the overlap before
+      the newest message, or before the server's time if that is earlier, so that a message dated in the future does
+      not raise it.
+    - The high watermark of a poll: the newest message of the list. What a conversation shows after that waits for the
+      next poll. Other conversations may have earlier messages that the list did not show yet; a caller that resumes
+      after the later message would lose those.
+    - The list watermark: a conversation that appears for the first time has nothing new up to it.
+
+    An empty or truncated list proves nothing, because it may be so for a moment only. The watermarks then stay.
     """
 
-    def __init__(
-        self,
-        *,
-        after: TimeBound | None,
-        overlap: timedelta,
-        clock: Callable[[], float],
-        server_time: Callable[[], datetime | None],
-    ) -> None:
-        self._after = after
-        self._overlap = overlap + TIMESTAMP_RESOLUTION
-        self._clock = clock
-        self._server_time = server_time
-        self._quiet = IdleTimer(self._overlap, clock)
-        self._asked_at: datetime | None = None
-        """The server's time at the first answer of a poll: what it shows later may be missing there."""
-        self._now: datetime | None = None
-        """The newest instant when the watch began."""
-        self._is_first = True
-        """Whether what the list shows was there before the watch began."""
-        self._states: dict[str, _ConversationState] = {}
-        self._low_watermark: datetime | None = None
-        """What was received up to here is not shown any more for the first time."""
-        self._head: datetime | None = None
-        """Down to where the list is read: to the floor, and to so many conversations that one whose last message is
-        dated in the future does not hide the others. None for all of a short list."""
-        self._list_watermark: datetime | None = None
-        """What a conversation that is not among `_threads` has up to here is not new. None if all of it is."""
-        self._broken_off_since: float | None = None
-        """Since when the list has ended too early; None when it has not."""
-        self._page_capacity = LOOKBACK
-        """How many conversations one request of a poll can list again and see beyond."""
-        self.has_new = False
-        """Whether the last poll brought anything, or knows that there is more."""
-        super().__init__()
+    _is_first: bool
+    """Whether what the list shows is older than the iteration."""
+    _newest_at_start: datetime | None
+    """The newest message's timestamp when the iteration began."""
+    _watched: dict[str, _WatchedConversation]
+    """The conversations near the front of the list, by id."""
+    _low_watermark: datetime | None
+    """Messages up to here have been shown before."""
+    _list_watermark: datetime | None
+    """Conversations that appear for the first time have nothing new up to here. None if all of it is new."""
+    _stop_before: datetime | None
+    """How far down to read the list: to the low watermark, and at least `LOOKBACK` conversations, so that those dated
+    in the future do not hide the others. None to read all of a short list."""
+    _truncated_since: float | None
+    """Since when the list has been truncated, on the paginator's clock. None if it is not."""
 
-    def _run(self) -> WatchSteps:
-        pages: Sequence[Page[Conversation]] = ()
-        for _ in range(MAX_EMPTY_PAGES):
-            pages = yield (OffsetRequest(limit=PAGE_HEADROOM, offset=0),)
-            if pages[0].data or not pages[0].has_more:
-                break
-        newest = max(_instants(pages[0].data), default=None)
-        self._now = newest
-        self._asked_at = self._server_time()
-        beginning = self._after.instant if self._after else None
-        self._low_watermark = floor_below(self._overlap, newest, beginning, self._asked_at)
-        self._list_watermark = self._low_watermark
-        self._head = self._low_watermark if pages[0].has_more else None
+    def _paginate(self) -> WatchSteps[None]:
+        pages = yield from _widen(self._start())
         while True:
-            high_watermark, listed = yield from self._list(pages)
+            high_watermark, listed = yield from _widen(self._read_list(pages))
             pages = ()
-            fresh, is_moving = yield from self._read_moved(listed, high_watermark)
-            self._ready.extend(sorted(fresh, key=lambda new: key(new.message)))
-            self.has_new = bool(fresh) or bool(self._waiting())
+            new, has_moved = yield from _widen(self._read_moved(listed, high_watermark))
+            self._ready.extend(sorted(new, key=lambda item: sort_key(item.message)))
+            self.has_new = bool(new) or bool(self._pending())
             if high_watermark is not None:
-                self._advance_watermarks(listed, high_watermark, is_quiet=self._quiet.note(has_new=is_moving))
+                is_idle = self._idle_timer.record_poll(has_new=has_moved)
+                self._advance_watermarks(listed, high_watermark, is_idle=is_idle)
             self._is_first = self._is_first and high_watermark is None
             yield ()
 
-    def _list(self, pages: Sequence[Page[Conversation]]) -> WatchSteps:
-        """Read the head of the list; give the instant of its newest message, and the conversations.
+    def _start(self) -> OffsetSteps[Sequence[Page[Conversation]]]:
+        """Read the first page of the list, and set the watermarks from it."""
+        request = OffsetRequest(limit=PAGE_HEADROOM, offset=0)
+        (page,) = yield (request,)
+        for _ in range(MAX_EMPTY_PAGES - 1):
+            if page.data or not page.has_more:
+                break
+            (page,) = yield (request,)
+        self._polled_at = self._server_time()
+        self._newest_at_start = max(_timestamps_of(page.data), default=None)
+        self._is_first = True
+        self._watched = {}
+        self._low_watermark = watermark_below(
+            self._overlap, self._newest_at_start, self._after.timestamp if self._after else None, self._polled_at
+        )
+        self._list_watermark = self._low_watermark
+        self._stop_before = self._low_watermark if page.has_more else None
+        self._truncated_since = None
+        return (page,)
 
-        One that breaks off teaches nothing either, or what it did not show would be too old to be listed again.
+    def _read_list(
+        self, pages: Sequence[Page[Conversation]]
+    ) -> OffsetSteps[tuple[datetime | None, list[Conversation]]]:
+        """Read the front of the list.
+
+        Args:
+            pages: Its first page, if it has been read already.
+
+        Returns:
+            The high watermark and the conversations. A truncated list counts as empty: what it did not show would be
+            below the watermark at the next poll.
         """
         began = self._clock()
-        size = min(MAX_CONVERSATIONS, self._recent() + PAGE_HEADROOM)
-        paginator = OffsetPaginator(limit=None, offset=0, page_size=size, low_watermark=self._head)
+        page_size = min(MAX_CONVERSATIONS, self._count_recent() + PAGE_HEADROOM)
+        paginator = OffsetPaginator(limit=None, offset=0, page_size=page_size, stop_before=self._stop_before)
         high_watermark: datetime | None = None
         listed: list[Conversation] = []
         first: list[datetime] | None = None
         last: Page[Conversation] | None = None
-        is_broken_off = False
+        is_list_truncated = False
         self._page_capacity = LOOKBACK
         while requests := paginator.next_requests():
             if not pages:
                 pages = yield requests
                 if first is None:
-                    self._asked_at = self._server_time()
+                    self._polled_at = self._server_time()
             if first is None:
-                first = _instants(pages[0].data)
+                first = _timestamps_of(pages[0].data)
                 high_watermark = max(first, default=None)
             else:
                 self._page_capacity = page_capacity(len(first))
-            if breaks_off(last, pages[0]) or (listed and requests[0].offset == 0 and not pages[0].data):
-                is_broken_off = True
+            is_emptied = bool(listed) and requests[0].offset == 0 and not pages[0].data
+            is_list_truncated |= is_truncated(last, pages[0]) or is_emptied
             last = pages[0]
             listed.extend(paginator.receive(pages))
             pages = ()
-        if not is_broken_off:
-            self._broken_off_since = None
-        elif self._broken_off_since is None:
-            self._broken_off_since = self._clock()
-        if self._broken_off_since is not None and began - self._broken_off_since <= self._overlap.total_seconds():
+        if not is_list_truncated:
+            self._truncated_since = None
+        elif self._truncated_since is None:
+            self._truncated_since = self._clock()
+        if self._truncated_since is not None and began - self._truncated_since <= self._overlap.total_seconds():
             return None, []
         return high_watermark, listed
 
-    def _read_moved(self, listed: Sequence[Conversation], high_watermark: datetime | None) -> WatchSteps:
-        """Read the conversations that moved; give what is new in them, and whether any did."""
+    def _read_moved(
+        self, listed: Sequence[Conversation], high_watermark: datetime | None
+    ) -> MessagesSteps[tuple[list[NewMessage], bool]]:
+        """Read the conversations that have moved, and return their new messages and whether any has moved."""
         began = self._clock()
-        states: dict[str, _ConversationState] = {}
+        watched: dict[str, _WatchedConversation] = {}
         moved: list[tuple[Conversation, SeenMessages]] = []
         released: set[str] = set()
         for conversation in listed:
-            fingerprint_, known = fingerprint(conversation), self._states.get(conversation.id)
-            window = self._window_of(conversation, known)
-            states[conversation.id] = state = _ConversationState(fingerprint_, began, known.window if known else None)
-            if window is not None:
-                moved.append((conversation, window))
-                if known is not None and known.fingerprint_ == fingerprint_:
-                    state.behind_since = known.behind_since
+            current, known = fingerprint(conversation), self._watched.get(conversation.id)
+            seen = self._messages_to_read(conversation, known)
+            entry = _WatchedConversation(current, began, known.seen if known else None)
+            watched[conversation.id] = entry
+            if seen is not None:
+                moved.append((conversation, seen))
+                if known is not None and known.fingerprint == current:
+                    entry.lagging_since = known.lagging_since
                     if known.has_deferred:
-                        released.add(conversation.id)  # the list's clock is behind that of the messages
-        fresh: list[NewMessage] = []
-        room = PAGE_HEADROOM if self._states else MAX_MESSAGES  # the first poll reads all since the start
+                        released.add(conversation.id)  # deferred once already: the list's timestamps lag
+        new: list[NewMessage] = []
+        # The first poll reads everything since the start, which may be much.
+        headroom = PAGE_HEADROOM if self._watched else MAX_MESSAGES
         for begin in range(0, len(moved), MAX_CONCURRENT_READS):
             batch = moved[begin : begin + MAX_CONCURRENT_READS]
-            paginators = {conversation.id: window.paginator(room) for conversation, window in batch}
-            found: dict[str, list[Message]] = {name: [] for name in paginators}
-            last: dict[str, Page[Message]] = {}
-            broken_off: set[str] = set()
-            while asked := [
-                (identity, request)
-                for identity, paginator in paginators.items()
-                for request in paginator.next_requests()
-            ]:
-                pages = yield tuple(MessagesRequest(name, request) for name, request in asked)
-                for (name, _), page in zip(asked, pages, strict=True):
-                    if breaks_off(last.get(name), page):
-                        broken_off.add(name)
-                    last[name] = page
-                    found[name].extend(paginators[name].receive((page,)))
-            for conversation, window in batch:
+            found, truncated = yield from _read_batch(batch, headroom)
+            for conversation, seen in batch:
                 items = found[conversation.id]
-                state = states[conversation.id]
-                state.window = window
-                if conversation.id not in broken_off and not window.is_lagging(conversation.last_message_at, items):
-                    state.behind_since = None
-                elif state.behind_since is None:
-                    state.behind_since = self._clock()
-                elif began - state.behind_since > self._overlap.total_seconds():
-                    state.behind_since = None  # or each poll would ask for it, for ever
+                entry = watched[conversation.id]
+                entry.seen = seen
+                is_lagging = conversation.id in truncated or seen.is_lagging(conversation.last_message_at, items)
+                if not is_lagging:
+                    entry.lagging_since = None
+                elif entry.lagging_since is None:
+                    entry.lagging_since = self._clock()
+                elif began - entry.lagging_since > self._overlap.total_seconds():
+                    entry.lagging_since = None  # give up: otherwise each poll would read it, forever
                 if high_watermark is not None and conversation.id not in released:
-                    held = {item.id for item in items if item.received_at > high_watermark and window.is_new(item)}
-                    state.has_deferred = bool(held)
-                    items = [item for item in items if item.id not in held]
-                fresh.extend(NewMessage(conversation, item) for item in window.take(items))
-                if state.behind_since is None:
-                    window.start = lasting_of(self._after)  # what else is shown behind it now, is shown late
-        self._states |= states
-        return fresh, bool(moved)
+                    deferred = {item.id for item in items if item.received_at > high_watermark and seen.is_new(item)}
+                    entry.has_deferred = bool(deferred)
+                    items = [item for item in items if item.id not in deferred]
+                new.extend(NewMessage(conversation, item) for item in seen.add_new(items))
+                if entry.lagging_since is None:
+                    seen.start = lasting_bound(self._after)  # what appears before it from now on is late, and new
+        self._watched |= watched
+        return new, bool(moved)
 
-    def _window_of(self, conversation: Conversation, known: _ConversationState | None) -> SeenMessages | None:
-        """Say what is to be read of a conversation; None if nothing new can be in it."""
+    def _messages_to_read(self, conversation: Conversation, known: _WatchedConversation | None) -> SeenMessages | None:
+        """Return which messages of a listed conversation to read; None if none of them can be new."""
         last = conversation.last_message_at
         if known is None:
             is_new = self._list_watermark is None or (last is not None and last > self._list_watermark)
-            return SeenMessages(self._list_watermark, self._start_of(last)) if is_new else None
-        if known.fingerprint_ == fingerprint(conversation) and not (
-            known.has_deferred or known.behind_since is not None
-        ):
+            return SeenMessages(self._list_watermark, self._start_in(last)) if is_new else None
+        if known.fingerprint == fingerprint(conversation) and not known.is_pending:
             return None
-        if known.window is not None:
-            return known.window
-        before = known.fingerprint_[1]
-        is_dated_back = None not in (last, before, self._low_watermark) and last <= self._low_watermark  # type: ignore[operator]
-        return SeenMessages(before if is_dated_back else self._low_watermark, lasting_of(self._after))
+        if known.seen is not None:
+            return known.seen
+        previous, low_watermark = known.last_message_at, self._low_watermark
+        if last is not None and previous is not None and low_watermark is not None and last <= low_watermark:
+            low_watermark = previous  # it has moved, although its last message is below the watermark
+        return SeenMessages(low_watermark, lasting_bound(self._after))
 
-    def _start_of(self, last: datetime | None) -> TimeBound | None:
-        """Say up to where a conversation that shows for the first time has nothing new."""
+    def _start_in(self, last_message_at: datetime | None) -> TimeBound | None:
+        """Return the bound up to which a conversation that appears for the first time has nothing new."""
         if not self._is_first:
-            return lasting_of(self._after)
-        if self._after is not None or last is None or self._now is None:
+            return lasting_bound(self._after)
+        if self._after is not None or last_message_at is None or self._newest_at_start is None:
             return self._after
-        return TimeBound(end_of(min(last, self._now)))  # either may lie in the future
+        # The earlier of the two, because either may be dated in the future.
+        return TimeBound(_latest_printed_as(min(last_message_at, self._newest_at_start)))
 
-    def _waiting(self) -> dict[str, _ConversationState]:
-        """Give those that have something to show, unless they have not been listed for too long."""
+    def _pending(self) -> dict[str, _WatchedConversation]:
+        """Return the conversations with messages to come, except those that have not been listed for too long."""
         listed_since = self._clock() - self._overlap.total_seconds()
         return {
-            identity: state
-            for identity, state in self._states.items()
-            if (state.has_deferred or state.behind_since is not None) and state.listed_at >= listed_since
+            conversation_id: entry
+            for conversation_id, entry in self._watched.items()
+            if entry.is_pending and entry.listed_at >= listed_since
         }
 
-    def _recent(self) -> int:
-        """Count the conversations that the next poll reads whether they moved or not."""
-        return sum(self._head is None or last >= self._head for last in self._lasts())
+    def _count_recent(self) -> int:
+        """Return how many known conversations the next poll lists even if none has moved."""
+        timestamps = _last_messages_of(self._watched.values())
+        return sum(self._stop_before is None or timestamp >= self._stop_before for timestamp in timestamps)
 
-    def _lasts(self) -> list[datetime]:
-        """Give when each conversation had its last message, in order."""
-        return _lasts_of(self._states.values())
-
-    def _advance_watermarks(self, listed: Sequence[Conversation], high_watermark: datetime, *, is_quiet: bool) -> None:
-        """Move on after a poll, and forget what is too old to matter."""
-        instants = _instants(listed)
-        low_watermark = clamped_add(
-            high_watermark if self._asked_at is None else min(high_watermark, self._asked_at), -self._overlap
-        )
+    def _advance_watermarks(self, listed: Sequence[Conversation], high_watermark: datetime, *, is_idle: bool) -> None:
+        """Raise the watermarks after a poll, and forget what is below them."""
+        low_watermark = capped_watermark(clamped_add(high_watermark, -self._overlap), self._polled_at, self._overlap)
         if self._low_watermark is None or low_watermark > self._low_watermark:
             self._low_watermark = low_watermark
-        if self._asked_at is not None:
+        if self._polled_at is not None:
             self._list_watermark = self._low_watermark
-        else:  # the floor may lie in the future
-            is_whole = self._head is None or instants[0] >= self._head
-            self._list_watermark = None if is_whole else self._head
-        for state in self._states.values():
-            if state.window is not None and state.window.seen and state.behind_since is None:
-                # Not beyond what it has itself: the floor may lie in the future.
-                newest = max(state.window.seen.values())
-                state.window.raise_watermark(min(self._low_watermark, clamped_add(newest, -self._overlap)))
+        else:
+            # Without the server's time, the low watermark may lie in the future. Use what the list has shown.
+            timestamps = _timestamps_of(listed)
+            is_whole_list = self._stop_before is None or timestamps[0] >= self._stop_before
+            self._list_watermark = None if is_whole_list else self._stop_before
+        for entry in self._watched.values():
+            if entry.seen is not None and entry.seen.received_at and entry.lagging_since is None:
+                # Not above its own newest message: the low watermark may lie in the future.
+                newest = max(entry.seen.received_at.values())
+                entry.seen.raise_watermark(min(self._low_watermark, clamped_add(newest, -self._overlap)))
         if self._list_watermark is not None:
-            ids = {conversation.id for conversation in listed} | self._waiting().keys()
-            known = min(self._list_watermark, self._low_watermark)
-            self._states = {
-                identity: state
-                for identity, state in self._states.items()
-                if identity in ids or state.is_later_than(known)  # it has gone, and when it is back it is not new
-            }
-        lasts = self._lasts()
-        head = min(self._low_watermark, lasts[-LOOKBACK - 1]) if len(lasts) > LOOKBACK else None
-        if is_quiet and self._recent() > self._page_capacity:
-            # Or each poll would list all of a burst again, for ever.
-            head = not_beyond(clamped_add(lasts[-self._page_capacity - 1], MICROSECOND), self._asked_at, self._overlap)
-        waiting = _lasts_of(self._waiting().values())
-        if head is not None and waiting:
-            head = min(head, waiting[0])
-        if head is not None and (self._head is None or head > self._head):
-            self._head = head
+            self._forget(listed, min(self._list_watermark, self._low_watermark))
+        self._advance_stop(self._low_watermark, is_idle=is_idle)
+
+    def _forget(self, listed: Sequence[Conversation], known_up_to: datetime) -> None:
+        """Forget the conversations that are not listed any more, if all their messages are old.
+
+        One with later messages is kept: it may only be missing for a moment, and must not look new when it is back.
+        """
+        kept = {conversation.id for conversation in listed} | self._pending().keys()
+        self._watched = {
+            conversation_id: entry
+            for conversation_id, entry in self._watched.items()
+            if conversation_id in kept or entry.has_later(known_up_to)
+        }
+
+    def _advance_stop(self, low_watermark: datetime, *, is_idle: bool) -> None:
+        """Raise the timestamp down to which the next poll reads the list."""
+        timestamps = _last_messages_of(self._watched.values())
+        stop_before = min(low_watermark, timestamps[-LOOKBACK - 1]) if len(timestamps) > LOOKBACK else None
+        if is_idle and self._count_recent() > self._page_capacity:
+            # After a burst, each poll would otherwise list the whole burst again, forever.
+            oldest_kept = clamped_add(timestamps[-self._page_capacity - 1], MICROSECOND)
+            stop_before = capped_watermark(oldest_kept, self._polled_at, self._overlap)
+        pending = _last_messages_of(self._pending().values())
+        if stop_before is not None and pending:
+            stop_before = min(stop_before, pending[0])
+        if stop_before is not None and (self._stop_before is None or stop_before > self._stop_before):
+            self._stop_before = stop_before
 
 
-def _instants(conversations: Iterable[Conversation]) -> list[datetime]:
-    """Give when the conversations had their last messages, in order."""
+def _widen(steps: Generator[Sequence[Any], Sequence[Any], T]) -> WatchSteps[T]:
+    """Return the same steps, typed for both kinds of requests.
+
+    Steps receive only the pages of their own requests, which a union of types cannot express.
+    """
+    return steps
+
+
+def _read_batch(
+    batch: Sequence[tuple[Conversation, SeenMessages]], headroom: int
+) -> MessagesSteps[tuple[dict[str, list[Message]], set[str]]]:
+    """Read several conversations at once.
+
+    Returns:
+        The messages of each, newest first, and the ids of the conversations whose pages were truncated.
+    """
+    paginators = {conversation.id: seen.paginator(headroom) for conversation, seen in batch}
+    found: dict[str, list[Message]] = {conversation_id: [] for conversation_id in paginators}
+    last: dict[str, Page[Message]] = {}
+    truncated: set[str] = set()
+    while requests := [
+        MessagesRequest(conversation_id, request)
+        for conversation_id, paginator in paginators.items()
+        for request in paginator.next_requests()
+    ]:
+        pages = yield requests
+        for request, page in zip(requests, pages, strict=True):
+            conversation_id = request.conversation_id
+            if is_truncated(last.get(conversation_id), page):
+                truncated.add(conversation_id)
+            last[conversation_id] = page
+            found[conversation_id].extend(paginators[conversation_id].receive((page,)))
+    return found, truncated
+
+
+def _latest_printed_as(timestamp: datetime) -> datetime:
+    """Return the latest timestamp that the list may print like this: it may print fewer digits than the messages."""
+    unit = MICROSECOND if timestamp.microsecond % 1000 else MILLISECOND if timestamp.microsecond else SECOND
+    return clamped_add(timestamp, unit - MICROSECOND)
+
+
+def _timestamps_of(conversations: Iterable[Conversation]) -> list[datetime]:
+    """Return the timestamps of the conversations' last messages, in order."""
     return sorted(item.last_message_at for item in conversations if item.last_message_at is not None)
 
 
-def _lasts_of(states: Iterable[_ConversationState]) -> list[datetime]:
-    return sorted(state.fingerprint_[1] for state in states if state.fingerprint_[1] is not None)
+def _last_messages_of(watched: Iterable[_WatchedConversation]) -> list[datetime]:
+    """Return the timestamps of the last messages, in order."""
+    return sorted(entry.last_message_at for entry in watched if entry.last_message_at is not None)

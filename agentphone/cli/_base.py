@@ -22,6 +22,7 @@ from agentphone.errors import (
     ConfigurationError,
     RateLimitError,
 )
+from agentphone.models import Cursor
 
 EXTRAS = {"rich": "cli", "starlette": "sandbox", "uvicorn": "sandbox"}
 """The extra that installs each package that a command may need."""
@@ -124,6 +125,16 @@ def timestamp(*words: str) -> Callable[[click.Context, click.Parameter, str | No
         return value
 
     return check
+
+
+def timestamp_or_cursor(ctx: click.Context, param: click.Parameter, value: str | None) -> str | Cursor | None:
+    """Check an option for a timestamp with an offset, or for a cursor, which contains a slash."""
+    if value is not None and "/" in value:
+        try:
+            return Cursor.parse(value)
+        except ValueError as error:
+            raise click.UsageError(f"{param.opts[0]}: {error}", ctx) from error
+    return timestamp()(ctx, param, value)
 
 
 @contextmanager

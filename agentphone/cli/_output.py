@@ -1,4 +1,4 @@
-"""The interface of the output formats, and the one for programs: JSON lines.
+"""The interface of output formats, and the format for programs, JSON lines.
 
 One JSON object a line, in UTF-8, with the API's own names; timestamps in UTC with `Z`; unknown fields as received.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
@@ -49,32 +47,26 @@ class JsonLines:
     def conversations(self, pages: Iterable[Page[Conversation]]) -> None:
         """Print one line for each conversation."""
         for page in pages:
-            _write(map(as_row, page))
+            _write(item.to_dict() for item in page)
 
     def conversation(self, conversation: ConversationDetail, *, with_messages: bool) -> None:
         """Print one line, always with the messages, as the API returns them."""
-        _write([as_row(conversation)])
+        _write([conversation.to_dict()])
 
     def messages(self, pages: Iterable[Page[Message]]) -> None:
         """Print one line for each message."""
         for page in pages:
-            _write(map(as_row, page))
+            _write(item.to_dict() for item in page)
 
     def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
         """Print one line for each message."""
         for conversation, message in arrivals:
             ids = {} if conversation is None else {"conversationId": conversation.id}
-            _write([ids | as_row(message) | ids])  # first in the line, and not replaced by a field of the message
+            _write([ids | message.to_dict() | ids])  # first in the line, and not replaced by a field of the message
 
     def exported(self, result: Result) -> None:
         """Print one line with the counts and the paths."""
-        _write([{to_camel_case(name): _to_json(value) for name, value in attrs.asdict(result).items()}])
-
-
-def as_row(model: Conversation | Message) -> dict[str, Any]:
-    """Return a model as the JSON object that the API sent: the API's names, timestamps in UTC with `Z`."""
-    fields = (field.name for field in attrs.fields(type(model)) if field.name != "extra")
-    return {to_camel_case(name): _to_json(getattr(model, name)) for name in fields} | dict(model.extra)
+        _write([{to_camel_case(name): value for name, value in attrs.asdict(result).items()}])
 
 
 def as_line(row: Any) -> str:
@@ -83,20 +75,10 @@ def as_line(row: Any) -> str:
     Unprintable characters are escaped, which makes no difference to a JSON parser: some would drive a terminal, and
     UTF-8 cannot encode half a surrogate pair.
     """
-    line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    line = json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=str)  # paths
     if line.isprintable():
         return line
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return [as_row(item) if isinstance(item, Message) else item for item in value]
-    return value
 
 
 def _write(rows: Iterable[dict[str, Any]]) -> None:

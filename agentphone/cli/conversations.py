@@ -11,8 +11,9 @@ from typing import Any, Literal
 import click
 
 from agentphone._json import DecodeError, parse_json
-from agentphone.cli._base import Group, describe, timestamp, usage_errors
+from agentphone.cli._base import Group, describe, timestamp_or_cursor, usage_errors
 from agentphone.cli._settings import account_options, settings_of
+from agentphone.models import Cursor
 
 EXAMPLES = """\
 examples:
@@ -151,11 +152,13 @@ def update(ctx: click.Context, conversation_id: str, pairs: tuple[str, ...], fil
 @_conversation_id
 @click.option(
     "--before",
-    metavar="TIMESTAMP",
-    callback=timestamp(),
+    metavar="TIMESTAMP|CURSOR",
+    callback=timestamp_or_cursor,
     help="Only messages received before this time, such as 2025-01-15T12:00:00Z.",
 )
-@click.option("--after", metavar="TIMESTAMP", callback=timestamp(), help="Only messages received after this time.")
+@click.option(
+    "--after", metavar="TIMESTAMP|CURSOR", callback=timestamp_or_cursor, help="Only messages received after this time."
+)
 @click.option(
     "--order",
     type=click.Choice(["asc", "desc"]),
@@ -169,8 +172,8 @@ def update(ctx: click.Context, conversation_id: str, pairs: tuple[str, ...], fil
 def messages(
     ctx: click.Context,
     conversation_id: str,
-    before: str | None,
-    after: str | None,
+    before: str | Cursor | None,
+    after: str | Cursor | None,
     order: Literal["asc", "desc"],
     limit: int | None,
 ) -> None:
@@ -184,8 +187,8 @@ def messages(
 
 _after = click.option(
     "--after",
-    metavar="TIMESTAMP",
-    callback=timestamp(),
+    metavar="TIMESTAMP|CURSOR",
+    callback=timestamp_or_cursor,
     help="Start with messages received after this time (default: now).",
 )
 
@@ -195,7 +198,7 @@ _after = click.option(
 @_after
 @account_options
 @click.pass_context
-def follow(ctx: click.Context, conversation_id: str, after: str | None) -> None:
+def follow(ctx: click.Context, conversation_id: str, after: str | Cursor | None) -> None:
     """Show the messages of a conversation as they arrive.
 
     Runs until Ctrl-C. Connection failures, 429s and 5xx responses are retried until they clear, and reported on stderr.
@@ -211,7 +214,7 @@ def follow(ctx: click.Context, conversation_id: str, after: str | None) -> None:
 @_after
 @account_options
 @click.pass_context
-def watch(ctx: click.Context, after: str | None) -> None:
+def watch(ctx: click.Context, after: str | Cursor | None) -> None:
     """Show the messages of all conversations as they arrive.
 
     Runs until Ctrl-C, and retries as follow does. JSON lines also have the conversationId.

@@ -121,4 +121,4 @@ def _parse_since(value: Any) -> datetime | Literal["last"] | None:
     if not isinstance(value, str | datetime):
         raise TypeError(f'since must be an aware datetime, an ISO 8601 string or "last", got {type(value).__name__}')
     bound = parse_bound(value, "since")
-    return None if bound is None else bound.instant
+    return None if bound is None else bound.timestamp

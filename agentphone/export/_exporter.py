@@ -22,8 +22,8 @@ from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError, NotFoundError
 from agentphone.export import _files
 from agentphone.export._fingerprint import Fingerprint
-from agentphone.export._store import LISTING, WRITTEN, Key, Listed, Store
-from agentphone.models import Conversation, Message, Page
+from agentphone.export._store import LISTING, WRITTEN, ExportDatabase, Listed, MessageKey
+from agentphone.models import Conversation, Cursor, Message, Page
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class _Export:
         self._client = client
         self._options = options
         self._partial = options.directory / PARTIAL
-        self._store = Store(self._partial)
+        self._store = ExportDatabase(self._partial)
         self._progress = Progress(phase="listing")
         self._thread = anyio.CapacityLimiter(1)
         self._lock = threading.Lock()
@@ -216,11 +216,11 @@ class _Export:
         if failures:
             raise failures[0]
 
-    async def _read_conversation(self, conversation_id: str, oldest: Key | None, after: str | None) -> None:
+    async def _read_conversation(self, conversation_id: str, oldest: MessageKey | None, after: str | None) -> None:
         """Read a conversation's messages, newest first, from where an earlier run stopped."""
         before = None
         if oldest is not None:
-            before = Message(id=oldest.id, received_at=oldest.received_at, from_number="", to_number="")
+            before = Cursor(oldest.received_at, oldest.id)
         try:
             async for page in self._client.conversations.messages(conversation_id, before=before, after=after).pages():
                 new = await self._in_thread(self._add, conversation_id, page)

@@ -14,12 +14,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import attrs
-
-from agentphone._json import to_camel_case
-from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError
-from agentphone.models import Conversation, Message
+from agentphone.models import Conversation, Message, json_keys
 
 FORMATS = ("jsonl", "csv", "parquet")
 
@@ -27,23 +23,14 @@ CHUNK = 5000
 """How many rows are in memory at once while a file is written; also the size of a row group in Parquet."""
 
 
-def _fields(model: type[attrs.AttrsInstance]) -> tuple[tuple[str, str], ...]:
-    """Return the names of a model's fields, each with the API's name."""
-    return tuple((field.name, to_camel_case(field.name)) for field in attrs.fields(model) if field.name != "extra")
-
-
-CONVERSATION_FIELDS = _fields(Conversation)
-MESSAGE_FIELDS = _fields(Message)
-
 COLUMNS = {
-    "conversations": tuple(name for _, name in CONVERSATION_FIELDS),
-    "messages": ("conversationId", *(name for _, name in MESSAGE_FIELDS)),
+    "conversations": tuple(key for _, key in json_keys(Conversation)),
+    "messages": ("conversationId", *(key for _, key in json_keys(Message))),
 }
 """The columns of each file, under the API's names; `extra` follows them where columns are fixed."""
 
 NUMBERS = frozenset({"messageCount"})
 LISTS = frozenset({"mediaUrls"})
-OBJECTS = frozenset({"metadata"})
 """The columns whose values are not text."""
 
 
@@ -52,16 +39,13 @@ OBJECTS = frozenset({"metadata"})
 
 def conversation_row(conversation: Conversation) -> bytes:
     """Return a conversation as a row."""
-    return to_json(
-        {name: getattr(conversation, field) for field, name in CONVERSATION_FIELDS} | dict(conversation.extra)
-    )
+    return to_json(conversation.to_dict())
 
 
 def message_row(conversation_id: str, message: Message) -> bytes:
     """Return a message as a row that begins with the id of its conversation."""
-    row: dict[str, Any] = {"conversationId": conversation_id}
-    row |= {name: getattr(message, field) for field, name in MESSAGE_FIELDS}
-    return to_json(row | dict(message.extra) | {"conversationId": conversation_id})
+    own = {"conversationId": conversation_id}
+    return to_json(own | message.to_dict() | own)  # first in the row, and not replaced by a field of the message
 
 
 def to_json(value: Any) -> bytes:
@@ -70,7 +54,7 @@ def to_json(value: Any) -> bytes:
     A preview that was cut inside an emoji ends with half a surrogate pair, which is not UTF-8: it stays escaped. So do
     three characters that many programs read as the end of a line.
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=format_timestamp)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character in "\x85\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode("utf-8", "backslashreplace")

@@ -26,7 +26,7 @@ SCHEMA = (
         id BLOB PRIMARY KEY,
         row BLOB NOT NULL,
         announced INTEGER,
-        taken INTEGER NOT NULL DEFAULT 0,
+        stored INTEGER NOT NULL DEFAULT 0,
         is_complete INTEGER NOT NULL) WITHOUT ROWID""",
     # The key is the file's order reversed: messages arrive newest first and fill page after page. The database is 1.4
     # times as large as its rows; with the key in the file's order it was 2.4 times. A message without a row was in an
@@ -43,8 +43,8 @@ NEXT = "SELECT id FROM conversations WHERE id > ? AND NOT is_complete ORDER BY i
 OLDEST = """SELECT received_at, id FROM messages WHERE conversation = ? AND row IS NOT NULL
     ORDER BY received_at, id LIMIT 1"""
 ADD = "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?)"
-TAKEN = "UPDATE conversations SET taken = taken + ?, is_complete = ? WHERE id = ?"
-COUNTS = """SELECT count(*), total(is_complete), total(taken), iif(count(announced) = count(*), total(announced), NULL)
+COUNT_STORED = "UPDATE conversations SET stored = stored + ?, is_complete = ? WHERE id = ?"
+COUNTS = """SELECT count(*), total(is_complete), total(stored), iif(count(announced) = count(*), total(announced), NULL)
     FROM conversations"""
 ROWS = {
     "conversations": "SELECT row FROM conversations ORDER BY id",
@@ -77,7 +77,7 @@ class Listed:
 
 
 @frozen
-class Key:
+class MessageKey:
     """The key of a message, which is also its place in the order."""
 
     conversation_id: str
@@ -95,7 +95,7 @@ class Counts:
     announced: int | None
 
 
-class Store:
+class ExportDatabase:
     """The database of one export, through any number of processes."""
 
     def __init__(self, folder: Path) -> None:
@@ -152,7 +152,7 @@ class Store:
 
     def add_listed(self, conversations: Iterable[Listed]) -> None:
         """Add conversations."""
-        rows = [(_key(item.id), item.row, item.announced, item.is_complete) for item in conversations]
+        rows = [(_encode_key(item.id), item.row, item.announced, item.is_complete) for item in conversations]
         with self._transaction() as connection:
             connection.executemany(LIST, rows)
 
@@ -161,7 +161,7 @@ class Store:
         with self._transaction() as connection:
             self._put(connection, {"phase": READING, **notes})
 
-    def next_conversation(self) -> tuple[str, Key | None] | None:
+    def next_conversation(self) -> tuple[str, MessageKey | None] | None:
         """Return the next incomplete conversation, each once, and the key of its oldest stored message."""
         with self._map_exceptions():
             found = self._open_connection().execute(NEXT, (self._last_returned,)).fetchone()
@@ -170,7 +170,7 @@ class Store:
             [self._last_returned] = found
             conversation_id = _text(self._last_returned)
             oldest = self._open_connection().execute(OLDEST, found).fetchone()
-        return conversation_id, None if oldest is None else Key(
+        return conversation_id, None if oldest is None else MessageKey(
             conversation_id, _from_micros(oldest[0]), _text(oldest[1])
         )
 
@@ -178,29 +178,29 @@ class Store:
         self, conversation_id: str, messages: Iterable[tuple[datetime, str, bytes]], *, is_complete: bool
     ) -> int:
         """Add a page of messages (timestamp, id, row), and return how many were new."""
-        conversation = _key(conversation_id)
-        rows = [(conversation, _to_micros(timestamp), _key(id_), row) for timestamp, id_, row in messages]
+        conversation = _encode_key(conversation_id)
+        rows = [(conversation, _to_micros(timestamp), _encode_key(id_), row) for timestamp, id_, row in messages]
         with self._transaction() as connection:
             new = connection.executemany(ADD, rows).rowcount if rows else 0
-            connection.execute(TAKEN, (new, is_complete, conversation))
+            connection.execute(COUNT_STORED, (new, is_complete, conversation))
         return new
 
     def skip(self, conversation_id: str) -> int:
         """Remove a conversation that was deleted, and return how many of its messages were stored."""
-        conversation = _key(conversation_id)
+        conversation = _encode_key(conversation_id)
         with self._transaction() as connection:
-            [taken] = connection.execute("SELECT taken FROM conversations WHERE id = ?", (conversation,)).fetchone()
+            [stored] = connection.execute("SELECT stored FROM conversations WHERE id = ?", (conversation,)).fetchone()
             connection.execute("DELETE FROM messages WHERE conversation = ?", (conversation,))
             connection.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
             skipped = int(self._get(connection, "skipped", "0")) + 1
             self._put(connection, {"skipped": str(skipped)})
-        return int(taken)
+        return int(stored)
 
     def counts(self) -> Counts:
         """Return the counts."""
         with self._map_exceptions():
-            count, complete, taken, announced = self._open_connection().execute(COUNTS).fetchone()
-        return Counts(count, int(complete), int(taken), announced)
+            count, complete, stored, announced = self._open_connection().execute(COUNTS).fetchone()
+        return Counts(count, int(complete), int(stored), announced)
 
     def rows(self, table: str, size: int) -> Iterator[Sequence[bytes]]:
         """Yield the rows of a file in its order, `size` at a time."""
@@ -334,7 +334,7 @@ def _known(path: Path) -> Generator[tuple[bytes, int, bytes, None]]:
             yield (*row, None)
 
 
-def _key(text: str) -> bytes:
+def _encode_key(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 

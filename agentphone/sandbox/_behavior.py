@@ -1,16 +1,18 @@
-"""What the vendor's pages leave open, as one value, and the instants that it governs.
+"""What a test may change about the sandbox: its `Behavior` and its clock. Also how timestamps are parsed and printed.
 
-Inside the sandbox an instant is an integer: microseconds since 1970 in UTC, compared whole. Only here is it read from
-text or printed, and printing cuts digits, it never rounds. Nothing here knows of HTTP or of SQL.
+Inside the sandbox a timestamp is an integer, microseconds since 1970 in UTC, compared at full precision. Only this
+module parses and formats them, and formatting truncates, it never rounds. Nothing here knows HTTP or SQL.
 """
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import attrs
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-TIMESPECS = {0: "seconds", 3: "milliseconds", 6: "microseconds"}  # Of isoformat, which cuts.
+TIMESPECS = {0: "seconds", 3: "milliseconds", 6: "microseconds"}  # of datetime.isoformat, which truncates
 
 
 @attrs.frozen(kw_only=True)
@@ -18,11 +20,15 @@ class Behavior:
     """Choose how the sandbox behaves where the vendor's documentation is silent.
 
     Args:
-        boundary: Whether `before` and `after` give the messages at exactly that instant as well.
-        after_alone: Which messages `after` without `before` gives when there are more than `limit`: the oldest ones
-            after that instant, or the newest ones of all. With `before` it is always the newest ones before it.
-        listed: Whether the messages of one page, and those inside a conversation, come newest or oldest first.
-        digits: Fractional digits of every printed instant; the rest is cut. Comparison uses six whatever is printed.
+        boundary: Whether `before` and `after` include messages with exactly that timestamp.
+        after_alone: Which messages `after` without `before` returns when there are more than `limit`: the oldest ones
+            after that timestamp, or the newest ones of all. With `before` it is always the newest ones before it.
+        message_order: Whether the messages of one page, and those inside a conversation, come newest or oldest first.
+        timestamp_digits: Fractional digits of every timestamp shown; the rest is truncated. Comparisons use six digits
+            regardless.
+
+    Raises:
+        ValueError: An argument has another value.
     """
 
     boundary: Literal["exclusive", "inclusive"] = attrs.field(
@@ -36,25 +42,42 @@ class Behavior:
     )
     timestamp_digits: Literal[0, 3, 6] = attrs.field(default=6, validator=attrs.validators.in_((0, 3, 6)))
 
-    def print(self, instant: int) -> str:
-        """Print an instant as ISO 8601 in UTC with a `Z`, cut to this reading's digits."""
-        moment = EPOCH.replace(tzinfo=None) + timedelta(microseconds=instant)
-        return moment.isoformat(timespec=TIMESPECS[self.timestamp_digits]) + "Z"
 
-
-def parse_timestamp(moment: datetime | str) -> int:
-    """Turn a moment into microseconds since 1970 in UTC.
+@attrs.define(eq=False)
+class Settings:
+    """The settings that may change while the sandbox runs; all of its parts share one object.
 
     Args:
-        moment: An aware datetime, or the same as ISO 8601 text with an offset or `Z`.
+        behavior: How timestamps are shown and pages are cut.
+        clock: Returns the current time in seconds since 1970.
+    """
+
+    behavior: Behavior = attrs.field(factory=Behavior)
+    clock: Callable[[], float] = time.time
+
+    def now(self) -> int:
+        """Return the clock's time in microseconds since 1970."""
+        return round(self.clock() * 1_000_000)
+
+    def format(self, timestamp: int) -> str:
+        """Return a timestamp as ISO 8601 in UTC with `Z`, truncated to `behavior.timestamp_digits`."""
+        moment = EPOCH.replace(tzinfo=None) + timedelta(microseconds=timestamp)
+        return moment.isoformat(timespec=TIMESPECS[self.behavior.timestamp_digits]) + "Z"
+
+
+def parse_timestamp(value: datetime | str) -> int:
+    """Return a timestamp in microseconds since 1970 in UTC.
+
+    Args:
+        value: An aware datetime, or ISO 8601 text with an offset or `Z`.
 
     Raises:
-        ValueError: The text is not ISO 8601, or the moment has no offset, or UTC has no such year.
+        ValueError: The text is not ISO 8601, there is no offset, or the year does not exist in UTC.
     """
-    parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    parsed = datetime.fromisoformat(value) if isinstance(value, str) else value
     if parsed.utcoffset() is None:
-        raise ValueError(f"an instant needs an offset or Z: {moment!s}")
+        raise ValueError(f"a timestamp needs an offset or Z, got {value!s}")
     try:
         return (parsed.astimezone(UTC) - EPOCH) // timedelta(microseconds=1)
     except OverflowError as error:
-        raise ValueError(f"out of the calendar's range: {moment!s}") from error
+        raise ValueError(f"timestamp out of range: {value!s}") from error

@@ -1,7 +1,7 @@
-"""Believable data to look at: the same on each machine, every day.
+"""The demo data: a few dozen plausible conversations, the same on every machine and every day.
 
-Texts are assembled from small scenes with a seeded source; numbers are of the range kept free for fiction
-(+1 555 01xx), people have a first name and nothing else. It knows nothing of where the data goes.
+Texts are assembled from small scenes by a seeded random source. Phone numbers are from the range reserved for fiction
+(+1 555 01xx); people have only a first name.
 """
 
 import random
@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from agentphone.sandbox._behavior import parse_timestamp
-from agentphone.sandbox._store import Direction, NewMessage
+from agentphone.sandbox._store import Direction, MessageInput
 
 AGENT_NUMBERS = ("+15555550100", "+15555550101")
-LONGEST = 640
+LONGEST_CONVERSATION = 640
 END = datetime.fromisoformat("2025-06-30T17:45:00Z")
 
 NAMES = (
@@ -20,7 +20,7 @@ NAMES = (
     "Sami Tess Uma Viktor Wendy Ximena Yusuf Zoe Anton Bea Chen Dora Emil Fatima Gus Hana Ivan Jun"
 )
 
-# Each scene: the topic, then what the person and the agent say in turn, the person first.
+# Each scene: its topic, then its texts in turn, the person's first.
 SCENES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "order_tracking",
@@ -86,34 +86,34 @@ SCENES: tuple[tuple[str, tuple[str, ...]], ...] = (
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
 
-def demo_data() -> tuple[list[NewMessage], dict[str, dict[str, Any]]]:
-    """Make the demonstration data.
+def demo_data() -> tuple[list[MessageInput], dict[str, dict[str, Any]]]:
+    """Create the demo data.
 
     Returns:
-        The messages in the order in which they came, and the metadata of some conversations by participant.
+        The messages, oldest first, and the metadata of some conversations by participant.
     """
-    source = random.Random(2025)  # noqa: S311  # the same each time, which is the purpose
-    messages: list[NewMessage] = []
+    source = random.Random(2025)  # noqa: S311  # the data must be the same each time
+    messages: list[MessageInput] = []
     metadata: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(NAMES.split()):
         participant = f"+155555501{index + 10:02d}"
         agent_number = AGENT_NUMBERS[index % len(AGENT_NUMBERS)]
         order = f"ORD-{source.randrange(10_000, 99_999)}"
-        length = LONGEST if index == 0 else source.randrange(2, 60)
+        length = LONGEST_CONVERSATION if index == 0 else source.randrange(2, 60)
         moment = END - timedelta(minutes=source.randrange(20_000) if index else 0)
         topic = ""
-        thread: list[NewMessage] = []
-        while len(thread) < length:
+        history: list[MessageInput] = []
+        while len(history) < length:
             topic, texts = source.choice(SCENES)
             words = {"name": name, "order": order, "day": source.choice(DAYS), "hour": source.randrange(13, 18)}
-            # From the last text to the first: the last moment of a conversation is what is known.
+            # From the last text to the first, because only the end of a conversation is known.
             for turn in range(len(texts) - 1, -1, -1):
                 direction: Direction = "outbound" if turn % 2 else "inbound"
                 text = texts[turn].format_map(words)
-                thread.append(NewMessage(direction, agent_number, participant, text, parse_timestamp(moment)))
+                history.append(MessageInput(direction, agent_number, participant, text, parse_timestamp(moment)))
                 moment -= timedelta(seconds=source.randrange(5, 240), microseconds=source.randrange(1_000_000))
             moment -= timedelta(seconds=source.randrange(3_600, 90_000))
-        messages += thread[:length]
+        messages += history[:length]
         if index % 3 != 2:
             metadata[participant] = {"customerName": name, "orderId": order, "topic": topic, "resolved": index % 2 == 0}
     messages.sort(key=lambda message: message.at or 0)

@@ -1,9 +1,7 @@
-"""The two handles a test has on the sandbox's HTTP side: what it shall do wrong, and what it received.
+"""Scripted faults and recorded requests: how a test controls and inspects the sandbox's HTTP side.
 
-How a fault looks on a connection is not known here.
-
-Both are used from the test's thread while the application runs in others, without a lock: each step is one operation
-of a list, a deque or an iterator.
+How a fault is sent is in `_app`. A test uses both from its own thread while the application runs in others. They need
+no lock: each step is a single atomic operation of a list, a deque or an iterator.
 """
 
 from collections import deque
@@ -14,10 +12,12 @@ from urllib.parse import unquote
 import attrs
 from starlette.requests import Request
 
+from agentphone._checks import check_integer
+
 Kind = Literal["hang", "reset", "cut"]
 
-RECORDED_REQUESTS = 1000
-RECORDED_BODY = 64 * 1024
+MAX_REQUESTS = 1000
+MAX_RECORDED_BODY = 64 * 1024
 
 
 @attrs.frozen
@@ -27,9 +27,9 @@ class ReceivedRequest:
     Args:
         method: The HTTP method.
         path: The path, percent-encoded as it was sent, without the query.
-        query: The query's parameters, decoded; of a repeated one the last.
-        headers: By lower-case name; `***` stands for the value of `authorization`.
-        body: The first 64 KiB of the body; `***` stands for that of `/sandbox/webhook`, which has the secret.
+        query: The query parameters, decoded; the last value of a repeated one.
+        headers: By lower-case name; the value of `authorization` is replaced by `***`.
+        body: The first 64 KiB of the body; `***` for `/sandbox/webhook`, whose body contains the secret.
     """
 
     method: str
@@ -39,25 +39,34 @@ class ReceivedRequest:
     body: bytes
 
     @classmethod
-    def of(cls, request: Request, path: str, body: bytes) -> "ReceivedRequest":
-        """Take the record from a request and its body."""
+    def from_request(cls, request: Request, path: str, body: bytes) -> "ReceivedRequest":
+        """Return the record of a request."""
         headers = dict(request.headers)
         if "authorization" in headers:
             headers["authorization"] = "***"
-        recorded = b"***" if unquote(path) == "/sandbox/webhook" else body[:RECORDED_BODY]
+        recorded = b"***" if unquote(path) == "/sandbox/webhook" else body[:MAX_RECORDED_BODY]
         return cls(request.method, path, dict(request.query_params), headers, recorded)
 
 
 class Requests(deque[ReceivedRequest]):
-    """The last 1,000 requests, oldest first."""
+    """The last 1,000 requests received, oldest first."""
 
     def __init__(self) -> None:
-        super().__init__(maxlen=RECORDED_REQUESTS)
+        super().__init__(maxlen=MAX_REQUESTS)
 
 
 @attrs.frozen(eq=False)
 class Fault:
-    """One scripted answer; `tickets` has an item for each time it may still be given."""
+    """One scripted fault.
+
+    Args:
+        status: The HTTP status.
+        kind: What happens to the connection; None for an ordinary response.
+        retry_after: The `Retry-After` header.
+        body: The response body.
+        path: The only path that it applies to; None for all.
+        remaining: One item for each request that it still applies to.
+    """
 
     status: int
     kind: Kind | None
@@ -68,7 +77,7 @@ class Fault:
 
 
 class Faults:
-    """Scripted answers, given in place of the real ones, in the order in which they were added."""
+    """Scripted faults, which replace the real responses in the order in which they were added."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -83,44 +92,43 @@ class Faults:
         times: int = 1,
         path: str | None = None,
     ) -> None:
-        """Answer the next requests without doing what they ask for.
+        """Make the next requests fail. They are not carried out.
 
-        Either `status` or `kind` says how.
+        `status` or `kind` is required.
 
         Args:
-            status: The HTTP status, 200 to 599; with `kind="cut"` 200 if None.
-            kind: `"hang"`: no answer until the client goes away, or for 5 minutes. `"reset"`: the connection is reset.
-                `"cut"`: the connection is closed in the middle of the body.
-            retry_after: The `Retry-After` header: seconds, or any text as it is; absent if None.
-            body: None for the error envelope; a str is sent as HTML, bytes are sent as they are under the type
-                `application/json`, anything else is sent as JSON.
-            times: How many requests get this answer, at least 1.
-            path: Only requests for exactly this path (percent-encoded, without the query); any request if None.
+            status: The HTTP status, 200 to 599; with `kind="cut"` 200 by default.
+            kind: `"hang"`: no response until the client disconnects, or for 5 minutes. `"reset"`: the connection is
+                reset. `"cut"`: the connection is closed in the middle of the body.
+            retry_after: The `Retry-After` header: seconds, or any text, sent as it is; None for no header.
+            body: The response body: a str is sent as HTML, bytes as they are with the type `application/json`,
+                anything else as JSON; None for the error envelope.
+            times: How many requests fail, at least 1.
+            path: Only requests for exactly this path fail (percent-encoded, without the query); None for any path.
 
         Raises:
-            ValueError: `status` or `times` is out of range, there is no such `kind`, or nothing says what to answer, or
-                what is never answered has an answer.
+            ValueError: `status` or `times` is out of range, `kind` is unknown, both `status` and `kind` are missing, or
+                a fault without a response has a `status`, `retry_after` or `body`.
+            TypeError: `status` or `times` is not an integer.
         """
         if status is None and kind is None:
-            raise ValueError("status or kind must be given")
+            raise ValueError("status or kind is required")
         if kind not in (None, *get_args(Kind)):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}: {kind!r}")
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
         if kind in ("hang", "reset") and (status, retry_after, body) != (None, None, None):
-            raise ValueError(f"kind={kind!r} must be alone: it has no answer, so no status, retry_after or body")
-        if status is not None and not 200 <= status <= 599:
-            raise ValueError(f"status must be 200 to 599: {status}")
-        if times < 1:
-            raise ValueError(f"times must be at least 1: {times}")
+            raise ValueError(f"kind={kind!r} has no response: remove status, retry_after and body")
+        check_integer("status", status, minimum=200, maximum=599, optional=True)
+        check_integer("times", times, minimum=1)
         self._faults.append(Fault(200 if status is None else status, kind, retry_after, body, path, iter(range(times))))
 
     def clear(self) -> None:
-        """Forget all faults that have not happened yet."""
+        """Remove all faults that have not happened yet."""
         self._faults.clear()
 
-    def take(self, path: str) -> Fault | None:
-        """Give the fault that a request for this path meets, and count it."""
+    def next_for(self, path: str) -> Fault | None:
+        """Return the fault for a request of this path, if any, and count it."""
         for fault in tuple(self._faults):
-            # `next` on a range is one step: two requests at once never use the same ticket.
+            # `next` on a range iterator is atomic, so two concurrent requests never use up the same item.
             if fault.path in (None, path) and next(fault.remaining, None) is not None:
                 return fault
         return None

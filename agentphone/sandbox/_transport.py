@@ -1,7 +1,6 @@
-"""The sandbox's network inside the process: an httpx transport that carries requests to an ASGI application.
+"""The in-process transport: httpx's ASGI transport, with the failures of a network.
 
-httpx's own does the carrying. What is added is what a network does besides: time runs out, connections are reset, and
-bodies end in the middle.
+It adds read timeouts, connection resets and truncated bodies.
 """
 
 from collections.abc import AsyncIterator
@@ -11,11 +10,11 @@ import anyio
 import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agentphone.sandbox._app import RESET
+from agentphone.sandbox._app import RESET_EXTENSION
 
 
 class InProcessTransport(httpx.AsyncBaseTransport):
-    """Carry requests to an application on the caller's event loop.
+    """Send requests to an ASGI application on the caller's event loop.
 
     Args:
         app: The ASGI application.
@@ -25,37 +24,39 @@ class InProcessTransport(httpx.AsyncBaseTransport):
         self._app = app
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Give the application's answer.
+        """Return the application's response.
 
         Raises:
-            httpx.ReadTimeout: It came too late for the request's own `read` timeout.
-            httpx.ReadError: The application has reset the connection.
+            httpx.ReadTimeout: There was no response within the request's `read` timeout.
+            httpx.ReadError: The application reset the connection.
         """
-        is_whole = False
+        is_complete = False
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            async def watch(message: Message) -> None:
-                nonlocal is_whole
-                is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+            async def watch_send(message: Message) -> None:
+                nonlocal is_complete
+                is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
                 await send(message)
 
-            await self._app({**scope, "extensions": {RESET: _reset}}, receive, watch)
-            if not is_whole:
-                await send({"type": "http.response.body"})  # httpx's transport takes nothing less for an answer.
+            await self._app({**scope, "extensions": {RESET_EXTENSION: _reset}}, receive, watch_send)
+            if not is_complete:
+                await send({"type": "http.response.body"})  # httpx's transport requires it.
 
         seconds = request.extensions.get("timeout", {}).get("read")
         try:
             with anyio.fail_after(seconds):
                 response = await httpx.ASGITransport(app).handle_async_request(request)
         except TimeoutError:
-            raise httpx.ReadTimeout(f"no answer within {seconds:g} seconds", request=request) from None
-        if is_whole:
+            raise httpx.ReadTimeout(f"no response within {seconds:g} seconds", request=request) from None
+        if is_complete:
             return response
-        return httpx.Response(response.status_code, headers=response.headers, stream=_Cut(await response.aread()))
+        return httpx.Response(
+            response.status_code, headers=response.headers, stream=_TruncatedStream(await response.aread())
+        )
 
 
-class _Cut(httpx.AsyncByteStream):
-    """A body after which more should have come. No generator, of which trio warns when it is left half-read."""
+class _TruncatedStream(httpx.AsyncByteStream):
+    """A body that ends too early. A class, because trio warns about a generator that is not read to its end."""
 
     def __init__(self, body: bytes) -> None:
         self._chunks = iter((body,))

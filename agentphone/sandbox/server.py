@@ -1,7 +1,7 @@
-"""The sandbox behind a socket, by uvicorn: as a process of its own, or from a thread of this one.
+"""The sandbox over HTTP, served by uvicorn: as a process of its own, or from a thread of this one.
 
-It parses no command line. The process says nothing but its URL, why it cannot start and why it failed; the key is in
-none.
+It parses no command line. The process prints only its URL, why it could not start, and its failures. Nothing that
+it prints contains the key.
 """
 
 import logging
@@ -19,8 +19,9 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from agentphone._checks import check_integer
 from agentphone.sandbox import Sandbox
-from agentphone.sandbox._app import RESET
+from agentphone.sandbox._app import RESET_EXTENSION
 
 STOP_SECONDS = 30.0
 
@@ -36,21 +37,22 @@ def serve(
 ) -> int:
     """Serve a sandbox until Ctrl-C or SIGTERM.
 
-    The first line on stdout is its URL, written once connections are accepted.
+    The first line on stdout is its URL, printed once connections are accepted.
 
     Args:
         host: The name or address to listen on.
-        port: 0 to 65535; 0 takes a free one, which the printed URL names.
+        port: 0 to 65535; 0 chooses a free port, which the printed URL contains.
         db: The database file; None keeps the data in memory.
-        api_key: The only bearer key to accept; None accepts any that is not empty.
-        demo: Whether to load the demonstration data, if there is no data yet.
-        retry_scale: The factor on the pauses between the attempts of a webhook delivery, from 0.
+        api_key: The only bearer key to accept; None accepts any non-empty key.
+        demo: Whether to load the demo data, if there is no data yet.
+        retry_scale: The factor on the delays between the attempts of a webhook delivery, at least 0.
 
     Returns:
-        The exit code: 0 after Ctrl-C or SIGTERM; 1 if the address or the file could not be opened, which stderr says.
+        The exit code: 0 after Ctrl-C or SIGTERM; 1 if the address or the file could not be opened, with the reason on
+        stderr.
 
     Raises:
-        ValueError: `db` is `":memory:"`, the key is empty, or the factor is not a number from 0 on.
+        ValueError: `db` is `":memory:"`, the key is empty, or `retry_scale` is negative or not finite.
     """
     try:
         listener = _listen(host, port)
@@ -64,26 +66,26 @@ def serve(
         with sandbox:
             if demo:
                 sandbox.load_demo_data()
-            _say_failures()
+            _log_failures_to_stderr()
             shown = f"[{host}]" if ":" in host else host
 
-            def say() -> None:
+            def print_url() -> None:
                 sys.stdout.write(f"AgentPhone sandbox at http://{shown}:{listener.getsockname()[1]}\n")
                 sys.stdout.flush()
 
-            with suppress(KeyboardInterrupt):  # A Ctrl-C just before or after uvicorn listens for it.
-                _Server(sandbox, when_ready=say).run([listener])
+            with suppress(KeyboardInterrupt):  # a Ctrl-C before or after uvicorn handles signals
+                _Server(sandbox, when_ready=print_url).run([listener])
     return 0
 
 
 @contextmanager
 def running(sandbox: Sandbox) -> Iterator[str]:
-    """Serve a sandbox over HTTP from a thread, on a free port of 127.0.0.1, and give its URL.
+    """Serve a sandbox over HTTP from a thread, on a free port of 127.0.0.1, and yield its URL.
 
-    The sandbox stays yours to use meanwhile, and to close afterwards.
+    The sandbox can be used meanwhile, and stays open afterwards.
 
     Args:
-        sandbox: What to serve.
+        sandbox: The sandbox to serve.
 
     Raises:
         OSError: There is no free port.
@@ -100,7 +102,7 @@ def running(sandbox: Sandbox) -> Iterator[str]:
                     raise
                 ready.set_exception(error)
 
-        # A daemon: it must not keep the interpreter from its exit.
+        # A daemon thread, so that it does not keep the interpreter from exiting.
         thread = threading.Thread(target=run, name="agentphone sandbox", daemon=True)
         thread.start()
         try:
@@ -112,13 +114,13 @@ def running(sandbox: Sandbox) -> Iterator[str]:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn that tells when it is ready, can reset connections, and for which a signal is the way to end."""
+    """A uvicorn server that reports when it is ready, can reset connections, and exits normally on a signal."""
 
     def __init__(self, sandbox: Sandbox, *, when_ready: Callable[[], object]) -> None:
-        # No log configuration and no access log: nothing of a request, such as its key, is ever written.
+        # Without log configuration and access log, no part of a request, such as its key, is ever written.
         config = uvicorn.Config(
             self._app,
-            interface="asgi3",  # which uvicorn does not see in a method
+            interface="asgi3",  # uvicorn takes a bound method for ASGI 2
             ws="none",
             lifespan="off",
             log_config=None,
@@ -132,16 +134,16 @@ class _Server(uvicorn.Server):
         self._when_ready = when_ready
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["extensions"] = {**(scope.get("extensions") or {}), RESET: lambda: self._reset(scope["client"])}
+        scope["extensions"] = {**(scope.get("extensions") or {}), RESET_EXTENSION: lambda: self._reset(scope["client"])}
         await self._sandbox.app(scope, receive, send)
 
     def _reset(self, client: tuple[str, int]) -> None:
         for connection in tuple(self.server_state.connections):
             transport = connection.transport
             if (transport.get_extra_info("peername") or ())[:2] == tuple(client):
-                # To linger for no time: the kernel then sends a reset where it would end the connection in good order.
-                lingering = struct.pack("ii", 1, 0)
-                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, lingering)
+                # With a linger time of 0 the kernel closes with a reset instead of an orderly FIN.
+                no_linger = struct.pack("ii", 1, 0)
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
                 transport.abort()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -150,7 +152,8 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        # uvicorn's own raises the signal again at the end: a KeyboardInterrupt, or death before the database is closed.
+        # uvicorn's own raises the signal again at the end, which would be a KeyboardInterrupt, or kill the process
+        # before the database is closed.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -163,16 +166,15 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:  # getaddrinfo would take it modulo 65536.
-        raise ValueError("a port is 0 to 65535")
+    check_integer("port", port, minimum=0, maximum=65535)  # getaddrinfo would take it modulo 65536.
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
     )[0]
-    # With the protocol named: asyncio sets TCP_NODELAY only on sockets that name it, and without it an answer on a
-    # connection kept alive takes 40 ms.
+    # With an explicit protocol: asyncio sets TCP_NODELAY only on sockets that have one, and without it a response on a
+    # kept-alive connection takes 40 ms.
     listener = socket.socket(family, kind, protocol)
     try:
-        if os.name == "posix":  # Elsewhere the option lets two servers share a port.
+        if os.name == "posix":  # On Windows the option lets two servers share a port.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()
@@ -182,8 +184,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _say_failures() -> None:
-    # Python would itself, were it not for the silent handler that the package's core gives to the logger above.
+def _log_failures_to_stderr() -> None:
+    # Python would do so itself, but the package's logger has a NullHandler.
     if logging.lastResort is not None and not logging.root.handlers:
         logging.getLogger("agentphone.sandbox").addHandler(logging.lastResort)
 

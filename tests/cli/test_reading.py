@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agentphone.__main__ import main
 from agentphone._decoding import decode
-from agentphone.cli._output import as_line, as_row
+from agentphone.cli._output import as_line
 from agentphone.models import Message, Page
 from tests.support.cli_support import KEY, RunCommand, parse
 from tests.support.helpers import message
@@ -74,7 +74,7 @@ def test_json_line_is_printable_and_round_trips(value: Any) -> None:
 def test_message_is_printed_as_received(body: str | None, timestamp: str, extra: dict[str, Any]) -> None:
     received = extra | message(body=body, receivedAt=timestamp)
     (parsed,) = decode(json.dumps({"data": [received], "hasMore": False}).encode(), Page[Message]).data
-    row = as_row(parsed)
+    row = parsed.to_dict()
     assert row.pop("receivedAt") == {"+": "2025-01-15T11:30:00.000001Z"}.get(timestamp[-6], timestamp).replace(
         ".123Z", ".123000Z"
     )
@@ -105,3 +105,14 @@ def test_sandbox_base_url_needs_no_key() -> None:
     done = run(*AGENTPHONE, "conversations", "list", "--all", "--base-url", "sandbox:")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 36
+
+
+def test_messages_before_and_after_a_cursor(run_command: RunCommand, listed: list[dict[str, Any]]) -> None:
+    conversation_id = listed[0]["id"]
+    every = run_command("messages", conversation_id, "--order", "asc").rows
+    cursors = [f"{row['receivedAt']}/{row['id']}" for row in every]
+    assert run_command("messages", conversation_id, "--order", "asc", "--after", cursors[1]).rows == every[2:]
+    assert run_command("messages", conversation_id, "--order", "asc", "--before", cursors[1]).rows == every[:1]
+    outcome = run_command("messages", conversation_id, "--after", "noon/msg_1")
+    assert outcome.code == 2
+    assert "--after: A cursor must look like 2025-01-15T12:00:00Z/msg_001" in outcome.errors

@@ -1,6 +1,6 @@
-"""A project's views, blocking and async: each lists, reads and updates conversations with a client of the module's.
+"""The views of a Django project, sync and async: each lists, reads and updates conversations with a module's client.
 
-Address, key and all else come from the environment; both clients are made when the module is imported.
+All settings come from the environment; both clients are created when the module is imported.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ def blocking(request: HttpRequest, conversation_id: str, token: str) -> JsonResp
     page = client.conversations.list(limit=3).page()
     before = client.conversations.get(conversation_id, message_limit=1)
     after = client.conversations.update(conversation_id, metadata={"token": token})
-    return answer(page, before, after)
+    return respond(page, before, after)
 
 
 async def awaiting(request: HttpRequest, conversation_id: str, token: str) -> JsonResponse:
     page = await async_client.conversations.list(limit=3)
     before = await async_client.conversations.get(conversation_id, message_limit=1)
     after = await async_client.conversations.update(conversation_id, metadata={"token": token})
-    return answer(page, before, after)
+    return respond(page, before, after)
 
 
-def answer(page: Page[Conversation], before: ConversationDetail, after: ConversationDetail) -> JsonResponse:
-    told: dict[str, Any] = {
+def respond(page: Page[Conversation], before: ConversationDetail, after: ConversationDetail) -> JsonResponse:
+    result: dict[str, Any] = {
         "listed": [len(page), page.total],
         "read": [before.id, len(before.messages)],
         "updated": [after.id, (after.metadata or {})["token"]],
         "process": os.getpid(),
     }
-    return JsonResponse(told)
+    return JsonResponse(result)
 
 
 urlpatterns = [

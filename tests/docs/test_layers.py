@@ -27,8 +27,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("_config _compiled_decoder", "settings of a client; the accelerator of the decoder"),
     ("_decoding _delivery_log", "JSON to models, by one cattrs converter; handled webhook deliveries, in SQLite"),
     ("_state", "typed conversation state: metadata to a class and back"),
-    ("_paging", "pure: what to request next, which items are ready"),
-    ("_http webhooks", "calls, responses, retries, connections; webhook deliveries in"),
+    ("_paging _events", "pure: what to request next, which items are ready; webhook events"),
+    ("_http webhooks", "requests, responses, retries, connections; webhook deliveries in"),
     ("_streams _state_block", "pagers, streams and state blocks: a paginator or state, driven by requests"),
     ("_conversations", "one async method per endpoint"),
     ("_client", "`AsyncClient`: wiring and lifetime"),
@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("__main__", "exit codes and the last line on stderr"),
 )
 PACKAGES: dict[str, str] = {
-    "_paging": "base bounds offset cursor polling follow watch",
+    "_paging": "requests base bounds offset pages same_timestamp ascending cursor polling follow watch",
     "_http": "retry requests responses exceptions connection pool transport",
 }
 ASIDE: dict[str, str] = {
@@ -48,7 +48,7 @@ ASIDE: dict[str, str] = {
     "sandbox": "_client cli pytest_plugin",
     "_codegen": "",
 }
-SANDBOX_MAY_IMPORT = "_version _checks _loop_thread"
+SANDBOX_MAY_IMPORT = "_checks _loop_thread"
 """Leaves that know nothing of the API, so that a misreading of it cannot be on both sides at once."""
 FOREIGN: dict[str, str] = {
     # The third-party packages that a module may import.
@@ -59,10 +59,10 @@ FOREIGN: dict[str, str] = {
     "_config": "attrs httpx",
     "_compiled_decoder": "attrs",
     "_decoding": "attrs cattrs",
-    "_state": "attrs cattrs",
+    "_state": "attrs",
     "_paging": "attrs",
     "_http": "anyio attrs h11 httpcore httpx",
-    "webhooks": "attrs",
+    "_events": "attrs",
     "_streams": "anyio",
     "_client": "attrs httpx",
     "_portal": "",

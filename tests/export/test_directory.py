@@ -16,7 +16,7 @@ from agentphone import (
     ServerError,
 )
 from agentphone.export import export
-from agentphone.export._store import Store
+from agentphone.export._store import ExportDatabase
 from agentphone.sandbox import Sandbox
 from tests.support.accounts import (
     START,
@@ -60,7 +60,7 @@ async def test_second_export_in_one_directory_is_rejected(box: Sandbox, director
 def test_export_of_another_process_is_rejected(directory: Path) -> None:
     directory.mkdir()
     (directory / ".partial").mkdir()
-    store = Store(directory / ".partial")
+    store = ExportDatabase(directory / ".partial")
     store.open({})
     code = "from agentphone import Client; from agentphone.export import export; export(Client(), 'out')"
     done = run(*PYTHON, "-c", code, cwd=directory.parent, AGENTPHONE_BASE_URL="sandbox:")
@@ -69,7 +69,7 @@ def test_export_of_another_process_is_rejected(directory: Path) -> None:
 
 
 def test_export_that_ends_while_another_waits_rejects_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = Store(tmp_path), Store(tmp_path)
+    first, second = ExportDatabase(tmp_path), ExportDatabase(tmp_path)
     first.open({})
     connect = sqlite3.connect
 

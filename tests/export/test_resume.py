@@ -17,7 +17,7 @@ from agentphone import (
     ServerError,
 )
 from agentphone.export import Result, export
-from agentphone.export._store import Store
+from agentphone.export._store import ExportDatabase
 from agentphone.sandbox import Sandbox
 from tests.support.accounts import (
     START,
@@ -186,16 +186,16 @@ FULL_AT_THE_END = """
 import os, resource, signal, sys
 from agentphone import Client
 from agentphone.export import export
-from agentphone.export._store import Store
+from agentphone.export._store import ExportDatabase
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-remove = Store.remove
+remove = ExportDatabase.remove
 
 def remove_on_a_full_disk(self):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     remove(self)
 
-Store.remove = remove_on_a_full_disk
+ExportDatabase.remove = remove_on_a_full_disk
 with Client("key", base_url="sandbox:") as client:
     export(client, sys.argv[1])
 """
@@ -209,7 +209,7 @@ def test_full_disk_at_the_end_leaves_nothing(directory: Path) -> None:
 
 
 def test_full_disk_is_named(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ExportDatabase(tmp_path)
     store.open({})
     store._open_connection().execute("PRAGMA max_page_count = 8").fetchall()
     with pytest.raises(OSError, match="database or disk is full") as caught:

@@ -22,6 +22,8 @@ from agentphone import (
     Client,
     ClientClosedError,
     ConfigurationError,
+    DeadlineExceededError,
+    ServerError,
 )
 from agentphone.sandbox import Sandbox
 from tests.conftest import Server
@@ -113,15 +115,31 @@ async def test_closing_a_derived_client_closes_nothing() -> None:
 
 
 async def test_with_options_changes_only_the_given_options() -> None:
-    client, _ = client_of(httpx.Response(503), max_retries=0, timeout=7.0, deadline=9.0)
+    failure = httpx.Response(503, headers={"retry-after": "0"})
+    client, script = client_of(failure, max_retries=0, timeout=httpx.Timeout(7))
     derived = client.with_options(max_retries=1).with_options(timeout=None)
-    assert (derived._config.timeout, derived._config.deadline, derived._config.max_retries) == (None, 9.0, 1)
-    assert (client._config.timeout, client._config.max_retries) == (7.0, 0)
-    assert client.with_options()._config == client._config
+    for each, attempts, seconds in ((derived, 2, None), (client, 1, 7), (client.with_options(), 1, 7)):
+        script.requests.clear()
+        with pytest.raises(ServerError):
+            await each.conversations.list()
+        assert [request.extensions["timeout"]["read"] for request in script.requests] == [seconds] * attempts
+
+
+async def test_with_options_keeps_the_deadline() -> None:
+    async def silence(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    client, _ = client_of(silence, deadline=0.05)
+    with pytest.raises(DeadlineExceededError, match=r"0\.05 s"):
+        await client.with_options(max_retries=0).conversations.list()
+
+
+@pytest.mark.parametrize("options", [{"api_key": "other"}, {"max_retries": None}])
+def test_invalid_options_are_rejected(options: dict[str, Any]) -> None:
+    client, _ = client_of(ok())
     with pytest.raises(TypeError):
-        client.with_options(api_key="other")  # type: ignore[call-arg]
-    with pytest.raises(TypeError):
-        client.with_options(max_retries=None)  # type: ignore[arg-type]
+        client.with_options(**options)
 
 
 async def test_error_in_the_block_closes_the_client() -> None:

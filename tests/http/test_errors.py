@@ -140,7 +140,7 @@ each_error = pytest.mark.parametrize("error", ALL, ids=[cls.__name__ for cls in 
 
 @each_error
 @pytest.mark.parametrize(
-    "again",
+    "duplicate",
     [
         *(lambda error, protocol=protocol: pickle.loads(pickle.dumps(error, protocol)) for protocol in range(2, 6)),
         copy.copy,
@@ -148,9 +148,9 @@ each_error = pytest.mark.parametrize("error", ALL, ids=[cls.__name__ for cls in 
     ],
     ids=["pickle2", "pickle3", "pickle4", "pickle5", "copy", "deepcopy"],
 )
-def test_copies_and_pickles_keep_all_attributes(error: Exception, again: Callable[[Exception], Exception]) -> None:
+def test_copies_and_pickles_keep_all_attributes(error: Exception, duplicate: Callable[[Exception], Exception]) -> None:
     error.add_note("seen in the worker")
-    other = again(error)
+    other = duplicate(error)
     assert type(other) is type(error)
     assert vars(other) == vars(error)
     assert other.args == error.args

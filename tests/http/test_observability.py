@@ -1,4 +1,4 @@
-"""What can be seen of a call from outside: log lines, hooks, and OpenTelemetry hung on them."""
+"""Calls as seen from outside: log lines, hooks, and OpenTelemetry connected to them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def get(kind: str, url: str, *, times: int = 1, around: Around = lambda _: nullcontext(), **settings: Any) -> list[Any]:
-    """Get conversations in turn, each call inside a context; give what they gave or raised."""
+    """Get conversations in turn, each call inside a context; return results and errors."""
     found: list[Any] = []
     settings = {"max_retries": 2, "max_connections": 1} | settings
     if kind == "blocking":
@@ -69,7 +69,7 @@ def get(kind: str, url: str, *, times: int = 1, around: Around = lambda _: nullc
 
 
 def refused_then_reset() -> Fault:
-    """Answer the first connection with 503, and reset the second."""
+    """Respond 503 on the first connection, and reset the second."""
     seen: list[Connection] = []
 
     def fault(connection: Connection) -> None:
@@ -87,9 +87,7 @@ def refused_then_reset() -> Fault:
 
 
 @each_client
-def test_each_attempt_is_a_line_and_each_retry_a_warning_with_its_reason(
-    kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_attempts_are_logged_and_retries_are_warnings(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "agentphone")
     with serving(refused_then_reset(), times=2) as server:
         assert get(kind, server.url) == ["conv_1"]
@@ -104,7 +102,7 @@ def test_each_attempt_is_a_line_and_each_retry_a_warning_with_its_reason(
     ]
 
 
-def test_a_failure_that_ends_the_call_is_a_line_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_final_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "agentphone")
     with serving(lambda connection: connection.wait_until_gone()) as server:
         get("asyncio", server.url, max_retries=0, timeout=0.1)
@@ -117,7 +115,7 @@ def test_a_failure_that_ends_the_call_is_a_line_too(caplog: pytest.LogCaptureFix
 
 
 @each_client
-def test_a_header_of_on_request_goes_with_each_attempt(kind: str) -> None:
+def test_header_set_by_on_request_is_sent_with_each_attempt(kind: str) -> None:
     numbers = iter(range(9))
 
     def on_request(request: httpx.Request) -> None:
@@ -129,7 +127,7 @@ def test_a_header_of_on_request_goes_with_each_attempt(kind: str) -> None:
 
 
 @each_client
-def test_on_response_sees_which_request_was_answered(kind: str) -> None:
+def test_on_response_sees_the_request(kind: str) -> None:
     seen: list[tuple[str, str]] = []
 
     def on_response(response: httpx.Response) -> None:
@@ -154,7 +152,7 @@ RAISED = [
 @each_client
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("hook", ["on_request", "on_response", "on_retry"])
-def test_what_a_hook_raises_reaches_the_caller_and_costs_no_connection(kind: str, hook: str, error: Exception) -> None:
+def test_exception_of_a_hook_reaches_the_caller_and_leaks_no_connection(kind: str, hook: str, error: Exception) -> None:
     todo = [error]
 
     def once(*_: object) -> None:
@@ -171,11 +169,11 @@ def test_what_a_hook_raises_reaches_the_caller_and_costs_no_connection(kind: str
         assert server.wait_until_left()
 
 
-# ---- OpenTelemetry: an example of what the hooks are for
+# ---- OpenTelemetry, as an example of hooks
 
 
 class Tracing:
-    """A span for each attempt inside one for the call, and the context in each request's `traceparent`.
+    """A span per attempt inside the call's span, and the context in each request's `traceparent`.
 
     `with tracing.call("..."):` goes around a call, or around several in turn.
     """
@@ -248,7 +246,7 @@ ATTEMPT = "GET /v1/conversations/conv_1"
 
 
 @each_client
-def test_opentelemetry_sees_each_attempt_inside_the_callers_span(
+def test_opentelemetry_sees_each_attempt_in_the_callers_span(
     kind: str, tracing: Tracing, spans: InMemorySpanExporter
 ) -> None:
     with serving(refused_then_reset(), times=2) as server:
@@ -275,9 +273,7 @@ def test_opentelemetry_sees_each_attempt_inside_the_callers_span(
 
 
 @each_client
-def test_opentelemetry_sees_the_end_of_a_call_that_fails(
-    kind: str, tracing: Tracing, spans: InMemorySpanExporter
-) -> None:
+def test_opentelemetry_sees_a_failed_call(kind: str, tracing: Tracing, spans: InMemorySpanExporter) -> None:
     with serving(lambda connection: connection.reset(), times=99) as server:
         (error,) = get(kind, server.url, around=lambda _: tracing.call("call"), **hooks(tracing))
     assert isinstance(error, AgentPhoneError)
@@ -290,7 +286,7 @@ def test_opentelemetry_sees_the_end_of_a_call_that_fails(
 
 
 @pytest.mark.anyio
-async def test_opentelemetry_keeps_calls_at_once_apart(tracing: Tracing, spans: InMemorySpanExporter) -> None:
+async def test_opentelemetry_separates_concurrent_calls(tracing: Tracing, spans: InMemorySpanExporter) -> None:
     failures: list[Exception] = []
     with serving(refused_then_reset(), times=1) as server:
         async with AsyncClient(KEY, base_url=server.url, max_retries=0, **hooks(tracing)) as client:

@@ -1,4 +1,4 @@
-"""Through proxies and TLS, for real: what the environment says is done, the key stays inside, no connection is lost."""
+"""Real proxies and TLS: the environment's settings are used, the key stays inside, no connection is leaked."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def proxy() -> Iterator[Proxy]:
 
 @pytest.fixture
 def certificates(authority: trustme.CA, tmp_path: Path) -> Path:
-    """Give a file with the certificate of the tests' authority."""
+    """Return a file with the certificate of the tests' authority."""
     path = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(path)
     return path
 
 
 def get(kind: str, url: str, *, times: int = 1, **settings: Any) -> list[Any]:
-    """Get a conversation by a client of a kind, so many times in turn by the same client; give the errors too."""
+    """Get a conversation `times` times with one client; return results and errors."""
     found: list[Any] = []
     settings = {"max_retries": 1, "max_connections": 1, "timeout": 30, **settings}
     if kind == "blocking":
@@ -76,7 +76,7 @@ def get(kind: str, url: str, *, times: int = 1, **settings: Any) -> list[Any]:
 @each_client
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("scheme", ["http://", ""])
-def test_a_plain_request_goes_through_the_proxy_of_the_environment(
+def test_http_request_uses_the_proxy_of_the_environment(
     kind: str, variable: str, scheme: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, scheme + proxy.url.removeprefix("http://"))
@@ -87,7 +87,7 @@ def test_a_plain_request_goes_through_the_proxy_of_the_environment(
 
 @each_client
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
-def test_tls_goes_through_a_tunnel_that_sees_nothing_of_it(
+def test_https_uses_a_tunnel_that_sees_nothing(
     kind: str,
     variable: str,
     proxy: Proxy,
@@ -105,7 +105,7 @@ def test_tls_goes_through_a_tunnel_that_sees_nothing_of_it(
 
 @each_client
 @pytest.mark.parametrize("target", ["http", "https"])
-def test_the_way_to_the_proxy_can_be_tls_too(
+def test_proxy_over_tls(
     kind: str,
     target: str,
     tls: ssl.SSLContext,
@@ -121,7 +121,7 @@ def test_the_way_to_the_proxy_can_be_tls_too(
 
 @pytest.mark.parametrize("exception", ["*", "127.0.0.1", "localhost,127.0.0.1", " 127.0.0.1 ", "127.0.0.1:{port}"])
 @pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
-def test_no_proxy_excepts_hosts(exception: str, name: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_excludes_hosts(exception: str, name: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
     monkeypatch.setenv("ALL_PROXY", proxy.url)
     with serving() as server:
@@ -131,7 +131,7 @@ def test_no_proxy_excepts_hosts(exception: str, name: str, proxy: Proxy, monkeyp
 
 
 @pytest.mark.parametrize(("variable", "scheme"), [("HTTP_PROXY", "https"), ("HTTPS_PROXY", "http")])
-def test_each_variable_speaks_of_its_own_scheme(
+def test_each_proxy_variable_applies_to_its_scheme(
     variable: str, scheme: str, proxy: Proxy, tls: ssl.SSLContext, trusting: ssl.SSLContext, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv(variable, proxy.url)
@@ -141,7 +141,7 @@ def test_each_variable_speaks_of_its_own_scheme(
 
 
 @each_client
-def test_the_key_goes_through_no_plain_proxy_of_another_machine(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_not_sent_through_a_remote_http_proxy(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.1:3128")
     with pytest.raises(ConfigurationError, match=r"unencrypted.*NO_PROXY=127\.0\.0\.1"):
         get(kind, "http://127.0.0.1:8765")
@@ -154,9 +154,7 @@ def test_the_key_goes_through_no_plain_proxy_of_another_machine(kind: str, monke
 @pytest.mark.parametrize(
     "proxy_url", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1", "http://a..b:3128", "http://x:port"]
 )
-def test_a_proxy_that_cannot_be_used_is_a_configuration_error(
-    kind: str, proxy_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unusable_proxy_is_a_configuration_error(kind: str, proxy_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy_url.replace("//", "//user:hunter2@"))
     with pytest.raises(ConfigurationError, match="proxy") as caught:
         get(kind, "https://localhost:1")
@@ -177,7 +175,7 @@ def test_a_proxy_that_cannot_be_used_is_a_configuration_error(
     ],
     ids=["407", "502", "closed", "noise"],
 )
-def test_a_tunnel_that_is_refused_is_a_connection_error_and_costs_no_connection(
+def test_refused_tunnel_is_a_connection_error_and_leaks_no_connection(
     kind: str,
     answer: bytes,
     told: str,
@@ -202,7 +200,7 @@ def test_a_tunnel_that_is_refused_is_a_connection_error_and_costs_no_connection(
 @pytest.mark.parametrize(
     ("status", "is_permanent"), [(401, True), (403, True), (407, True), (408, False), (429, False), (503, False)]
 )
-def test_a_proxy_that_refuses_to_connect_is_not_asked_again_and_the_error_says_what_to_set(
+def test_proxy_that_refuses_is_not_retried_and_the_error_says_what_to_set(
     kind: str, status: int, is_permanent: bool, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -214,9 +212,7 @@ def test_a_proxy_that_refuses_to_connect_is_not_asked_again_and_the_error_says_w
 
 
 @each_client
-def test_a_proxy_that_wants_a_password_for_a_plain_request_says_so_too(
-    kind: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_407_for_an_http_request_says_what_to_set(kind: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
     proxy.refusals = [b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"] * 2
     with pytest.raises(APIStatusError, match="user:password@") as caught:
@@ -226,7 +222,7 @@ def test_a_proxy_that_wants_a_password_for_a_plain_request_says_so_too(
 
 @each_client
 @pytest.mark.parametrize("way", ["directly", "through a tunnel", "by TLS to the proxy"])
-def test_a_certificate_that_is_not_trusted_is_told_at_once_and_costs_no_connection(
+def test_untrusted_certificate_is_not_retried_and_leaks_no_connection(
     kind: str, way: str, proxy: Proxy, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(tls=tls) as server, proxying(tls=tls) as tls_proxy:
@@ -243,7 +239,7 @@ def test_a_certificate_that_is_not_trusted_is_told_at_once_and_costs_no_connecti
 
 
 @each_client
-def test_a_certificate_of_another_host_is_told(kind: str, tls: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+def test_certificate_of_another_host_is_not_retried(kind: str, tls: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
     with serving(tls=tls) as server:
         (error,) = get(kind, server.url.replace("localhost", "127.0.0.1"), ssl_context=trusting)
         assert "not valid for '127.0.0.1'" in str(error)
@@ -251,7 +247,7 @@ def test_a_certificate_of_another_host_is_told(kind: str, tls: ssl.SSLContext, t
 
 
 @each_client
-def test_what_fails_behind_a_proxy_shows_no_key(kind: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_behind_a_proxy_shows_no_key(kind: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
     proxy.refusals = [b""] * 2
     (error,) = get(kind, "http://127.0.0.1:9")
@@ -264,7 +260,7 @@ def test_what_fails_behind_a_proxy_shows_no_key(kind: str, proxy: Proxy, monkeyp
 
 
 @each_client
-def test_an_authority_of_ones_own_comes_by_ssl_cert_file_or_by_ssl_context(
+def test_own_certificate_authority_by_ssl_cert_file_or_ssl_context(
     kind: str, tls: ssl.SSLContext, trusting: ssl.SSLContext, certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(tls=tls) as server:
@@ -278,7 +274,7 @@ def test_an_authority_of_ones_own_comes_by_ssl_cert_file_or_by_ssl_context(
 
 @each_client
 @pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_file_of_certificates_that_cannot_be_loaded_is_a_configuration_error(
+def test_unreadable_certificate_file_is_a_configuration_error(
     kind: str, content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "authority.pem"

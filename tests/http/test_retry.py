@@ -39,7 +39,7 @@ CONNECTION = APIConnectionError("x", request="GET /")
 
 
 @pytest.mark.parametrize(
-    ("error", "again"),
+    ("error", "is_retried"),
     [
         *((status_error(status), True) for status in (408, 429, 500, 502, 503, 504)),
         *(
@@ -56,8 +56,8 @@ CONNECTION = APIConnectionError("x", request="GET /")
     ],
     ids=lambda part: type(part).__name__ + str(getattr(part, "status_code", "")),
 )
-def test_only_temporary_failures_are_retried(error: AgentPhoneError, again: bool) -> None:
-    assert (policy().delay(error, 1) is not None) is again
+def test_only_temporary_failures_are_retried(error: AgentPhoneError, is_retried: bool) -> None:
+    assert (policy().delay(error, 1) is not None) is is_retried
 
 
 def test_max_retries_ends_the_call() -> None:
@@ -67,9 +67,9 @@ def test_max_retries_ends_the_call() -> None:
 
 @pytest.mark.parametrize(("rand", "delays"), [(0.0, [0.0] * 7), (1.0, [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0])])
 def test_delay_bound_doubles_up_to_eight_seconds(rand: float, delays: list[float]) -> None:
-    given_policy = policy(rand, max_retries=10_000)
-    assert [given_policy.delay(CONNECTION, attempt) for attempt in range(1, 8)] == delays
-    assert given_policy.delay(CONNECTION, 10_000) == delays[-1]
+    unlimited = policy(rand, max_retries=10_000)
+    assert [unlimited.delay(CONNECTION, attempt) for attempt in range(1, 8)] == delays
+    assert unlimited.delay(CONNECTION, 10_000) == delays[-1]
 
 
 @pytest.mark.parametrize(

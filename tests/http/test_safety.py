@@ -1,4 +1,4 @@
-"""The key is nowhere but in the one header, and nothing that a caller or a server says makes a request go elsewhere."""
+"""The API key is only in its header, and no argument or response sends a request elsewhere."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(kind: str, url: str, ask: Callable[[Any], Any], **settings: Any) -> Any:
-    """Make one call by a client of a kind; give its answer or what it raised."""
+    """Make one call with a client of each kind; return its result or error."""
     settings = {"max_retries": 1, "timeout": 30} | settings
     if kind == "blocking":
         with Client(CANARY, base_url=url, **settings) as client:
@@ -99,7 +99,7 @@ def asks(conversation_id: str) -> list[Callable[[Any], Any]]:
 
 
 @each_client
-def test_any_id_goes_over_the_wire_as_one_segment(kind: str) -> None:
+def test_any_id_is_sent_as_one_path_segment(kind: str) -> None:
     with serving() as server:
         for conversation_id in IDS:
             for ask in asks(conversation_id):
@@ -114,7 +114,7 @@ def test_any_id_goes_over_the_wire_as_one_segment(kind: str) -> None:
 
 @each_client
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_told_and_not_followed_so_that_the_key_stays_here(kind: str, status: int) -> None:
+def test_redirect_is_raised_and_not_followed(kind: str, status: int) -> None:
     with serving() as other, serving(answering(status, b"", location=other.url + "/v1/conversations")) as server:
         error = call(kind, server.url, lambda c: c.list().page())
         assert type(error) is APIStatusError
@@ -123,7 +123,7 @@ def test_a_redirect_is_told_and_not_followed_so_that_the_key_stays_here(kind: st
         assert (other.connections, server.connections) == (0, 1)
 
 
-async def test_an_http_client_that_follows_redirects_does_not_here() -> None:
+async def test_http_client_with_follow_redirects_does_not_follow() -> None:
     with serving() as other, serving(answering(307, b"", location=other.url)) as server:
         async with (
             httpx.AsyncClient(follow_redirects=True) as http_client,
@@ -137,7 +137,7 @@ async def test_an_http_client_that_follows_redirects_does_not_here() -> None:
 
 @pytest.mark.parametrize("cls", [AsyncClient, Client])
 @pytest.mark.parametrize("host", ["api.example", "192.0.2.1", "localhost.example", "0.0.0.0", "[::2]"])
-def test_plain_http_is_for_this_machine_only(cls: Any, host: str) -> None:
+def test_http_is_for_loopback_only(cls: Any, host: str) -> None:
     with pytest.raises(ConfigurationError, match="unencrypted"):
         cls(CANARY, base_url=f"http://{host}")
     cls(CANARY, base_url=f"http://{host}", allow_http=True)
@@ -145,7 +145,7 @@ def test_plain_http_is_for_this_machine_only(cls: Any, host: str) -> None:
 
 @pytest.mark.parametrize("cls", [AsyncClient, Client])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\nX-Evil: 1"])
-def test_a_key_with_a_line_break_is_refused(cls: Any, end: str) -> None:
+def test_key_with_a_line_break_is_rejected(cls: Any, end: str) -> None:
     with pytest.raises(ConfigurationError, match="line break"):
         cls(CANARY + end)
 
@@ -154,7 +154,7 @@ def test_a_key_with_a_line_break_is_refused(cls: Any, end: str) -> None:
 
 
 def shown(error: BaseException) -> str:
-    """Give all that a log, an error reporter or a queue may show of an error."""
+    """Return everything that a log, an error reporter or a queue may show of an error."""
     told = traceback.TracebackException.from_exception(error, capture_locals=True)
     texts = [*told.format(), str(error), repr(error), repr(vars(error)), repr(error.__cause__)]
     if isinstance(error, AgentPhoneError):
@@ -163,7 +163,7 @@ def shown(error: BaseException) -> str:
 
 
 def echo(status: int) -> Fault:
-    """Answer with the request's own headers, as careless servers do."""
+    """Respond with the request's own headers, as careless servers do."""
 
     def fault(connection: Connection) -> None:
         received = connection.read()
@@ -197,9 +197,7 @@ FAILURES: dict[str, tuple[Fault, dict[str, Any]]] = {
 
 @each_client
 @pytest.mark.parametrize("name", FAILURES)
-def test_the_key_is_in_nothing_that_is_shown_of_a_failed_call(
-    kind: str, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_call_shows_no_key(kind: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     fault, settings = FAILURES[name]
     with serving(fault, times=99) as server:
@@ -212,7 +210,7 @@ def test_the_key_is_in_nothing_that_is_shown_of_a_failed_call(
         assert "agentphone" in {record.name for record in caplog.records}
 
 
-async def test_the_key_is_in_no_log_of_a_call_that_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+async def test_successful_call_logs_no_key(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with serving() as server:
         async with (
@@ -242,7 +240,7 @@ async def test_the_key_is_in_no_log_of_a_call_that_succeeds(caplog: pytest.LogCa
     ids=str,
 )
 @pytest.mark.parametrize("cls", [AsyncClient, Client])
-def test_the_key_is_in_nothing_that_is_shown_of_a_failed_construction(cls: Any, settings: dict[str, Any]) -> None:
+def test_failed_construction_shows_no_key(cls: Any, settings: dict[str, Any]) -> None:
     with pytest.raises((AgentPhoneError, TypeError, OSError)) as caught:
         cls(CANARY, **settings)
     assert CANARY not in shown(caught.value)
@@ -250,7 +248,7 @@ def test_the_key_is_in_nothing_that_is_shown_of_a_failed_construction(cls: Any, 
 
 @pytest.mark.parametrize("cls", [AsyncClient, Client])
 @pytest.mark.parametrize("end", ["\n", " ", "\u2028"])
-def test_a_key_that_is_refused_is_not_shown_either(cls: Any, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_key_is_not_shown(cls: Any, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in (CANARY + end, None):
         monkeypatch.setenv("AGENTPHONE_API_KEY", CANARY + end)
         with pytest.raises(ConfigurationError) as caught:
@@ -261,12 +259,12 @@ def test_a_key_that_is_refused_is_not_shown_either(cls: Any, end: str, monkeypat
 
 
 def _ours(error: BaseException) -> Any:
-    """Give a traceback without the test's own frame, which has the key."""
+    """Return a traceback without the test's own frame, which has the key."""
     return error.__traceback__.tb_next if error.__traceback__ else None
 
 
 @pytest.mark.parametrize("cls", [AsyncClient, Client])
-def test_a_client_shows_no_key_and_goes_into_no_pickle(cls: Any) -> None:
+def test_client_shows_no_key_and_is_not_pickled(cls: Any) -> None:
     client = cls(CANARY, base_url="http://localhost:1")
     for part in (client, client.conversations, client.conversations.list(), client.with_options(timeout=1)):
         assert CANARY not in repr(part)
@@ -275,7 +273,7 @@ def test_a_client_shows_no_key_and_goes_into_no_pickle(cls: Any) -> None:
             pickle.dumps(part)
 
 
-async def test_a_text_that_happens_to_hold_the_key_is_given_as_it_is() -> None:
+async def test_message_that_contains_the_key_is_returned_unchanged() -> None:
     with Sandbox() as box:
         told = box.receive_sms(from_number="+15555550110", to_number="+15555550100", body=f"my key is {CANARY}")
         async with AsyncClient(CANARY, base_url="https://box.test", transport=box.transport()) as client:
@@ -283,7 +281,7 @@ async def test_a_text_that_happens_to_hold_the_key_is_given_as_it_is() -> None:
     assert page[0].body == f"my key is {CANARY}"
 
 
-async def test_what_an_error_shows_of_an_answer_has_stars_for_the_key() -> None:
+async def test_key_is_redacted_in_a_body() -> None:
     body = f'{{"error": {{"message": "Incorrect API key: {CANARY}", "code": "X"}}}}'.encode()
     client, _ = client_of(httpx.Response(401, content=body), api_key=CANARY)
     with pytest.raises(AuthenticationError, match=r"Incorrect API key: \*\*\*") as caught:
@@ -305,14 +303,14 @@ PARTS = {
 
 
 async def failure(client: AsyncClient) -> AgentPhoneError:
-    """Give what a call raises. No test's frame is in its traceback, where the key is among the locals."""
+    """Return the exception of a call, without the test's frame, whose locals have the key."""
     with pytest.raises(AgentPhoneError) as caught:
         await client.conversations.list()
     return caught.value
 
 
 def streamed(body: bytes, encoding: str, status: int = 200) -> httpx.Response:
-    """Give an answer whose body was not read before, as from a network."""
+    """Return a response whose body was not read before, as from a network."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield body
@@ -321,7 +319,7 @@ def streamed(body: bytes, encoding: str, status: int = 200) -> httpx.Response:
 
 
 @pytest.mark.parametrize("name", PARTS)
-async def test_the_beginning_of_a_body_shows_no_part_of_a_key_that_it_cuts_through(name: str) -> None:
+async def test_key_cut_by_the_body_preview_is_redacted(name: str) -> None:
     for room in range(465, 500):
         client, _ = client_of(PARTS[name](CANARY.encode(), room), api_key=CANARY)
         assert CANARY[:4] not in shown(await failure(client)), room
@@ -349,7 +347,7 @@ QUOTED: dict[str, Callable[[str], httpx.Response]] = {
 
 @pytest.mark.parametrize("key", [CANARY, 'sk_"live"/\\CANARY=4f3e2d1c'], ids=["plain", "with quotes"])
 @pytest.mark.parametrize("name", QUOTED)
-async def test_the_key_is_in_no_text_of_a_servers_that_an_error_shows(name: str, key: str) -> None:
+async def test_key_is_redacted_in_every_text_of_the_server(name: str, key: str) -> None:
     client, _ = client_of(QUOTED[name](key), api_key=key, max_retries=0)
     error = await failure(client)
     assert "CANARY" not in shown(error)
@@ -358,7 +356,7 @@ async def test_the_key_is_in_no_text_of_a_servers_that_an_error_shows(name: str,
 
 @each_client
 @pytest.mark.parametrize("answer", [f"HTTP/1.1 {CANARY}\r\n\r\n", f"HTTP/1.1 200 OK\r\n{CANARY}\r\n\r\n"])
-def test_the_key_is_in_no_text_of_a_line_that_is_no_http(kind: str, answer: str) -> None:
+def test_key_is_redacted_in_a_response_that_is_not_http(kind: str, answer: str) -> None:
     with serving(raw(answer.encode())) as server:
         error = call(kind, server.url, lambda c: c.get("conv_1"), max_retries=0)
         assert isinstance(error, APIConnectionError)
@@ -366,7 +364,7 @@ def test_the_key_is_in_no_text_of_a_line_that_is_no_http(kind: str, answer: str)
         assert CANARY not in shown(error)
 
 
-async def test_the_sandbox_writes_no_key_anywhere() -> None:
+async def test_sandbox_writes_no_key() -> None:
     with sandbox("--api-key", CANARY) as (process, url):
         async with AsyncClient(CANARY, base_url=url, max_retries=0) as client:
             await client.conversations.list()

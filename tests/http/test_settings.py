@@ -109,11 +109,11 @@ async def test_base_url_keeps_its_path_without_a_trailing_slash(base_url: Any, b
 @pytest.mark.parametrize("end", ["/v1", "/v1/", "//v1//"])
 @pytest.mark.parametrize("begin", ["https://api.example", "https://api.example/proxy", "HTTPS://api.example"])
 async def test_base_url_may_end_in_v1(begin: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = f"{begin.replace('HTTPS', 'https')}/v1/conversations?limit=100&offset=0"
-    assert str((await sent_by(api_key=KEY, base_url=begin + end)).url) == wanted
-    assert str((await sent_by(api_key=KEY, base_url=httpx.URL(begin + end))).url) == wanted
+    expected = f"{begin.replace('HTTPS', 'https')}/v1/conversations?limit=100&offset=0"
+    assert str((await sent_by(api_key=KEY, base_url=begin + end)).url) == expected
+    assert str((await sent_by(api_key=KEY, base_url=httpx.URL(begin + end))).url) == expected
     monkeypatch.setenv("AGENTPHONE_BASE_URL", begin + end)
-    assert str((await sent_by(api_key=KEY)).url) == wanted
+    assert str((await sent_by(api_key=KEY)).url) == expected
 
 
 def test_only_a_v1_segment_is_removed_from_base_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +255,7 @@ async def asynchronous(_: object) -> None:
 def test_setting_of_another_type_is_rejected_by_name(
     client: type[AsyncClient] | type[Client], name: str, value: Any
 ) -> None:
-    with pytest.raises(TypeError, match=f"^{name} (is|must be) "):
+    with pytest.raises(TypeError, match=f"^{name} must be "):
         client(KEY, **{name: value})
 
 

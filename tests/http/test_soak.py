@@ -1,6 +1,6 @@
-"""Many calls through a network of which a fifth fails: every answer is compared with what the sandbox holds.
+"""Many calls through a network where a fifth fails: every result is compared with the sandbox's data.
 
-Short here; at length with `SOAK_CALLS=5000 pytest tests/test_soak.py -s`, which also prints the figures.
+Short by default. `SOAK_CALLS=5000 pytest tests/http/test_soak.py -s` runs longer and prints the figures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OWN_NUMBERS = itertools.count(5_550_000)
 
 @define
 class Network:
-    """The way to the sandbox, on which a part of the requests meets a fault."""
+    """A server in front of the sandbox where a share of the requests meets a fault."""
 
     url: str
     rand: random.Random = field(factory=lambda: random.Random(11))
@@ -90,13 +90,13 @@ FAULTS = [*ANSWERS, "reset", "closed", "silence", "answer lost", "half an answer
 
 @define
 class Soak:
-    """What the calls are compared with, and how they went."""
+    """The expected results of the calls, and their outcomes."""
 
     ids: list[str]
     bodies: dict[str, list[str]]
     listed: list[str]
     known: dict[str, list[Any]]
-    """The metadata that a conversation may have: one, or two after an update of which nobody knows."""
+    """The possible metadata of a conversation: one value, or two after an update with unknown outcome."""
     went: Counter[str] = field(factory=Counter)
 
     def judge(self, what: str, right: bool) -> None:
@@ -166,7 +166,7 @@ def descriptors() -> int:
 
 @pytest.fixture
 def soak(server: Server) -> Soak:
-    """Fill the sandbox with a conversation for each worker."""
+    """Add one conversation per worker to the sandbox."""
     bodies: dict[str, list[str]] = {}
     own_number = f"+1555{next(OWN_NUMBERS)}"
     for worker in range(WORKERS):
@@ -182,7 +182,7 @@ def soak(server: Server) -> Soak:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.timeout(1200)
-def test_no_answer_is_wrong_and_nothing_is_left_behind(
+def test_no_wrong_result_and_nothing_leaked(
     kind: str, server: Server, soak: Soak, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentphone._http.retry.INITIAL_BACKOFF", 0.01)

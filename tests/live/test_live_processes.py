@@ -1,4 +1,4 @@
-"""Live iterations over real sockets, while fifty people text, and the server fails and is killed again and again."""
+"""`follow` and `watch` over real sockets, while fifty people text and the server fails and is killed repeatedly."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AGENT = "+15555550100"
 SECONDS = 200
 POLL = {"poll_interval": 0.05, "max_poll_interval": 0.2}
 
-Given = list[tuple[str, Message]]
+Received = list[tuple[str, Message]]
 
 
 def free_port() -> int:
@@ -44,77 +44,77 @@ def serve(path: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 def write(path: Path) -> None:
-    """Let people text, each as often as chance has it."""
+    """Let people text, in random order."""
     source = random.Random(8)
-    with Sandbox(path) as box:
+    with Sandbox(path) as sandbox:
         for number in range(MESSAGES):
             person = f"+1555555{source.randrange(PEOPLE):04}"
-            box.receive_sms(from_number=person, to_number=AGENT, body=str(number))
+            sandbox.receive_sms(from_number=person, to_number=AGENT, body=str(number))
 
 
-async def watch(url: str) -> Given:
-    """Watch to the end in one go."""
-    given: Given = []
+async def watch(url: str) -> Received:
+    """Watch until the last message."""
+    received: Received = []
     async with AsyncClient("key", base_url=url) as client:
         with anyio.fail_after(SECONDS):
             async for conversation, message in client.conversations.watch(after=START, **POLL):
-                given.append((conversation.id, message))
-                if len(given) >= MESSAGES:
+                received.append((conversation.id, message))
+                if len(received) >= MESSAGES:
                     break
-    return given
+    return received
 
 
-def watch_with_breaks(url: str) -> Given:
-    """Watch with the blocking client, and begin anew behind every thousandth message or so."""
+def watch_with_breaks(url: str) -> Received:
+    """Watch with the sync client, and resume after about every thousandth message."""
     source = random.Random(9)
-    given: Given = []
+    received: Received = []
     after: Any = START
     deadline_at = time.monotonic() + SECONDS
-    while len(given) < MESSAGES:
+    while len(received) < MESSAGES:
         left = source.randrange(1, 2000)
         with Client("key", base_url=url) as client:
             for conversation, message in client.conversations.watch(after=after, **POLL):
                 assert time.monotonic() < deadline_at
-                given.append((conversation.id, message))
+                received.append((conversation.id, message))
                 after, left = message, left - 1
-                if left == 0 or len(given) >= MESSAGES:
+                if left == 0 or len(received) >= MESSAGES:
                     break
-    return given
+    return received
 
 
-async def follow(url: str, count: int, conversation_id: str) -> Given:
-    """Follow one conversation from the beginning."""
-    given: Given = []
+async def follow(url: str, count: int, conversation_id: str) -> Received:
+    """Follow one conversation from its first message."""
+    received: Received = []
     async with AsyncClient("key", base_url=url) as client:
         with anyio.fail_after(SECONDS):
             async for message in client.conversations.follow(conversation_id, after=START, **POLL):
-                given.append((conversation_id, message))
-                if len(given) >= count:
+                received.append((conversation_id, message))
+                if len(received) >= count:
                     break
-    return given
+    return received
 
 
-def in_thread(function: Callable[[], Given], results: dict[str, Given], name: str) -> threading.Thread:
+def in_thread(function: Callable[[], Received], results: dict[str, Received], name: str) -> threading.Thread:
     def work() -> None:
         results[name] = function()
 
-    state = threading.Thread(target=work, name=name)
-    state.start()
-    return state
+    thread = threading.Thread(target=work, name=name)
+    thread.start()
+    return thread
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_nothing_is_lost_repeated_or_out_of_order_while_the_server_is_killed(tmp_path: Path) -> None:
+def test_watch_survives_kills_of_the_server(tmp_path: Path) -> None:
     path, port = tmp_path / "box.db", free_port()
     url = f"http://127.0.0.1:{port}"
-    with Sandbox(path) as box:
+    with Sandbox(path) as sandbox:
         server = serve(path, port)
-        results: dict[str, Given] = {}
-        states = [
+        results: dict[str, Received] = {}
+        threads = [
             in_thread(lambda: anyio.run(watch, url), results, "asyncio"),
             in_thread(lambda: anyio.run(watch, url, backend="trio"), results, "trio"),
-            in_thread(lambda: watch_with_breaks(url), results, "blocking"),
+            in_thread(lambda: watch_with_breaks(url), results, "sync"),
         ]
         writer = threading.Thread(target=write, args=(path,))
         writer.start()
@@ -125,50 +125,50 @@ def test_nothing_is_lost_repeated_or_out_of_order_while_the_server_is_killed(tmp
                 server.wait()
                 server = serve(path, port)
             writer.join()
-            for state in states:
-                state.join()
+            for thread in threads:
+                thread.join()
         finally:
             server.kill()
             server.wait()
 
-        transport = box.transport()
+        transport = sandbox.transport()
         with Client("key", base_url="https://sandbox.test", transport=transport) as client:
-            there = {
+            expected = {
                 (conversation.id, message.id)
                 for conversation in client.conversations.list()
                 for message in client.conversations.messages(conversation.id)
             }
-    assert len(there) == MESSAGES
-    assert set(results) == {"asyncio", "trio", "blocking"}
-    for name, given in results.items():
-        ids = [(conversation_id, message.id) for conversation_id, message in given]
+    assert len(expected) == MESSAGES
+    assert set(results) == {"asyncio", "trio", "sync"}
+    for name, received in results.items():
+        ids = [(conversation_id, message.id) for conversation_id, message in received]
         assert len(set(ids)) == len(ids), f"{name} repeated"
-        assert set(ids) == there, f"{name} lost"
+        assert set(ids) == expected, f"{name} lost"
         order: dict[str, list[int]] = {}
-        for conversation_id, message in given:
+        for conversation_id, message in received:
             order.setdefault(conversation_id, []).append(int(message.body or ""))
-        assert all(numbers == sorted(numbers) for numbers in order.values()), f"{name} mixed the order"
+        assert all(numbers == sorted(numbers) for numbers in order.values()), f"{name} out of order"
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_followed_conversation_survives_a_kill_too(tmp_path: Path, backend: str) -> None:
+def test_follow_survives_a_kill_of_the_server(tmp_path: Path, backend: str) -> None:
     path, port = tmp_path / "box.db", free_port()
-    with Sandbox(path) as box:
-        first = box.receive_sms(from_number="+15555550110", to_number=AGENT, body="0")
+    with Sandbox(path) as sandbox:
+        first = sandbox.receive_sms(from_number="+15555550110", to_number=AGENT, body="0")
         server = serve(path, port)
-        results: dict[str, Given] = {}
+        results: dict[str, Received] = {}
         identity = first["conversationId"]
-        state = in_thread(
+        thread = in_thread(
             lambda: anyio.run(follow, f"http://127.0.0.1:{port}", 600, identity, backend=backend), results, "follow"
         )
         try:
             for number in range(1, 600):
-                box.receive_sms(from_number="+15555550110", to_number=AGENT, body=str(number))
+                sandbox.receive_sms(from_number="+15555550110", to_number=AGENT, body=str(number))
                 if number == 300:
                     os.kill(server.pid, signal.SIGKILL)
                     server.wait()
                     server = serve(path, port)
-            state.join()
+            thread.join()
         finally:
             server.kill()
             server.wait()

@@ -1,4 +1,4 @@
-"""The nouns: values that cannot change, can be hashed, copied and sent to another process."""
+"""Models are frozen values that can be hashed, copied and pickled."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ each_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: type(mod
 
 
 @each_model
-def test_no_field_can_be_changed(model: Any) -> None:
+def test_fields_are_frozen(model: Any) -> None:
     for field in attrs.fields(type(model)):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(model, field.name, None)
 
 
 @each_model
-def test_a_model_takes_no_new_attributes_and_has_no_dict(model: Any) -> None:
+def test_model_has_no_dict(model: Any) -> None:
     with pytest.raises((AttributeError, attrs.exceptions.FrozenInstanceError)):
         model.lastMessageAt = T0
     assert not hasattr(model, "__dict__")
 
 
 @each_model
-def test_a_copy_from_a_pickle_or_from_copy_is_equal_and_hashes_the_same(model: Any) -> None:
+def test_copies_and_pickles_are_equal(model: Any) -> None:
     for other in (pickle.loads(pickle.dumps(model)), copy.copy(model), copy.deepcopy(model), attrs.evolve(model)):
         assert other == model
         assert hash(other) == hash(model)
         assert type(other) is type(model)
 
 
-def test_equality_looks_at_every_field() -> None:
+def test_equality_compares_every_field() -> None:
     later = T0 + timedelta(seconds=1)
     changes: dict[str, Any] = {"id": "x", "body": "x", "received_at": later, "media_urls": (), "extra": {}}
     for name, value in changes.items():
@@ -61,17 +61,17 @@ def test_equality_looks_at_every_field() -> None:
     assert attrs.evolve(CONVERSATION, extra={"other": 1}) != CONVERSATION
 
 
-def test_a_detail_is_a_conversation_and_not_equal_to_the_bare_one() -> None:
+def test_detail_is_not_equal_to_its_conversation() -> None:
     assert isinstance(DETAIL, Conversation)
     assert Conversation(id="conv_1", phone_number="+1", participant="+2", metadata={"a": 1}) != DETAIL
 
 
-def test_models_are_made_by_name_only() -> None:
+def test_models_take_keyword_arguments_only() -> None:
     with pytest.raises(TypeError):
         Page((MESSAGE,), False)  # type: ignore[call-arg]
 
 
-def test_a_page_is_read_like_the_tuple_in_it() -> None:
+def test_page_behaves_like_its_tuple() -> None:
     first, second = attrs.evolve(MESSAGE, id="a"), attrs.evolve(MESSAGE, id="b")
     page = Page(data=(first, second), has_more=True)
     assert list(page) == [first, second]
@@ -87,7 +87,7 @@ def test_a_page_is_read_like_the_tuple_in_it() -> None:
     assert page
 
 
-def test_a_long_extra_does_not_drown_the_repr() -> None:
+def test_repr_abbreviates_extra() -> None:
     assert "replyTo" not in repr(MESSAGE)
     assert "extra={...}" in repr(MESSAGE)
     assert "extra={}" in repr(attrs.evolve(MESSAGE, extra={}))

@@ -1,4 +1,4 @@
-"""The walks through both clients, against the sandbox with each of its readings: the promise as users see it."""
+"""Pagination through both clients, against the sandbox with each of its behaviors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 PERSON, AGENT = "+15550100001", "+15550100002"
 START = datetime(2025, 1, 15, 12, tzinfo=UTC)
-READINGS = [
+BEHAVIORS = [
     Behavior(),
     Behavior(boundary="inclusive", after_alone="newest", message_order="oldest", timestamp_digits=3),
     Behavior(after_alone="newest", timestamp_digits=0),
@@ -27,22 +27,22 @@ READINGS = [
 ORDERS: list[Literal["asc", "desc"]] = ["desc", "asc"]
 
 
-def fill(box: Sandbox, count: int, seed: int) -> str:
-    """Let messages come in at random gaps, ties among them, and give their conversation."""
+def fill(sandbox: Sandbox, count: int, seed: int) -> str:
+    """Add messages at random gaps, some with equal timestamps, and return their conversation's id."""
     random, at = Random(seed), START
     for number in range(count):
         at += timedelta(microseconds=random.choice([0, 0, 1, 500, 1000, 300_000, 2_000_000]))
-        conversation_id = box.receive_sms(from_number=PERSON, to_number=AGENT, body=str(number), at=at)[
+        conversation_id = sandbox.receive_sms(from_number=PERSON, to_number=AGENT, body=str(number), at=at)[
             "conversationId"
         ]
     return str(conversation_id)
 
 
-@pytest.fixture(params=READINGS, ids=str)
-def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    with Sandbox() as box:
-        box.behavior = request.param
-        yield box
+@pytest.fixture(params=BEHAVIORS, ids=str)
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        sandbox.behavior = request.param
+        yield sandbox
 
 
 def key(message: Message) -> tuple[datetime, str]:
@@ -50,18 +50,18 @@ def key(message: Message) -> tuple[datetime, str]:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-async def test_every_message_comes_once_and_resuming_behind_any_goes_on_exactly_there(
-    box: Sandbox, order: Literal["asc", "desc"]
+async def test_messages_are_returned_once_and_any_message_is_a_bound(
+    sandbox: Sandbox, order: Literal["asc", "desc"]
 ) -> None:
-    conversation_id = fill(box, 120, seed=1)
-    async with AsyncClient("key", transport=box.transport()) as client:
+    conversation_id = fill(sandbox, 120, seed=1)
+    async with AsyncClient("key", transport=sandbox.transport()) as client:
         whole = [message async for message in client.conversations.messages(conversation_id, order=order, page_size=7)]
         assert len(whole) == 120
         assert whole == sorted(whole, key=key, reverse=order == "desc")
         for index in range(0, 120, 17):
             bound: dict[str, Any] = {"before" if order == "desc" else "after": whole[index]}
-            next_delay = client.conversations.messages(conversation_id, order=order, **bound)
-            assert [message async for message in next_delay] == whole[index + 1 :]
+            rest = client.conversations.messages(conversation_id, order=order, **bound)
+            assert [message async for message in rest] == whole[index + 1 :]
         between = client.conversations.messages(
             conversation_id,
             order=order,
@@ -72,9 +72,9 @@ async def test_every_message_comes_once_and_resuming_behind_any_goes_on_exactly_
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_blocking_client_walks_the_same_way(box: Sandbox, order: Literal["asc", "desc"]) -> None:
-    conversation_id = fill(box, 120, seed=2)
-    with Client("key", transport=box.transport()) as client:
+def test_sync_client_paginates_alike(sandbox: Sandbox, order: Literal["asc", "desc"]) -> None:
+    conversation_id = fill(sandbox, 120, seed=2)
+    with Client("key", transport=sandbox.transport()) as client:
         whole = list(client.conversations.messages(conversation_id, order=order, page_size=7))
         assert len(whole) == 120
         assert whole == sorted(whole, key=key, reverse=order == "desc")
@@ -85,11 +85,11 @@ def test_the_blocking_client_walks_the_same_way(box: Sandbox, order: Literal["as
         assert [page.has_more for page in pages] == [True] * (len(pages) - 1) + [False]
 
 
-class Slow(httpx.AsyncBaseTransport):
-    """Counts what is in flight, lets the list move under it, and fails where it is told to."""
+class SlowTransport(httpx.AsyncBaseTransport):
+    """A slow transport that counts the requests in flight, and can make one fail."""
 
-    def __init__(self, box: Sandbox) -> None:
-        self._inner = box.transport()
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._inner = sandbox.transport()
         self.in_flight = self.most = self.count = 0
         self.fail_at: int | None = None
 
@@ -107,16 +107,16 @@ class Slow(httpx.AsyncBaseTransport):
 
 
 @pytest.fixture
-def inbox() -> Iterator[Sandbox]:
-    with Sandbox() as box:
+def full_sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
         for number in range(260):
-            box.receive_sms(from_number=f"+1555010{number:04}", to_number=AGENT, body="Hello")
-        yield box
+            sandbox.receive_sms(from_number=f"+1555010{number:04}", to_number=AGENT, body="Hello")
+        yield sandbox
 
 
 @pytest.mark.parametrize("concurrency", [2, 8])
-async def test_pages_are_in_flight_at_once_and_nothing_is_between_steps(inbox: Sandbox, concurrency: int) -> None:
-    transport = Slow(inbox)
+async def test_pages_are_requested_concurrently_and_not_between_steps(full_sandbox: Sandbox, concurrency: int) -> None:
+    transport = SlowTransport(full_sandbox)
     async with AsyncClient("key", transport=transport) as client:
         seen = []
         async for conversation in client.conversations.list(page_size=10, concurrency=concurrency):
@@ -130,8 +130,8 @@ async def test_pages_are_in_flight_at_once_and_nothing_is_between_steps(inbox: S
         assert transport.in_flight == 0
 
 
-async def test_one_page_of_several_that_fails_is_that_error_and_the_next_step_goes_on(inbox: Sandbox) -> None:
-    transport = Slow(inbox)
+async def test_error_of_one_concurrent_page_is_raised_and_the_next_step_continues(full_sandbox: Sandbox) -> None:
+    transport = SlowTransport(full_sandbox)
     transport.fail_at = 5
     async with AsyncClient("key", transport=transport) as client:
         steps = aiter(client.conversations.list(page_size=10, concurrency=8))
@@ -145,8 +145,8 @@ async def test_one_page_of_several_that_fails_is_that_error_and_the_next_step_go
         assert len(set(seen)) == len(seen) == 260
 
 
-async def test_a_step_cancelled_with_pages_in_flight_loses_nothing(inbox: Sandbox) -> None:
-    transport = Slow(inbox)
+async def test_cancelled_step_with_pages_in_flight_loses_nothing(full_sandbox: Sandbox) -> None:
+    transport = SlowTransport(full_sandbox)
     async with AsyncClient("key", transport=transport) as client:
         steps = aiter(client.conversations.list(page_size=10, concurrency=8))
         seen = [(await anext(steps)).id for _ in range(10)]
@@ -159,16 +159,16 @@ async def test_a_step_cancelled_with_pages_in_flight_loses_nothing(inbox: Sandbo
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-async def test_a_list_that_moves_with_every_page_gives_everybody_once(inbox: Sandbox, concurrency: int) -> None:
+async def test_list_that_moves_with_every_page_returns_everybody_once(full_sandbox: Sandbox, concurrency: int) -> None:
     random = Random(concurrency)
 
-    class Moving(Slow):
+    class MovingTransport(SlowTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             response = await super().handle_async_request(request)
             for number in random.sample(range(260), 2):
-                inbox.receive_sms(from_number=f"+1555010{number:04}", to_number=AGENT, body="Still there?")
+                full_sandbox.receive_sms(from_number=f"+1555010{number:04}", to_number=AGENT, body="Still there?")
             return response
 
-    async with AsyncClient("key", transport=Moving(inbox)) as client:
+    async with AsyncClient("key", transport=MovingTransport(full_sandbox)) as client:
         people = [item.participant async for item in client.conversations.list(page_size=20, concurrency=concurrency)]
         assert sorted(people) == [f"+1555010{number:04}" for number in range(260)]

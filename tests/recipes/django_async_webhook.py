@@ -17,7 +17,7 @@ from agentphone.webhooks import MessageEvent, Webhook
 
 client = AsyncClient()
 webhook = Webhook(os.environ["AGENTPHONE_WEBHOOK_SECRET"])
-LOCK_SECONDS = 30  # more than the work takes; for so long at most a worker that died keeps a conversation locked
+LOCK_SECONDS = 30  # longer than the work takes; a worker that dies keeps a conversation locked for this long
 
 
 @define
@@ -28,19 +28,19 @@ class OrderState:
 
 @asynccontextmanager
 async def one_at_a_time(conversation_id: str) -> AsyncIterator[None]:
-    """Two texts of one person at once would each overwrite what the other one stored."""
+    """Hold a lock, so that two messages at once do not overwrite each other's state."""
     key, mine = f"agentphone:lock:{conversation_id}", uuid.uuid4().hex
     while not await cache.aadd(key, mine, timeout=LOCK_SECONDS):
         await asyncio.sleep(0.05)
     try:
         yield
     finally:
-        if await cache.aget(key) == mine:  # or it has run out, and is somebody else's
+        if await cache.aget(key) == mine:  # not if it expired and another worker has it
             await cache.adelete(key)
 
 
 async def think(event: MessageEvent, state: OrderState) -> None:
-    """The agent's work. If it raises, nothing is stored, and AgentPhone sends the text again."""
+    """Do the agent's work. If it raises, nothing is stored, and AgentPhone sends the webhook again."""
     state.texts += 1
     for word in (event.text or "").split():
         if word.startswith("ORD-"):
@@ -54,7 +54,7 @@ async def receive(request: HttpRequest) -> HttpResponse:
         event = webhook.parse(request.body, request.headers)
     except WebhookVerificationError:
         return HttpResponse(status=400)
-    if event.delivery_id is None:  # it could not be told from its repetition
+    if event.delivery_id is None:  # its retries could not be recognized
         return HttpResponse(status=400)
     if isinstance(event, MessageEvent):
         handled = f"agentphone:{event.delivery_id}"

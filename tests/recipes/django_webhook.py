@@ -17,7 +17,7 @@ from agentphone.webhooks import MessageEvent, Webhook
 
 client = Client()
 webhook = Webhook(os.environ["AGENTPHONE_WEBHOOK_SECRET"])
-LOCK_SECONDS = 30  # more than the work takes; for so long at most a worker that died keeps a conversation locked
+LOCK_SECONDS = 30  # longer than the work takes; a worker that dies keeps a conversation locked for this long
 
 
 @define
@@ -27,7 +27,7 @@ class OrderState:
 
 
 class CacheDeliveryLog:
-    """Remembers for a day what was handled, in a cache that all workers share."""
+    """A delivery log in the cache, which all workers share; it remembers a delivery for a day."""
 
     def seen(self, delivery_id: str) -> bool:
         return cache.get(f"agentphone:{delivery_id}") is not None
@@ -41,19 +41,19 @@ deliveries = CacheDeliveryLog()
 
 @contextmanager
 def one_at_a_time(conversation_id: str) -> Iterator[None]:
-    """Two texts of one person at once would each overwrite what the other one stored."""
+    """Hold a lock, so that two messages at once do not overwrite each other's state."""
     key, mine = f"agentphone:lock:{conversation_id}", uuid.uuid4().hex
     while not cache.add(key, mine, timeout=LOCK_SECONDS):
         time.sleep(0.05)
     try:
         yield
     finally:
-        if cache.get(key) == mine:  # or it has run out, and is somebody else's
+        if cache.get(key) == mine:  # not if it expired and another worker has it
             cache.delete(key)
 
 
 def think(event: MessageEvent, state: OrderState) -> None:
-    """The agent's work. If it raises, nothing is stored, and AgentPhone sends the text again."""
+    """Do the agent's work. If it raises, nothing is stored, and AgentPhone sends the webhook again."""
     state.texts += 1
     for word in (event.text or "").split():
         if word.startswith("ORD-"):
@@ -67,7 +67,7 @@ def receive(request: HttpRequest) -> HttpResponse:
         event = webhook.parse(request.body, request.headers)
     except WebhookVerificationError:
         return HttpResponse(status=400)
-    if event.delivery_id is None:  # it could not be told from its repetition
+    if event.delivery_id is None:  # its retries could not be recognized
         return HttpResponse(status=400)
     if isinstance(event, MessageEvent):
         with one_at_a_time(event.conversation_id):

@@ -10,8 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agentphone import AsyncClient, WebhookVerificationError
-from agentphone._delivery_log import SQLiteDeliveryLog
-from agentphone.webhooks import MessageEvent, Webhook
+from agentphone.webhooks import MessageEvent, SQLiteDeliveryLog, Webhook
 
 client = AsyncClient()
 webhook = Webhook(os.environ["AGENTPHONE_WEBHOOK_SECRET"])
@@ -26,7 +25,7 @@ class OrderState:
 
 
 async def think(event: MessageEvent, state: OrderState) -> None:
-    """The agent's work. If it raises, nothing is stored, and AgentPhone sends the text again."""
+    """Do the agent's work. If it raises, nothing is stored, and AgentPhone sends the webhook again."""
     state.texts += 1
     for word in (event.text or "").split():
         if word.startswith("ORD-"):
@@ -38,10 +37,10 @@ async def receive(request: Request) -> Response:
         event = webhook.parse(await request.body(), request.headers)
     except WebhookVerificationError:
         return Response(status_code=400)
-    if event.delivery_id is None:  # it could not be told from its repetition
+    if event.delivery_id is None:  # its retries could not be recognized
         return Response(status_code=400)
     if isinstance(event, MessageEvent):
-        # Two texts of one person at once would each overwrite what the other one stored.
+        # Two messages at once must not overwrite each other's state.
         lock = locks.setdefault(event.conversation_id, asyncio.Lock())
         async with lock:
             if not await asyncio.to_thread(deliveries.seen, event.delivery_id):

@@ -1,4 +1,4 @@
-"""A sandbox in memory, and an httpx client that speaks to it inside the process: no core of ours in between."""
+"""Fixtures: a sandbox in memory, a plain httpx client of it, and a webhook receiver. None uses the SDK's own client."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -7,7 +7,8 @@ import pytest
 
 from agentphone.sandbox import Sandbox
 
-AGENT, ADA, BEN = "+15555550100", "+15555550110", "+15555550111"
+from .helpers import HEADERS
+from .receiver import Receiver, receiving
 
 
 @pytest.fixture
@@ -18,7 +19,11 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 async def client(anyio_backend: object, sandbox: Sandbox) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(
-        transport=sandbox.transport(), base_url="http://sandbox", headers={"Authorization": "Bearer any"}
-    ) as client:
+    async with httpx.AsyncClient(transport=sandbox.transport(), base_url="http://sandbox", headers=HEADERS) as client:
         yield client
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver

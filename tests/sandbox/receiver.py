@@ -1,4 +1,4 @@
-"""A webhook receiver behind a real socket: it notes what arrives, and answers as it is told."""
+"""A webhook receiver on a real socket: it records deliveries and responds as a test says."""
 
 import hashlib
 import hmac
@@ -15,20 +15,20 @@ from attrs import frozen
 
 SECRET = "whsec_0123456789"
 SECONDS = 60
-"""For what takes one: a limit that turns a hang into a failure, not a measure."""
+"""A limit that turns a hang into a failure, for steps that take about a second."""
 
 
-def until(what: Callable[[], object]) -> None:
-    """Wait until something has come about."""
+def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition is true."""
     end = time.monotonic() + SECONDS
-    while not what():
-        assert time.monotonic() < end, "it did not come about"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.01)
 
 
 @frozen
 class Received:
-    """One POST as it arrived."""
+    """One POST as received."""
 
     path: str
     headers: dict[str, str]
@@ -48,35 +48,35 @@ class Received:
         return text
 
     def is_signed(self, secret: str = SECRET) -> bool:
-        """Compute the signature anew, as the vendor's page tells it."""
+        """Return whether the signature is valid, computed as the vendor documents it."""
         signed = self.headers["x-webhook-timestamp"].encode() + b"." + self.body
         expected = "sha256=" + hmac.digest(secret.encode(), signed, hashlib.sha256).hex()
         return self.headers["x-webhook-signature"] == expected
 
 
 class Receiver:
-    """What came in so far, in order, and the answer to give: a status, or None to close the connection without one."""
+    """The deliveries so far, in order, and the response: a status, or None to close the connection without one."""
 
     def __init__(self) -> None:
         self.url = ""
         self.received: list[Received] = []
         self.accepted: list[Received] = []
-        """Those that got a 2xx, noted just before it went out."""
-        self.answer: Callable[[Received], int | None] = lambda _: 200
+        """Deliveries that got a 2xx, recorded just before it was sent."""
+        self.respond: Callable[[Received], int | None] = lambda _: 200
         self.write: Callable[[BaseHTTPRequestHandler], object] | None = None
-        """Instead of an answer: what to do with the connection."""
+        """Called with the handler instead of `respond`, to use the connection directly."""
 
 
 @contextmanager
 def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
-    """Receive on a free port of this machine, behind TLS if a context is given."""
+    """Receive on a free local port, over TLS if a context is given."""
     receiver = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
             body = self.rfile.read(length)
-            if len(body) < length:  # The sender ended in the middle of it.
+            if len(body) < length:  # the sender stopped in the middle
                 return
             headers = {name.lower(): value for name, value in self.headers.items()}
             received = Received(self.path, headers, body)
@@ -84,7 +84,7 @@ def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
             if receiver.write is not None:
                 receiver.write(self)
                 return
-            status = receiver.answer(received)
+            status = receiver.respond(received)
             if status is None:
                 return
             if 200 <= status <= 299:
@@ -95,10 +95,10 @@ def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # The sender was ended, or has read enough.
+            with suppress(ConnectionError):  # the sender was killed, or closed early
                 super().handle()
 
     class Server(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""Faults of the network: inside the process they look as they do on a real connection."""
+"""Scripted network faults: they look the same in-process and over a real connection."""
 
 import socket
 import threading
@@ -13,7 +13,7 @@ import uvicorn
 from agentphone.sandbox import Sandbox, _app
 from agentphone.sandbox.server import running
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 from .receiver import SECONDS, until
 
 pytestmark = pytest.mark.anyio
@@ -21,10 +21,10 @@ HEADERS = {"Authorization": "Bearer any"}
 
 
 @pytest.fixture(params=["inside the process", "over HTTP"])
-async def carried(
+async def any_client(
     request: pytest.FixtureRequest, sandbox: Sandbox, anyio_backend: str
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Give a client of the sandbox, by its transport or by a real connection."""
+    """Yield a client of the sandbox, through its transport or over a real connection."""
     if request.param == "over HTTP":
         with running(sandbox) as url:
             async with httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=SECONDS, trust_env=False) as client:
@@ -37,20 +37,20 @@ async def carried(
             yield client
 
 
-async def test_a_reset_connection_is_a_read_error_and_the_next_call_goes_through(
-    sandbox: Sandbox, carried: httpx.AsyncClient
+async def test_reset_is_a_read_error_and_the_next_call_succeeds(
+    sandbox: Sandbox, any_client: httpx.AsyncClient
 ) -> None:
     for path in ("/v1/conversations", None):
-        await carried.get("/v1/conversations")  # So that there is a connection kept alive.
+        await any_client.get("/v1/conversations")  # opens a connection that is kept alive
         sandbox.faults.add(kind="reset", path=path)
         with pytest.raises(httpx.ReadError):
-            await carried.get("/v1/conversations")
-        assert (await carried.get("/v1/conversations")).json()["total"] == 0
+            await any_client.get("/v1/conversations")
+        assert (await any_client.get("/v1/conversations")).json()["total"] == 0
     assert len(sandbox.requests) == 6
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "received"),
+    ("options", "status", "received"),
     [
         ({}, 200, b'{"error": {"message": "Scripted'),
         ({"status": 502, "body": "<h1>Bad gateway</h1>", "retry_after": 7}, 502, b"<h1>Bad ga"),
@@ -58,61 +58,61 @@ async def test_a_reset_connection_is_a_read_error_and_the_next_call_goes_through
         ({"body": b'{"data": [], "hasMore": false}'}, 200, b'{"data": [], "h'),
     ],
 )
-async def test_a_cut_body_ends_in_its_middle(
-    sandbox: Sandbox, carried: httpx.AsyncClient, answer: dict[str, Any], status: int, received: bytes
+async def test_cut_body_ends_early(
+    sandbox: Sandbox, any_client: httpx.AsyncClient, options: dict[str, Any], status: int, received: bytes
 ) -> None:
-    sandbox.faults.add(kind="cut", **answer)
-    async with carried.stream("GET", "/v1/conversations") as response:
+    sandbox.faults.add(kind="cut", **options)
+    async with any_client.stream("GET", "/v1/conversations") as response:
         assert response.status_code == status
         assert response.headers["x-request-id"]
-        assert response.headers.get("retry-after") == ("7" if "retry_after" in answer else None)
+        assert response.headers.get("retry-after") == ("7" if "retry_after" in options else None)
         chunks: list[bytes] = []
 
         async def read() -> None:
             async for chunk in response.aiter_raw():
-                chunks.append(chunk)  # what came before the error counts
+                chunks.append(chunk)  # received before the error
 
         with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
             await read()
-    came = b"".join(chunks)
-    assert came.startswith(received)
-    assert len(came) < int(response.headers["content-length"])
-    assert (await carried.get("/v1/conversations")).status_code == 200
+    body = b"".join(chunks)
+    assert body.startswith(received)
+    assert len(body) < int(response.headers["content-length"])
+    assert (await any_client.get("/v1/conversations")).status_code == 200
 
 
-async def test_a_hang_lasts_until_the_client_has_had_enough(sandbox: Sandbox, carried: httpx.AsyncClient) -> None:
+async def test_hang_lasts_until_the_client_disconnects(sandbox: Sandbox, any_client: httpx.AsyncClient) -> None:
     sandbox.faults.add(kind="hang", times=2)
     with pytest.raises(httpx.ReadTimeout):
-        await carried.get("/v1/conversations", timeout=httpx.Timeout(SECONDS, read=0.2))
+        await any_client.get("/v1/conversations", timeout=httpx.Timeout(SECONDS, read=0.2))
     with anyio.move_on_after(0.2) as scope:
-        await carried.get("/v1/conversations", timeout=None)
+        await any_client.get("/v1/conversations", timeout=None)
     assert scope.cancelled_caught
-    sandbox.faults.clear()  # One that was given up before the server came to see it has not met its fault.
-    assert (await carried.get("/v1/conversations")).status_code == 200
+    sandbox.faults.clear()  # A request cancelled before the server read it used up no fault.
+    assert (await any_client.get("/v1/conversations")).status_code == 200
 
 
-async def test_a_hang_that_nobody_ends_ends_itself(
-    sandbox: Sandbox, carried: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+async def test_hang_ends_with_a_reset(
+    sandbox: Sandbox, any_client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_app, "HANG_SECONDS", 0.2)
     sandbox.faults.add(kind="hang")
     with pytest.raises(httpx.ReadError):
-        await carried.get("/v1/conversations")
+        await any_client.get("/v1/conversations")
 
 
-async def test_a_broken_call_is_recorded_and_does_nothing(sandbox: Sandbox, carried: httpx.AsyncClient) -> None:
+async def test_broken_call_is_recorded_and_not_any_client_out(sandbox: Sandbox, any_client: httpx.AsyncClient) -> None:
     message = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
     path = f"/v1/conversations/{message['conversationId']}"
     kinds: tuple[Literal["reset", "cut"], ...] = ("reset", "cut")
     for kind in kinds:
         sandbox.faults.add(kind=kind)
         with pytest.raises(httpx.TransportError):
-            await carried.patch(path, json={"metadata": {"a": 1}})
-    assert (await carried.get(path)).json()["metadata"] is None
+            await any_client.patch(path, json={"metadata": {"a": 1}})
+    assert (await any_client.get(path)).json()["metadata"] is None
     assert [request.method for request in sandbox.requests] == ["PATCH", "PATCH", "GET"]
 
 
-async def test_a_server_that_cannot_reset_cuts_instead(sandbox: Sandbox) -> None:
+async def test_server_without_reset_extension_cuts_the_body(sandbox: Sandbox) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(sandbox.app, log_config=None, log_level="critical", lifespan="off"))
@@ -130,7 +130,7 @@ async def test_a_server_that_cannot_reset_cuts_instead(sandbox: Sandbox) -> None
             thread.join(SECONDS)
 
 
-async def test_the_resets_of_many_connections_hit_none_but_their_own(sandbox: Sandbox) -> None:
+async def test_reset_affects_only_its_own_connection(sandbox: Sandbox) -> None:
     sandbox.faults.add(kind="reset", path="/v1/conversations/conv_x", times=20)
     outcomes: list[str] = []
     with running(sandbox) as url:
@@ -161,6 +161,6 @@ async def test_the_resets_of_many_connections_hit_none_but_their_own(sandbox: Sa
         ({"kind": "cut", "times": 0}, "times"),
     ],
 )
-def test_a_fault_that_says_nothing_or_too_much_is_refused(sandbox: Sandbox, fault: dict[str, Any], named: str) -> None:
+def test_contradictory_fault_is_rejected(sandbox: Sandbox, fault: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         sandbox.faults.add(**fault)

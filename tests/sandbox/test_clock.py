@@ -1,4 +1,4 @@
-"""The sandbox's time is what a test says it is, in all that it shows; what it waits for is real."""
+"""The sandbox's clock: it dates messages and signs webhooks, while delays follow real time."""
 
 import sqlite3
 import time
@@ -11,14 +11,13 @@ import pytest
 
 from agentphone.sandbox import Sandbox
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT, call, statuses
 from .receiver import SECRET, receiving, until
-from .test_webhooks import call, statuses
 
 NOON = datetime(2025, 1, 15, 12, 0, 0, 123456, tzinfo=UTC)
 
 
-def test_a_text_is_received_when_the_clock_says(sandbox: Sandbox) -> None:
+def test_messages_are_dated_by_the_clock(sandbox: Sandbox) -> None:
     sandbox.clock = NOON.timestamp
     assert sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="")["receivedAt"] == "2025-01-15T12:00:00.123456Z"
     sandbox.clock = (NOON + timedelta(hours=1)).timestamp
@@ -35,42 +34,42 @@ def broken() -> float:
 
 CLOCKS: dict[Callable[[], float], str] = {
     broken: "OverflowError: no such time",
-    lambda: 1e15: "OverflowError",  # No calendar has that year.
+    lambda: 1e15: "OverflowError",  # no such year
     lambda: -1e15: "OverflowError",
     lambda: float("nan"): "ValueError",
 }
 
 
 @pytest.mark.parametrize("clock", CLOCKS)
-def test_a_clock_that_fails_is_told_in_the_attempts_and_stops_nothing(clock: Callable[[], float]) -> None:
+def test_failing_clock_is_recorded_in_the_attempts(clock: Callable[[], float]) -> None:
     with Sandbox(retry_scale=0.001) as sandbox, receiving() as receiver:
 
-        def answer(_: object) -> int:
+        def respond(_: object) -> int:
             sandbox.clock = clock
             return 500
 
-        receiver.answer = answer
+        receiver.respond = respond
         sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
         until(lambda: statuses(sandbox) == {"failed": 1})
         assert sandbox.deliveries()[0]["attempts"][-1]["error"].startswith(CLOCKS[clock])
         sandbox.clock = time.time
-        receiver.answer = lambda _: 200
+        receiver.respond = lambda _: 200
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi again")
         until(lambda: statuses(sandbox) == {"failed": 1, "delivered": 1})
 
 
-def test_every_attempt_is_signed_anew_by_the_clock_and_made_by_real_time() -> None:
+def test_each_attempt_is_signed_with_the_current_time() -> None:
     with Sandbox(retry_scale=0.001) as sandbox, receiving() as receiver:
         moment = NOON
         sandbox.clock = lambda: moment.timestamp()
 
-        def answer(_: object) -> int:
+        def respond(_: object) -> int:
             nonlocal moment
             moment += timedelta(minutes=1)
             return 200 if len(receiver.received) == 3 else 500
 
-        receiver.answer = answer
+        receiver.respond = respond
         sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
         until(lambda: statuses(sandbox) == {"delivered": 1})
@@ -88,7 +87,7 @@ def test_every_attempt_is_signed_anew_by_the_clock_and_made_by_real_time() -> No
         ]
 
 
-def test_a_message_is_dated_when_it_is_stored_so_that_the_file_has_several_writers_in_order(tmp_path: Path) -> None:
+def test_message_is_dated_inside_its_transaction(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
 
     def clock() -> float:
@@ -103,7 +102,7 @@ def test_a_message_is_dated_when_it_is_stored_so_that_the_file_has_several_write
     assert text["receivedAt"] == "2025-01-15T12:00:00.000000Z"
 
 
-def test_a_clock_that_is_set_back_dates_no_message_before_an_earlier_one() -> None:
+def test_clock_set_back_keeps_the_order_of_messages() -> None:
     with Sandbox() as box:
         times = iter([10.0, 5.0, 7.0, 12.0])
         box.clock = lambda: next(times)

@@ -1,4 +1,4 @@
-"""The API as the vendor's page tells it: defaults, maxima, order, metadata, refusals."""
+"""The HTTP API as the vendor documents it: defaults, limits, order, metadata and errors."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -9,14 +9,14 @@ import pytest
 
 from agentphone.sandbox import Sandbox
 
-from .conftest import ADA, AGENT, BEN
+from .helpers import ADA, AGENT, BEN
 
 pytestmark = pytest.mark.anyio
 NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
 
 
 def fill(sandbox: Sandbox, count: int) -> str:
-    """Give Ada's conversation `count` messages, one a second from noon on."""
+    """Store `count` messages in one conversation, one per second from noon on, and return its id."""
     conversation_id = ""
     for index in range(count):
         at = NOON + timedelta(seconds=index)
@@ -29,9 +29,7 @@ def bodies(page: Any) -> list[str]:
     return [message["body"] for message in page["data"]]
 
 
-async def test_a_conversation_begins_with_the_first_message_of_its_pair(
-    sandbox: Sandbox, client: httpx.AsyncClient
-) -> None:
+async def test_first_message_creates_the_conversation(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     first = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi", at=NOON)
     second = sandbox.send_sms(from_number=AGENT, to_number=ADA, body="Hello", at="2025-01-15T13:00:01.5+01:00")
     assert first["conversationId"] == second["conversationId"]
@@ -59,9 +57,7 @@ async def test_a_conversation_begins_with_the_first_message_of_its_pair(
     assert (earliest["fromNumber"], earliest["toNumber"], earliest["direction"]) == (ADA, AGENT, "inbound")
 
 
-async def test_a_new_message_moves_its_conversation_to_the_front_and_an_old_one_does_not(
-    sandbox: Sandbox, client: httpx.AsyncClient
-) -> None:
+async def test_only_newer_messages_move_a_conversation_up(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     async def front() -> tuple[str, str, int]:
         first = (await client.get("/v1/conversations")).json()["data"][0]
         return first["participant"], first["lastMessagePreview"], first["messageCount"]
@@ -76,8 +72,8 @@ async def test_a_new_message_moves_its_conversation_to_the_front_and_an_old_one_
     assert await front() == (ADA, "three", 3)
 
 
-async def test_the_list_is_paged_with_its_defaults_and_no_gaps(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
-    for index in range(120):  # All at one instant: the order must still be one order.
+async def test_conversations_are_paged_without_gaps(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
+    for index in range(120):  # equal timestamps must still have one order
         sandbox.receive_sms(from_number=f"+1555555{index:04d}", to_number=AGENT, body="Hi", at=NOON)
     default = (await client.get("/v1/conversations")).json()
     assert (len(default["data"]), default["hasMore"], default["total"]) == (20, True, 120)
@@ -89,9 +85,7 @@ async def test_the_list_is_paged_with_its_defaults_and_no_gaps(sandbox: Sandbox,
     assert len(seen) == len(set(seen)) == 120
 
 
-async def test_one_conversation_comes_with_its_most_recent_messages_and_no_preview(
-    sandbox: Sandbox, client: httpx.AsyncClient
-) -> None:
+async def test_conversation_contains_its_newest_messages(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     path = f"/v1/conversations/{fill(sandbox, 120)}"
     for params, count in (({}, 50), ({"message_limit": 7}, 7), ({"message_limit": 100}, 100)):
         conversation = (await client.get(path, params=params)).json()
@@ -99,7 +93,7 @@ async def test_one_conversation_comes_with_its_most_recent_messages_and_no_previ
         assert "lastMessagePreview" not in conversation
 
 
-async def test_metadata_is_replaced_whole_left_alone_and_cleared(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
+async def test_metadata_is_replaced_kept_or_cleared(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     path = f"/v1/conversations/{fill(sandbox, 60)}"
     steps: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
         ({"metadata": {"a": 1, "b": {"c": [None, 2.5, "ü\ud800"]}}}, {"a": 1, "b": {"c": [None, 2.5, "ü\ud800"]}}),
@@ -117,7 +111,7 @@ async def test_metadata_is_replaced_whole_left_alone_and_cleared(sandbox: Sandbo
         assert (await client.get("/v1/conversations")).json()["data"][0]["metadata"] == expected
 
 
-async def test_messages_are_paged_by_cursor_with_their_defaults(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
+async def test_messages_are_paged_by_timestamp(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     path = f"/v1/conversations/{fill(sandbox, 450)}/messages"
     default = (await client.get(path)).json()
     assert (len(default["data"]), default["hasMore"], "total" in default) == (50, True, False)
@@ -153,11 +147,11 @@ async def test_messages_are_paged_by_cursor_with_their_defaults(sandbox: Sandbox
         ("/{id}/messages?before=", "before"),
         ("/{id}/messages?before=2025-01-15", "before"),
         ("/{id}/messages?after=2025-01-15T12:00:00", "after"),
-        ("/{id}/messages?after=2025-01-15T12:00:00+00:00", "after"),  # An unescaped plus is a space.
+        ("/{id}/messages?after=2025-01-15T12:00:00+00:00", "after"),  # an unescaped plus is a space
         ("/{id}/messages?after=0001-01-01T00:00:00%2B05:00", "after"),
     ],
 )
-async def test_a_parameter_out_of_range_is_a_422_that_names_it(
+async def test_invalid_parameter_is_a_422_naming_the_field(
     sandbox: Sandbox, client: httpx.AsyncClient, where: str, field: str
 ) -> None:
     conversation_id = fill(sandbox, 1)
@@ -188,7 +182,7 @@ async def test_a_parameter_out_of_range_is_a_422_that_names_it(
         b'{"metadata": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
     ],
 )
-async def test_a_body_that_is_not_metadata_is_a_422_and_changes_nothing(
+async def test_invalid_metadata_is_a_422_and_changes_nothing(
     sandbox: Sandbox, client: httpx.AsyncClient, body: bytes
 ) -> None:
     path = f"/v1/conversations/{fill(sandbox, 1)}"
@@ -198,7 +192,7 @@ async def test_a_body_that_is_not_metadata_is_a_422_and_changes_nothing(
     assert (await client.get(path)).json() == before
 
 
-async def test_a_body_without_end_is_a_413(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
+async def test_oversized_body_is_a_413(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     response = await client.patch(f"/v1/conversations/{fill(sandbox, 1)}", content=b" " * 2_000_000)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
@@ -222,7 +216,7 @@ async def test_a_body_without_end_is_a_413(sandbox: Sandbox, client: httpx.Async
         "/sandbox",
     ],
 )
-async def test_what_is_not_there_is_a_404(sandbox: Sandbox, client: httpx.AsyncClient, path: str) -> None:
+async def test_unknown_path_is_a_404(sandbox: Sandbox, client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path.replace("{id}", fill(sandbox, 1)))
     assert (response.status_code, response.json()["error"]["code"]) == (404, "NOT_FOUND")
     assert response.headers["x-request-id"].startswith("req_")
@@ -238,7 +232,7 @@ async def test_what_is_not_there_is_a_404(sandbox: Sandbox, client: httpx.AsyncC
         ("GET", "/sandbox/messages", "POST"),
     ],
 )
-async def test_another_method_is_a_405_that_says_which_are_possible(
+async def test_wrong_method_is_a_405_with_an_allow_header(
     client: httpx.AsyncClient, method: str, path: str, allow: str
 ) -> None:
     response = await client.request(method, path)
@@ -246,7 +240,7 @@ async def test_another_method_is_a_405_that_says_which_are_possible(
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic any", "any"])
-async def test_without_a_key_every_path_is_a_401(client: httpx.AsyncClient, header: str | None) -> None:
+async def test_missing_key_is_a_401_on_every_path(client: httpx.AsyncClient, header: str | None) -> None:
     del client.headers["Authorization"]
     headers = {} if header is None else {"Authorization": header}
     for path in ("/v1/conversations", "/nowhere", "/sandbox/messages"):
@@ -255,7 +249,7 @@ async def test_without_a_key_every_path_is_a_401(client: httpx.AsyncClient, head
         assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_with_a_key_of_its_own_the_sandbox_accepts_no_other(anyio_backend: object) -> None:
+async def test_configured_key_is_the_only_one_accepted(anyio_backend: object) -> None:
     with Sandbox(api_key="rîght") as sandbox:
         async with httpx.AsyncClient(transport=sandbox.transport(), base_url="http://sandbox") as client:
             for key, status in (("wrong", 401), ("rîght ", 200), ("rîght", 200), ("RÎGHT", 401)):
@@ -263,7 +257,7 @@ async def test_with_a_key_of_its_own_the_sandbox_accepts_no_other(anyio_backend:
                 assert (await client.get("/v1/conversations", headers=header)).status_code == status
 
 
-async def test_the_side_door_stores_a_message(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
+async def test_sandbox_endpoint_stores_a_message(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     inbound = {"direction": "inbound", "from": ADA, "to": AGENT, "body": "Hi", "at": "2025-01-15T12:00:00Z"}
     response = await client.post("/sandbox/messages", json=inbound)
     assert response.status_code == 201
@@ -288,9 +282,7 @@ async def test_the_side_door_stores_a_message(sandbox: Sandbox, client: httpx.As
         ("at", 5),
     ],
 )
-async def test_the_side_door_names_the_field_that_cannot_be(
-    client: httpx.AsyncClient, field: str, value: object
-) -> None:
+async def test_sandbox_endpoint_names_the_invalid_field(client: httpx.AsyncClient, field: str, value: object) -> None:
     body = {"direction": "inbound", "from": ADA, "to": AGENT, "body": "Hi", field: value}
     response = await client.post("/sandbox/messages", content=json.dumps(body))
     assert response.status_code == 422
@@ -298,7 +290,7 @@ async def test_the_side_door_names_the_field_that_cannot_be(
     assert (await client.get("/v1/conversations")).json()["total"] == 0
 
 
-async def test_a_failure_of_the_sandbox_is_a_500_in_the_envelope(
+async def test_internal_failure_is_a_500_in_the_error_envelope(
     sandbox: Sandbox, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     sandbox.close()

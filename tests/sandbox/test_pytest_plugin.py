@@ -1,4 +1,4 @@
-"""The plugin in test runs of its own: each fixture under each runner, and nothing loaded before it is asked for."""
+"""The pytest plugin, in test runs of its own: every fixture with every async plugin, and its lazy imports."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
 NAME = "agentphone.pytest_plugin"
-# Under this name it is loaded once, whether it was installed with its entry point or not.
+# With this name the plugin is loaded once, whether the entry point is installed or not.
 OPTIONS = ("-W", "error", "-p", NAME, "-p", "no:cacheprovider")
-WITHOUT_ASYNCIO = ("-p", "no:asyncio")  # It warns where it is not configured.
+WITHOUT_ASYNCIO = ("-p", "no:asyncio")  # it warns if it is not configured
 
 
 @pytest.fixture(autouse=True)
-def _as_a_user_has_it(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def _users_environment(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([ENVIRONMENT["PYTHONPATH"], os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
@@ -32,8 +32,8 @@ def run(pytester: pytest.Pytester, code: str, *options: str) -> pytest.RunResult
     return pytester.runpytest_subprocess(*OPTIONS, *options, timeout=100)
 
 
-def test_the_entry_point_names_the_plugin_as_p_does() -> None:
-    # Under another name `-p agentphone.pytest_plugin` and `pytest_plugins = [...]` would load it twice, which fails.
+def test_entry_point_has_the_modules_name() -> None:
+    # With another name, `-p agentphone.pytest_plugin` and `pytest_plugins = [...]` would load it twice, which fails.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["entry-points"]["pytest11"] == {NAME: NAME}
     installed = {entry.name: entry.value for entry in importlib.metadata.entry_points(group="pytest11")}
@@ -51,16 +51,16 @@ import agentphone
 from agentphone.webhooks import Webhook
 
 @pytest.mark.parametrize("again", range(2))
-def test_each_has_its_own(agentphone_sandbox, agentphone_client, again):
+def test_each_test_has_its_own_sandbox(agentphone_sandbox, agentphone_client, again):
     assert list(agentphone_client.conversations.list()) == []
     text = agentphone_sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
     [message] = agentphone_client.conversations.messages(text["conversationId"])
     assert message.body == "Hi"
 
-def test_an_async_client_may_lie_unused(agentphone_async_client):
+def test_unused_async_client_is_fine(agentphone_async_client):
     assert agentphone_async_client.conversations is not None
 
-def test_an_async_client_serves_a_test_that_brings_its_own_loops(agentphone_async_client):
+def test_async_client_works_on_several_event_loops(agentphone_async_client):
     async def count():
         return (await agentphone_async_client.conversations.list()).total
 
@@ -77,7 +77,7 @@ def test_an_async_client_serves_a_test_that_brings_its_own_loops(agentphone_asyn
         ({"kind": "cut"}, agentphone.APIConnectionError),
     ],
 )
-def test_every_fault_is_an_error_of_the_sdk(agentphone_sandbox, agentphone_client, fault, expected):
+def test_each_fault_raises_an_sdk_error(agentphone_sandbox, agentphone_client, fault, expected):
     agentphone_sandbox.faults.add(**fault)
     timeout = 0.5 if fault == {"kind": "hang"} else 30
     with pytest.raises(expected):
@@ -85,7 +85,7 @@ def test_every_fault_is_an_error_of_the_sdk(agentphone_sandbox, agentphone_clien
     assert agentphone_client.conversations.list(limit=1).page().total == 0
     assert len(agentphone_sandbox.requests) == 2
 
-def test_a_webhook_comes_back_at_the_time_that_is_set(agentphone_sandbox):
+def test_webhook_is_retried_and_dated_by_the_clock(agentphone_sandbox):
     noon = datetime(2025, 1, 15, 12, tzinfo=UTC)
     agentphone_sandbox.clock = noon.timestamp
     webhook = Webhook("whsec_test", clock=agentphone_sandbox.clock)
@@ -111,7 +111,7 @@ def test_a_webhook_comes_back_at_the_time_that_is_set(agentphone_sandbox):
 """
 
 
-def test_plain_tests_have_a_sandbox_its_clients_faults_and_webhooks(pytester: pytest.Pytester) -> None:
+def test_fixtures_in_plain_tests(pytester: pytest.Pytester) -> None:
     run(pytester, PLAIN, *WITHOUT_ASYNCIO).assert_outcomes(passed=11)
 
 
@@ -121,12 +121,12 @@ from agentphone import ServerError
 
 pytestmark = {mark}
 
-async def test_the_client_works_on_this_loop(agentphone_sandbox, agentphone_async_client):
+async def test_async_client_works_on_the_tests_event_loop(agentphone_sandbox, agentphone_async_client):
     text = agentphone_sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
     messages = agentphone_async_client.conversations.messages(text["conversationId"])
     assert [message.body async for message in messages] == ["Hi"]
 
-async def test_faults_and_requests_are_in_hand(agentphone_sandbox, agentphone_async_client):
+async def test_faults_and_requests_are_available(agentphone_sandbox, agentphone_async_client):
     agentphone_sandbox.faults.add(status=502, body="<h1>Bad gateway</h1>")
     async with agentphone_async_client as client:
         with pytest.raises(ServerError):
@@ -136,12 +136,12 @@ async def test_faults_and_requests_are_in_hand(agentphone_sandbox, agentphone_as
 """
 
 
-def test_the_async_client_serves_tests_of_anyios_plugin_on_both_loops(pytester: pytest.Pytester) -> None:
+def test_fixtures_with_the_anyio_plugin(pytester: pytest.Pytester) -> None:
     run(pytester, ASYNC.format(mark="pytest.mark.anyio"), *WITHOUT_ASYNCIO).assert_outcomes(passed=4)
 
 
 @pytest.mark.parametrize("mode", ["strict", "auto"])
-def test_the_async_client_serves_tests_of_pytest_asyncio(pytester: pytest.Pytester, mode: str) -> None:
+def test_fixtures_with_pytest_asyncio(pytester: pytest.Pytester, mode: str) -> None:
     pytest.importorskip("pytest_asyncio")
     pytester.makeini(f"[pytest]\nasyncio_mode = {mode}\nasyncio_default_fixture_loop_scope = function\n")
     mark = "pytest.mark.asyncio" if mode == "strict" else "[]"
@@ -152,12 +152,12 @@ LOADED = """
 import subprocess
 import sys
 
-def test_nothing(pytestconfig):
+def test_sandbox_is_not_imported(pytestconfig):
     assert pytestconfig.pluginmanager.has_plugin("agentphone.pytest_plugin")
     for name in ("sqlite3", "starlette", "uvicorn", "agentphone.sandbox", "agentphone.cli"):
         assert name not in sys.modules
 
-def test_the_plugin_adds_itself_and_nothing_else():
+def test_plugin_imports_only_the_package():
     def modules(name):
         command = [sys.executable, "-c", f"import sys, pytest, agentphone, {name}; print(*sys.modules)"]
         return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
@@ -166,21 +166,21 @@ def test_the_plugin_adds_itself_and_nothing_else():
 """
 
 
-def test_nothing_but_the_package_is_loaded_before_a_fixture_is_asked_for(pytester: pytest.Pytester) -> None:
+def test_plugin_imports_nothing_until_a_fixture_is_requested(pytester: pytest.Pytester) -> None:
     run(pytester, LOADED, *WITHOUT_ASYNCIO).assert_outcomes(passed=2)
 
 
-def test_without_the_extra_it_fails_with_what_to_install_and_leaves_other_tests_alone(
+def test_missing_extra_fails_only_the_tests_that_need_it(
     pytester: pytest.Pytester,
 ) -> None:
     pytester.makepyfile(starlette="raise ModuleNotFoundError(\"No module named 'starlette'\", name='starlette')")
     code = "def test_it(agentphone_client): pass\ndef test_other(): pass\n"
     result = run(pytester, code, *WITHOUT_ASYNCIO)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*need the extra packages of its sandbox (No module named 'starlette')*pip install*"])
+    result.stdout.fnmatch_lines(["*need the extra packages of the sandbox (No module named 'starlette')*pip install*"])
 
 
-def test_the_readmes_example_passes(pytester: pytest.Pytester) -> None:
+def test_readme_example_passes(pytester: pytest.Pytester) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     [example] = re.findall(r"^```python\n(# test_orders\.py\n.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     outcomes = run(pytester, example, *WITHOUT_ASYNCIO).parseoutcomes()

@@ -1,4 +1,4 @@
-"""What a test holds in its hand: the plain methods, the record of requests, the scripted faults, the demonstration."""
+"""The `Sandbox` class: its methods, recorded requests, scripted faults and demo data."""
 
 import asyncio
 import copy
@@ -15,11 +15,11 @@ import pytest
 from agentphone.sandbox import Sandbox
 from tests.support.processes import PYTHON, run
 
-from .conftest import ADA, AGENT, BEN
+from .helpers import ADA, AGENT, BEN
 
 
 def everything(sandbox: Sandbox) -> list[Any]:
-    """Read all conversations with up to 100 messages each, on an event loop of this call's own."""
+    """Read all conversations with up to 100 messages each, on a new event loop."""
 
     async def read() -> list[Any]:
         headers = {"Authorization": "Bearer any"}
@@ -33,14 +33,14 @@ def everything(sandbox: Sandbox) -> list[Any]:
 
 
 @pytest.mark.parametrize("at", [datetime(2025, 1, 15), "2025-01-15", "2025-01-15T12:00:00", "noon"])
-def test_a_message_at_an_instant_without_an_offset_is_a_value_error(sandbox: Sandbox, at: datetime | str) -> None:
+def test_naive_timestamp_is_rejected(sandbox: Sandbox, at: datetime | str) -> None:
     for store in (sandbox.receive_sms, sandbox.send_sms):
         with pytest.raises(ValueError, match="offset"):
             store(from_number=ADA, to_number=AGENT, body="Hi", at=at)
     assert everything(sandbox) == []
 
 
-def test_many_threads_and_loops_lose_no_message(sandbox: Sandbox) -> None:
+def test_concurrent_threads_lose_no_message(sandbox: Sandbox) -> None:
     start = threading.Barrier(8)
 
     def work(worker: int) -> None:
@@ -58,7 +58,7 @@ def test_many_threads_and_loops_lose_no_message(sandbox: Sandbox) -> None:
     assert texts == {f"{worker} {index}" for worker in range(8) for index in range(25)}
 
 
-def test_a_removed_conversation_is_gone_and_its_pair_starts_anew(sandbox: Sandbox) -> None:
+def test_removed_conversation_is_gone(sandbox: Sandbox) -> None:
     first = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
     assert sandbox.remove_conversation(first["conversationId"])
     assert not sandbox.remove_conversation(first["conversationId"])
@@ -69,16 +69,16 @@ def test_a_removed_conversation_is_gone_and_its_pair_starts_anew(sandbox: Sandbo
     assert [message["body"] for message in conversation["messages"]] == ["Hi again"]
 
 
-def test_a_closed_sandbox_says_so(sandbox: Sandbox) -> None:
+def test_closed_sandbox_raises(sandbox: Sandbox) -> None:
     sandbox.close()
     sandbox.close()
     with pytest.raises(RuntimeError, match="closed"):
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
 
 
-def test_a_sandbox_is_neither_copied_nor_pickled(sandbox: Sandbox) -> None:
+def test_sandbox_cannot_be_copied_or_pickled(sandbox: Sandbox) -> None:
     for copied in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match=r"neither copied nor pickled\. Open another one"):
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled\. Open another one"):
             copied(sandbox)
 
 
@@ -88,7 +88,7 @@ from agentphone import AsyncClient, Client
 from agentphone.sandbox import Sandbox
 
 def drop(made):
-    made.cycle = [made]  # with which the order of the collection is anybody's
+    made.cycle = [made]  # a cycle, collected in any order
 
 for path in (None, sys.argv[1]):
     Sandbox(path)
@@ -105,17 +105,17 @@ left = [Sandbox(), Sandbox(sys.argv[1]), Client(base_url="sandbox:")]
 """
 
 
-def test_a_sandbox_that_is_dropped_without_closing_says_nothing(tmp_path: Path) -> None:
+def test_dropped_sandbox_gives_no_warning(tmp_path: Path) -> None:
     done = run(*PYTHON, "-c", DROPPED, str(tmp_path / "box.db"), cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("unable to open database file\n", "", 0)
 
 
-def test_an_empty_key_is_refused() -> None:
+def test_empty_key_is_rejected() -> None:
     with pytest.raises(ValueError, match="api_key"):
         Sandbox(api_key=" ")
 
 
-def test_the_demonstration_is_large_believable_and_always_the_same(sandbox: Sandbox) -> None:
+def test_demo_data_is_large_and_always_the_same(sandbox: Sandbox) -> None:
     sandbox.load_demo_data()
     conversations = everything(sandbox)
     sandbox.load_demo_data()
@@ -133,7 +133,7 @@ def test_the_demonstration_is_large_believable_and_always_the_same(sandbox: Sand
     assert not any("{" in text for text in texts)
 
 
-def test_the_demonstration_leaves_data_that_is_there_alone(sandbox: Sandbox) -> None:
+def test_demo_data_is_not_added_to_existing_data(sandbox: Sandbox) -> None:
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
     sandbox.load_demo_data()
     assert len(everything(sandbox)) == 1
@@ -154,9 +154,7 @@ async def test_requests_are_recorded_without_the_key(sandbox: Sandbox, client: h
 
 
 @pytest.mark.anyio
-async def test_faults_happen_in_order_as_often_as_asked_and_on_their_path(
-    sandbox: Sandbox, client: httpx.AsyncClient
-) -> None:
+async def test_faults_happen_in_order_and_on_their_path(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     sandbox.faults.add(status=429, retry_after=0.5, times=2)
     sandbox.faults.add(status=503, path="/v1/conversations")
     sandbox.faults.add(status=400, path="/v1/conversations/conv_x", times=5)
@@ -184,7 +182,7 @@ async def test_faults_happen_in_order_as_often_as_asked_and_on_their_path(
         ({"detail": "no"}, b'{"detail": "no"}', "application/json"),
     ],
 )
-async def test_a_fault_brings_the_body_it_was_given(
+async def test_fault_sends_the_given_body(
     sandbox: Sandbox, client: httpx.AsyncClient, body: object, content: bytes, kind: str
 ) -> None:
     sandbox.faults.add(status=502, body=body, retry_after="soon")
@@ -194,7 +192,7 @@ async def test_a_fault_brings_the_body_it_was_given(
     assert response.headers["x-request-id"]
 
 
-def test_a_fault_that_could_not_happen_is_refused(sandbox: Sandbox) -> None:
+def test_fault_out_of_range_is_rejected(sandbox: Sandbox) -> None:
     for status, times in ((99, 1), (600, 1), (500, 0)):
         with pytest.raises(ValueError, match="must be"):
             sandbox.faults.add(status=status, times=times)

@@ -1,4 +1,4 @@
-"""The sandbox as a process: one true line, no key anywhere, a quiet end."""
+"""The sandbox server as a process and from a thread: its output, errors, shutdown and latency."""
 
 import signal
 import socket
@@ -17,7 +17,7 @@ import pytest
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 
 CODE = "import sys; from agentphone.sandbox.server import serve; sys.exit(serve(**{}))"
 KEY = "sk-secret-1234"
@@ -41,17 +41,17 @@ def url_of(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_from_its_first_line_on_and_ends_quietly(number: signal.Signals) -> None:
+def test_server_stops_cleanly_on_a_signal(number: signal.Signals) -> None:
     with server(demo=True, api_key=KEY) as process, httpx.Client(base_url=url_of(process)) as client:
         assert client.get("/v1/conversations", headers={"Authorization": "Bearer wrong"}).status_code == 401
         client.headers["Authorization"] = f"Bearer {KEY}"
         assert client.get("/v1/conversations").json()["total"] >= 24
-        process.send_signal(number)  # With a connection kept alive.
+        process.send_signal(number)  # while a connection is kept alive
         assert process.communicate(timeout=20) == ("", "")
         assert process.returncode == 0
 
 
-def test_it_ends_although_a_request_is_never_finished() -> None:
+def test_server_stops_during_an_unfinished_request() -> None:
     with server() as process:
         host, port = url_of(process).removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as connection:
@@ -61,7 +61,7 @@ def test_it_ends_although_a_request_is_never_finished() -> None:
             assert process.returncode == 0
 
 
-def test_its_key_is_nowhere_in_its_output_even_when_it_fails(tmp_path: Path) -> None:
+def test_key_is_never_printed(tmp_path: Path) -> None:
     with server(api_key=KEY, db=str(tmp_path / "box.db")) as process:
         base_url = url_of(process)
         with httpx.Client(base_url=base_url, headers={"Authorization": f"Bearer {KEY}"}) as client:
@@ -76,7 +76,7 @@ def test_its_key_is_nowhere_in_its_output_even_when_it_fails(tmp_path: Path) -> 
     assert KEY not in output
 
 
-def test_a_busy_port_is_one_line_and_exit_code_1() -> None:
+def test_port_in_use_is_one_line_and_exit_code_1() -> None:
     with server() as first:
         port = int(url_of(first).rsplit(":", 1)[1])
         with server(port=port, api_key=KEY) as second:
@@ -86,7 +86,7 @@ def test_a_busy_port_is_one_line_and_exit_code_1() -> None:
 
 
 @pytest.mark.parametrize("options", [{"port": 70_000}, {"host": "host.invalid"}, {"db": "missing/box.db"}])
-def test_what_it_cannot_open_is_one_line_and_exit_code_1(options: dict[str, object], tmp_path: Path) -> None:
+def test_startup_failure_is_one_line_and_exit_code_1(options: dict[str, object], tmp_path: Path) -> None:
     if "db" in options:
         options = {"db": str(tmp_path / str(options["db"]))}
     with server(**options) as process:
@@ -95,8 +95,8 @@ def test_what_it_cannot_open_is_one_line_and_exit_code_1(options: dict[str, obje
     assert error.startswith("agentphone sandbox: cannot ")
 
 
-def test_a_call_on_a_connection_kept_alive_does_not_wait_for_an_acknowledgement() -> None:
-    # Without TCP_NODELAY every call takes 40 ms. The fastest of many is judged, so that a busy machine does not matter.
+def test_kept_alive_connection_uses_tcp_nodelay() -> None:
+    # Without TCP_NODELAY every call takes 40 ms. The fastest of many counts, so that load does not matter.
     with (
         server() as process,
         httpx.Client(base_url=url_of(process), headers={"Authorization": "Bearer any"}) as client,
@@ -110,7 +110,7 @@ def test_a_call_on_a_connection_kept_alive_does_not_wait_for_an_acknowledgement(
     assert min(elapsed) < 0.02
 
 
-def test_a_sandbox_is_served_from_a_thread_while_it_is_in_hand() -> None:
+def test_sandbox_is_usable_while_it_is_served() -> None:
     with Sandbox(api_key=KEY) as sandbox:
         for _ in range(2):
             with running(sandbox) as url, httpx.Client(base_url=url, trust_env=False) as client:
@@ -124,7 +124,7 @@ def test_a_sandbox_is_served_from_a_thread_while_it_is_in_hand() -> None:
         assert sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Still there")
 
 
-def test_an_exit_does_not_wait_for_a_sandbox_that_is_being_served() -> None:
+def test_exit_does_not_wait_for_a_served_sandbox() -> None:
     code = """
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running

@@ -1,4 +1,4 @@
-"""Event loops whose clock jumps to the next thing that happens, so that hours pass in no time."""
+"""Event loops whose clock jumps to the next timer, so that hours pass at once in a test."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import trio.testing
 
 
 class JumpingSelector(selectors.DefaultSelector):
-    """Never wait: when nothing is ready, the clock jumps to when something will be."""
+    """A selector that never waits: if nothing is ready, the clock jumps to the next timer."""
 
     now = 0.0
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "everything waits for ever"
+            assert timeout is not None, "everything waits forever"
             self.now += max(0.0, timeout)
         return ready
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """asyncio with a clock that jumps, as trio's MockClock does."""
+    """An asyncio event loop with a clock that jumps, as trio's MockClock does."""
 
     def __init__(self) -> None:
         self._jumping = JumpingSelector()
@@ -34,7 +34,7 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 
 def jumping(backend: str) -> tuple[str, dict[str, Any]]:
-    """Give what an `anyio_backend` fixture gives for an event loop with such a clock."""
+    """Return the value of an `anyio_backend` fixture for an event loop with such a clock."""
     if backend == "asyncio":
         return "asyncio", {"loop_factory": JumpingLoop}
     return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}

@@ -299,12 +299,12 @@ UNREADABLE: dict[str, tuple[Fault, str]] = {
         after_request(lambda connection, body: connection.answer(200, body, length=len(body) - 5)),
         "not JSON",
     ),
-    "a list": (answering(200, b"[]"), "an object is wanted"),
-    "null": (answering(200, b"null"), "an object is wanted"),
+    "a list": (answering(200, b"[]"), "expected an object"),
+    "null": (answering(200, b"null"), "expected an object"),
     "an error with 200": (answering(200, b'{"error":{"message":"no"}}'), "missing"),
     "a field of another type": (
         answering(200, json.dumps(conversation(participant=5, messages=[])).encode()[:-1] + b',"data":5,"hasMore":1}'),
-        "wanted",
+        "expected",
     ),
     "nested too deeply": (answering(200, b'{"data":' * 20_000), "nested"),
     "a number of too many digits": (answering(200, b'{"data":' + b"9" * 5000 + b"}"), "not JSON"),
@@ -399,3 +399,7 @@ def serving(
         for sock in tuple(server.open):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+
+def never_answer(connection: Connection) -> None:
+    connection.gone.wait(SECONDS)

@@ -16,6 +16,7 @@ import anyio
 import httpx
 
 from agentphone import AsyncClient
+from agentphone._http.pool import OwnedPool
 
 KEY = "sk_test_9f8e7d6c5b4a"
 BASE = "https://api.agentphone.test"
@@ -114,3 +115,13 @@ def open_sockets() -> set[int]:
     gc.collect()
     # type() and not isinstance(): lazy objects somewhere in memory answer __class__ with an import.
     return {found.fileno() for found in gc.get_objects() if issubclass(type(found), socket.socket)} - {-1}
+
+
+def at_rest(client: AsyncClient) -> None:
+    """Assert that no connection is in use and no call is counted."""
+    (pool,) = client._connections._pools.values()
+    assert isinstance(pool, OwnedPool)
+    assert not pool._calls
+    assert pool.limiter.value == client._config.max_connections
+    assert {connection for _, connection in pool._idle} == pool._connections
+    assert len(pool._connections) <= client._config.max_connections

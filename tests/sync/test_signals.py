@@ -200,11 +200,16 @@ def test_interrupted_first_call_leaves_a_working_client(listener: Listener) -> N
     program = """
         get("conv_1")  # the children need not import anything
         def work():
-            hit = interrupted(lambda: get("conv_1"), 0.004)
+            try: hit = interrupted(lambda: get("conv_1"), 0.004)
+            except (KeyError, RuntimeError) as error:  # what threading makes of an exception inside Thread.start
+                assert isinstance(error.__context__, Stop)
+                hit = True
             assert get("conv_1").id == "conv_1"
-            print("interrupted" if hit else "completed")
+            print("interrupted" if hit else "completed", flush=True)
+            os._exit(0)  # at once: a hundred ordinary exits take a while
         for _ in range(100): join(in_child(work))
         """
     lines = run_stress(FORKED + textwrap.dedent(program), listener.url).splitlines()
-    assert lines.count("child True") == 100
+    assert len(lines) == 100
+    assert set(lines) <= {"interrupted", "completed"}
     assert "interrupted" in lines

@@ -1,7 +1,7 @@
-"""The recipes for webhooks, as the README shows them: served for real, and driven by the sandbox.
+"""The recipes for webhooks, as the README shows them: real servers, driven by the sandbox.
 
-Twenty people text two hundred times at once, and the agent's work fails every fifth time: each text is handled exactly
-once, and the state is what it must be.
+Twenty people send two hundred messages at once, and the agent's work fails every fifth time: each message is handled
+exactly once, and the state is correct.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from agentphone import Client
-from agentphone.sandbox import Sandbox, _delivery
+from agentphone.sandbox import Sandbox, _dispatcher
 from agentphone.sandbox.server import running
 from agentphone.webhooks import Webhook
 from tests.support.helpers import sample
@@ -45,23 +45,23 @@ import {recipe} as recipe
 work, count, lock = recipe.think, itertools.count(1), threading.Lock()
 
 
-def note(event, state):
+def record_state(event, state):
     with lock:
         if next(count) % 5 == 0:
             raise RuntimeError("every fifth time")
         with open("carried.jsonl", "a") as file:
-            told = [event.conversation_id, event.text, event.state(recipe.OrderState).texts, state.texts]
-            file.write(json.dumps(told) + "\\n")
+            record = [event.conversation_id, event.text, event.state(recipe.OrderState).texts, state.texts]
+            file.write(json.dumps(record) + "\\n")
 
 
 def think(event, state):
-    note(event, state)
+    record_state(event, state)
     return work(event, state)
 
 
 recipe.think = think
 """
-"""The recipe, whose work fails every fifth time and notes each time what state the payload carried."""
+"""The recipe with work that fails every fifth time, and records the state in the payload each time."""
 
 DYING = """\
 import os
@@ -95,7 +95,7 @@ def mark_later(log, delivery_id):
 
 recipe.think, recipe.CacheDeliveryLog.mark = think, mark_later
 """
-"""The recipe, whose worker is killed once before it stores the state, and once before it remembers the delivery."""
+"""The recipe with a worker that is killed once before it stores the state, and once before it marks the delivery."""
 
 SETTINGS = """\
 from pathlib import Path
@@ -133,7 +133,7 @@ SERVED = {
 
 @contextmanager
 def serving(recipe: str, folder: Path, api: str, failing: str = FAILING) -> Iterator[str]:
-    """Serve a recipe in which something fails now and then, and give the address of its webhook."""
+    """Serve a recipe with failures, and yield the URL of its webhook."""
     application, command = SERVED[recipe]
     files = {
         f"{recipe}.py": (RECIPES / f"{recipe}.py").read_text(encoding="utf-8"),
@@ -174,7 +174,7 @@ def serving(recipe: str, folder: Path, api: str, failing: str = FAILING) -> Iter
 
 
 def wait_until_delivered(box: Sandbox) -> list[dict[str, Any]]:
-    """Wait until no delivery is under way any more, and give them all."""
+    """Wait until no delivery is pending, and return all."""
     deadline_at = time.monotonic() + SECONDS
     while True:
         deliveries = box.deliveries(1000)
@@ -187,7 +187,7 @@ def wait_until_delivered(box: Sandbox) -> list[dict[str, Any]]:
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
 @pytest.mark.parametrize("recipe", SERVED)
-def test_each_text_is_handled_exactly_once_and_its_state_comes_with_the_next(recipe: str, tmp_path: Path) -> None:
+def test_each_message_is_handled_exactly_once(recipe: str, tmp_path: Path) -> None:
     with (
         Sandbox(tmp_path / "box.db", retry_scale=0.2) as box,
         running(box) as api,
@@ -201,8 +201,8 @@ def test_each_text_is_handled_exactly_once_and_its_state_comes_with_the_next(rec
         assert again.metadata == {"orderId": "ORD-5", "texts": 1}
         box.receive_sms(from_number="+15555550199", to_number=AGENT, body="Hello?")
         wait_until_delivered(box)
-        told = [json.loads(line) for line in (tmp_path / "carried.jsonl").read_text().splitlines()]
-        assert told == [
+        record = [json.loads(line) for line in (tmp_path / "carried.jsonl").read_text().splitlines()]
+        assert record == [
             [first["conversationId"], "Where is ORD-5 now?", 0, 0],
             [first["conversationId"], "Hello?", 1, 1],
         ]
@@ -216,7 +216,7 @@ def test_each_text_is_handled_exactly_once_and_its_state_comes_with_the_next(rec
             last[text["conversationId"]] = f"ORD-{number % PEOPLE}"
         deliveries = wait_until_delivered(box)
         assert {delivery["status"] for delivery in deliveries} == {"delivered"}
-        assert any(len(delivery["attempts"]) > 1 for delivery in deliveries), "nothing has failed on the way"
+        assert any(len(delivery["attempts"]) > 1 for delivery in deliveries), "no delivery was retried"
         for conversation in client.conversations.list():
             if conversation.id != first["conversationId"]:
                 wanted = {"orderId": last[conversation.id], "texts": sent[conversation.id]}
@@ -225,7 +225,7 @@ def test_each_text_is_handled_exactly_once_and_its_state_comes_with_the_next(rec
 
 
 @pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
-def test_a_worker_that_is_killed_loses_no_text_and_repeats_only_what_it_had_stored(tmp_path: Path) -> None:
+def test_killed_worker_loses_no_message(tmp_path: Path) -> None:
     with (
         Sandbox(tmp_path / "box.db", retry_scale=0.5) as box,
         running(box) as api,
@@ -233,12 +233,12 @@ def test_a_worker_that_is_killed_loses_no_text_and_repeats_only_what_it_had_stor
         Client("any-key", base_url=api) as client,
     ):
         box.set_webhook(url, SECRET)
-        # Of one person, so that a worker has only one in hand when it dies.
+        # From one person, so that a worker has a single message when it dies.
         texts = [box.receive_sms(from_number="+15555550199", to_number=AGENT, body="Hi") for _ in range(4)]
         assert {delivery["status"] for delivery in wait_until_delivered(box)} == {"delivered"}
         assert {path.name for path in tmp_path.glob("died in *")} == {"died in think", "died in mark"}
         stored = client.conversations.get(texts[0]["conversationId"]).metadata
-    assert stored == {"texts": 5}, "each text once, but again what was stored and not yet remembered"
+    assert stored == {"texts": 5}, "one message twice: its state was stored, but its delivery not yet marked"
 
 
 SLOW = """\
@@ -253,7 +253,7 @@ work = recipe.think
 
 
 def think(event, state):
-    while not os.path.exists("go on"):
+    while not os.path.exists("continue"):
         time.sleep(0.01)
     with open("worked", "a") as file:
         file.write("once.")
@@ -261,7 +261,7 @@ def think(event, state):
 
 
 async def think_async(event, state):
-    while not os.path.exists("go on"):
+    while not os.path.exists("continue"):
         await asyncio.sleep(0.01)
     await work(event, state)
     with open("worked", "a") as file:
@@ -270,15 +270,13 @@ async def think_async(event, state):
 
 recipe.think = think_async if inspect.iscoroutinefunction(work) else think
 """
-"""The recipe, whose work goes on until it is told to end."""
+"""The recipe with work that lasts until a file exists."""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
 @pytest.mark.parametrize("recipe", SERVED)
-def test_a_text_that_is_repeated_while_the_work_on_it_goes_on_is_handled_once(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_delivery, "ANSWER_SECONDS", 1.0)
+def test_retry_during_the_work_is_handled_once(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatcher, "RESPONSE_TIMEOUT", 1.0)
     with (
         Sandbox(tmp_path / "box.db", retry_scale=0.2) as box,
         running(box) as api,
@@ -291,7 +289,7 @@ def test_a_text_that_is_repeated_while_the_work_on_it_goes_on_is_handled_once(
         while len(box.deliveries()[0]["attempts"]) < 2:
             assert time.monotonic() < deadline_at
             time.sleep(0.05)
-        (tmp_path / "go on").touch()
+        (tmp_path / "continue").touch()
         wait_until_delivered(box)
         assert client.conversations.get(text["conversationId"]).metadata == {"texts": 1}
     assert (tmp_path / "worked").read_text() == "once."
@@ -306,34 +304,34 @@ from tests.recipes import django_async_webhook, django_webhook
 
 KEY = "agentphone:lock:conv_1"
 
-def run_out():
+def expire():
     assert not cache.add(KEY, "mine")
-    cache.set(KEY, "somebody else's")
+    cache.set(KEY, "of another worker")
 
-async def hold(until_when):
+async def hold(during):
     async with django_async_webhook.one_at_a_time("conv_1"):
-        until_when()
+        during()
 
-def hold_blocking(until_when):
+def hold_blocking(during):
     with django_webhook.one_at_a_time("conv_1"):
-        until_when()
+        during()
 
-for hold_it in (hold_blocking, lambda until_when: asyncio.run(hold(until_when))):
+for hold_it in (hold_blocking, lambda during: asyncio.run(hold(during))):
     hold_it(lambda: None)
     assert cache.get(KEY) is None
-    hold_it(run_out)
-    assert cache.get(KEY) == "somebody else's"
+    hold_it(expire)
+    assert cache.get(KEY) == "of another worker"
     cache.clear()
 """
 
 
-def test_a_lock_that_has_run_out_is_left_to_who_has_it_by_then() -> None:
+def test_expired_lock_is_left_to_its_new_owner() -> None:
     done = run(*PYTHON, "-c", LOCKS, AGENTPHONE_API_KEY="any-key", AGENTPHONE_WEBHOOK_SECRET=SECRET)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("recipe", SERVED)
-def test_the_readme_shows_each_recipe_as_it_is(recipe: str) -> None:
+def test_readme_shows_each_recipe(recipe: str) -> None:
     text = (RECIPES / f"{recipe}.py").read_text(encoding="utf-8")
     assert text.startswith(f"# {recipe}.py\n")
     assert f"```python\n{text}```\n" in README
@@ -341,15 +339,15 @@ def test_the_readme_shows_each_recipe_as_it_is(recipe: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
 @pytest.mark.parametrize("recipe", SERVED)
-def test_a_delivery_that_is_not_agentphones_is_refused(recipe: str, tmp_path: Path) -> None:
+def test_delivery_of_another_sender_is_rejected(recipe: str, tmp_path: Path) -> None:
     with Sandbox(retry_scale=0) as box, running(box) as api, serving(recipe, tmp_path, api) as url:
-        box.set_webhook(url, "whsec_of_somebody_else")
+        box.set_webhook(url, "whsec_of_another_sender")
         box.receive_sms(from_number="+15555550199", to_number=AGENT, body="Hello")
         [delivery] = wait_until_delivered(box)
         body = sample("webhook_message")
         signed = Webhook(SECRET).sign(body)
         del signed["X-Webhook-ID"]
-        for _ in range(2):  # without an id the second could not be told from a repetition
+        for _ in range(2):  # without an id a retry could not be recognized
             assert httpx.post(url, content=body, headers=signed, timeout=SECONDS).status_code == 400
     assert [attempt["status"] for attempt in delivery["attempts"]] == [400] * 6
     assert delivery["status"] == "failed"

@@ -1,4 +1,4 @@
-"""Whatever arrives, the answer is one of the documented ones."""
+"""Arbitrary requests get one of the documented responses, and never break later ones."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agentphone.sandbox import Sandbox
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 
 NOBODY = "http://127.0.0.1:1/"
 segments = st.sampled_from(
@@ -27,8 +27,8 @@ known_paths = st.sampled_from(
     ]
 )
 names = st.sampled_from([b"limit", b"offset", b"message_limit", b"before", b"after", b"other"])
-instants = st.datetimes().map(lambda moment: moment.isoformat().encode() + b"Z")
-values = st.one_of(st.binary(max_size=8), st.integers().map(lambda number: str(number).encode()), instants)
+timestamps = st.datetimes().map(lambda moment: moment.isoformat().encode() + b"Z")
+values = st.one_of(st.binary(max_size=8), st.integers().map(lambda number: str(number).encode()), timestamps)
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text())
 trees = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
 fields = st.sampled_from(["metadata", "direction", "from", "to", "body", "at", "url", "secret", "contextLimit"])
@@ -43,7 +43,7 @@ bodies = st.one_of(st.binary(max_size=20), objects.map(lambda body: json.dumps(b
     query=st.lists(st.tuples(names, values), max_size=3),
     body=bodies,
 )
-def test_every_answer_is_json_has_an_id_and_is_no_failure(
+def test_arbitrary_requests_get_documented_responses(
     method: str, path: list[bytes], query: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     with Sandbox() as sandbox:
@@ -70,12 +70,12 @@ def test_every_answer_is_json_has_an_id_and_is_no_failure(
             asyncio.run(sandbox.app(scope, receive, send))
             start, content = sent
             assert b"x-request-id" in dict(start["headers"])
-            answer = json.loads(content["body"], parse_constant=lambda name: 1 / 0)
-            assert (start["status"] < 300) is ("error" not in answer)
+            content_json = json.loads(content["body"], parse_constant=lambda name: 1 / 0)
+            assert (start["status"] < 300) is ("error" not in content_json)
             status: int = start["status"]
             return status
 
         assert call(method, raw_path, b"&".join(b"=".join(pair) for pair in query)) in (200, 201, 404, 405, 422)
-        # And nothing that was accepted spoils the answers to others.
+        # What was accepted must not break the responses to other requests.
         assert call("GET", b"/v1/conversations", b"") == 200
         assert call("GET", b"/v1/conversations/" + known, b"") == 200

@@ -1,4 +1,4 @@
-"""No end of a process loses a delivery, none is attempted twice at once, and no fork or exit waits for the thread."""
+"""Webhooks and processes: kills lose no delivery, claims exclude each other, forks and exits never wait."""
 
 import signal
 import subprocess
@@ -15,21 +15,20 @@ from typing import IO, cast
 import httpx
 import pytest
 
-from agentphone.sandbox import Sandbox, _delivery, _store
+from agentphone import _loop_thread
+from agentphone.sandbox import Sandbox, _deliveries, _dispatcher
 
-from .conftest import ADA, AGENT
-from .receiver import SECONDS, SECRET, Received, Receiver, receiving, until
-from .test_durability import fork_only, in_a_child, stored_ids
-from .test_webhooks import statuses, threads
+from .helpers import ADA, AGENT, fork_only, in_child, statuses, stored_ids, webhook_threads
+from .receiver import SECONDS, SECRET, Received, Receiver, until
 
-# Python 3.12 and later warn of every fork beside threads; that it works here is what is tested.
+# Python 3.12 and later warn about every fork in a process with threads. These tests show that it works here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 PYTHON = (sys.executable, "-W", "error", "-c")
 WRITER = """
 import sys
-from agentphone.sandbox import Sandbox, _delivery
-_delivery.CLAIM_SECONDS = 3.0
+from agentphone.sandbox import Sandbox, _dispatcher
+_dispatcher.CLAIM_SECONDS = 3.0
 sandbox = Sandbox(sys.argv[1], retry_scale=0.001)
 sandbox.set_webhook(sys.argv[2], sys.argv[3])
 for index in range(int(sys.argv[4])):
@@ -37,18 +36,16 @@ for index in range(int(sys.argv[4])):
     message = sandbox.receive_sms(from_number=number, to_number="+15555550100", body=str(index))
     print(message["id"], flush=True)
 """
+NEVER_SENDS = """
+from agentphone.sandbox import _dispatcher
+_dispatcher.WebhookDispatcher.wake = lambda _: None
+"""
 WAITS = WRITER + "sys.stdin.read()\n"
 SERVER = """
 import sys
 from agentphone.sandbox.server import serve
 sys.exit(serve(port=0, db=sys.argv[1], retry_scale=0.001))
 """
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as receiver:
-        yield receiver
 
 
 @contextmanager
@@ -74,9 +71,9 @@ def message_ids(received: list[Received]) -> Counter[str]:
     return Counter(one.payload["data"]["messageId"] for one in received)
 
 
-def test_a_kill_at_any_moment_loses_no_delivery(receiver: Receiver, tmp_path: Path) -> None:
+def test_kill_loses_no_delivery(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
-    for _ in range(4):  # Each kill comes between some message and its delivery, and amid some attempts.
+    for _ in range(4):  # each kill hits some message before its delivery, and some attempts in progress
         with process(WRITER, path, receiver.url, SECRET, 100_000) as writer:
             lines(writer, 20)
             writer.kill()
@@ -86,37 +83,33 @@ def test_a_kill_at_any_moment_loses_no_delivery(receiver: Receiver, tmp_path: Pa
         assert len(sandbox.deliveries(1000)) == len(stored_ids(path))
     arrived = message_ids(receiver.accepted)
     assert set(arrived) == stored_ids(path)
-    # One whose answer the kill came before arrives again, under its own id.
+    # A delivery whose response the kill preceded arrives again, with the same id.
     assert len({received.id for received in receiver.accepted}) == len(arrived)
 
 
 DIES = """
 import os
-from agentphone.sandbox._store import Store
-Store.{step} = lambda *_, **__: os.kill(os.getpid(), 9)
+from agentphone.sandbox._deliveries import DeliveryQueue
+DeliveryQueue.{step} = lambda *_, **__: os.kill(os.getpid(), 9)
 """
 
 
-def test_a_kill_while_a_message_is_stored_leaves_neither_it_nor_its_delivery(
-    receiver: Receiver, tmp_path: Path
-) -> None:
+def test_kill_during_enqueue_stores_nothing(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
-    with process(DIES.format(step="_enqueue") + WAITS, path, receiver.url, SECRET, 1) as writer:
+    with process(DIES.format(step="enqueue") + WAITS, path, receiver.url, SECRET, 1) as writer:
         assert writer.wait(SECONDS) == -signal.SIGKILL
     with Sandbox(path) as sandbox:
         assert (stored_ids(path), sandbox.deliveries()) == (set(), [])
 
 
 KILLED = {
-    "between storing and attempting": ("claim", 0),
-    "between being taken and noting it": ("finish", 1),
+    "before an attempt": ("claim", 0),
+    "after an attempt": ("finish", 1),
 }
 
 
 @pytest.mark.parametrize("moment", KILLED)
-def test_a_kill_at_either_end_of_an_attempt_is_followed_by_another(
-    receiver: Receiver, tmp_path: Path, moment: str
-) -> None:
+def test_kill_around_an_attempt_repeats_it(receiver: Receiver, tmp_path: Path, moment: str) -> None:
     path = tmp_path / "box.db"
     step, before = KILLED[moment]
     with process(DIES.format(step=step) + WAITS, path, receiver.url, SECRET, 1) as writer:
@@ -128,7 +121,7 @@ def test_a_kill_at_either_end_of_an_attempt_is_followed_by_another(
     assert len({(received.id, received.body) for received in receiver.accepted}) == 1
 
 
-def test_a_kill_in_the_middle_of_an_attempt_is_followed_by_another(receiver: Receiver, tmp_path: Path) -> None:
+def test_kill_during_an_attempt_repeats_it(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     receiver.write = lambda handler: handler.rfile.read(1)
     with process(WAITS, path, receiver.url, SECRET, 3) as writer:
@@ -146,27 +139,27 @@ def test_a_kill_in_the_middle_of_an_attempt_is_followed_by_another(receiver: Rec
     assert len(receiver.received) == 6
 
 
-def test_processes_on_one_file_never_attempt_one_delivery_at_once(receiver: Receiver, tmp_path: Path) -> None:
+def test_processes_never_attempt_a_delivery_concurrently(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     attempts: Counter[str] = Counter()
-    here = threading.local()  # Each attempt has a thread of the receiver's own.
-    track_call: Counter[str] = Counter()
+    here = threading.local()  # the receiver handles each attempt in its own thread
+    running: Counter[str] = Counter()
     lock = threading.Lock()
     overlaps: list[str] = []
 
-    def answer(received: Received) -> int:
+    def respond(received: Received) -> int:
         with lock:
-            track_call[received.id] += 1
+            running[received.id] += 1
             attempts[received.id] += 1
             here.fails = attempts[received.id] == 1
-            if track_call[received.id] > 1:
+            if running[received.id] > 1:
                 overlaps.append(received.id)
         time.sleep(0.02)
         with lock:
-            track_call[received.id] -= 1
+            running[received.id] -= 1
         return 500 if here.fails else 200
 
-    receiver.answer = answer
+    receiver.respond = respond
     with (
         process(WAITS, path, receiver.url, SECRET, 60) as one,
         process(WAITS, path, receiver.url, SECRET, 60) as other,
@@ -179,27 +172,24 @@ def test_processes_on_one_file_never_attempt_one_delivery_at_once(receiver: Rece
     assert message_ids(receiver.accepted) == dict.fromkeys(ids, 1)
 
 
-def test_what_another_process_stores_is_delivered_by_whoever_runs(receiver: Receiver, tmp_path: Path) -> None:
+def test_messages_of_another_process_are_delivered(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     with Sandbox(path) as sandbox:
         sandbox.set_webhook(receiver.url, SECRET)
-        without_a_thread = "from agentphone.sandbox import _delivery\n_delivery.Deliverer.wake = print\n" + WRITER
-        with process(without_a_thread, path, receiver.url, SECRET, 5) as writer:
+        with process(NEVER_SENDS + WRITER, path, receiver.url, SECRET, 5) as writer:
             assert writer.wait(SECONDS) == 0
         until(lambda: statuses(sandbox) == {"delivered": 5})
 
 
-def test_a_server_delivers_and_a_killed_one_goes_on_when_it_is_started_again(
-    receiver: Receiver, tmp_path: Path
-) -> None:
+def test_restarted_server_continues_deliveries(receiver: Receiver, tmp_path: Path) -> None:
     path = tmp_path / "box.db"
-    receiver.answer = lambda _: 503
+    receiver.respond = lambda _: 503
     headers = {"Authorization": "Bearer any"}
 
     def client(server: subprocess.Popen[str]) -> httpx.Client:
         return httpx.Client(base_url=lines(server, 1)[0].split()[-1], headers=headers, timeout=SECONDS)
 
-    def message_order(calls: httpx.Client) -> list[str]:
+    def delivery_statuses(calls: httpx.Client) -> list[str]:
         return [delivery["status"] for delivery in calls.get("/sandbox/deliveries").json()["data"]]
 
     with process(SERVER, path) as server, client(server) as calls:
@@ -207,30 +197,28 @@ def test_a_server_delivers_and_a_killed_one_goes_on_when_it_is_started_again(
         for text in ("one", "two"):
             body = {"direction": "inbound", "from": ADA, "to": AGENT, "body": text}
             calls.post("/sandbox/messages", json=body).raise_for_status()
-        until(lambda: message_order(calls) == ["failed", "failed"])
+        until(lambda: delivery_statuses(calls) == ["failed", "failed"])
         receiver.write = lambda handler: handler.rfile.read(1)
         calls.post("/sandbox/messages", json=body | {"body": "three"}).raise_for_status()
         until(lambda: len(receiver.received) == 13)
         server.send_signal(signal.SIGTERM)
         output, errors = server.communicate(timeout=SECONDS)
     assert (output, server.returncode) == ("", 0)
-    assert errors.count("given up after 6 attempts") == errors.count("\n") == 2
+    assert errors.count("failed after 6 attempts") == errors.count("\n") == 2
     assert SECRET not in errors
     receiver.write = None
-    receiver.answer = lambda _: 200
+    receiver.respond = lambda _: 200
     with process(SERVER, path) as server, client(server) as calls:
-        until(lambda: message_order(calls) == ["delivered", "failed", "failed"])
+        until(lambda: delivery_statuses(calls) == ["delivered", "failed", "failed"])
     assert receiver.received[-1].text == "three"
 
 
 @pytest.mark.parametrize("end", ["", "sandbox.close()", "sys.exit(3)"])
 @pytest.mark.parametrize("db", ["None", "sys.argv[1]"])
-def test_an_exit_amid_attempts_waits_for_none_and_says_nothing(
-    receiver: Receiver, tmp_path: Path, end: str, db: str
-) -> None:
+def test_exit_does_not_wait_for_attempts(receiver: Receiver, tmp_path: Path, end: str, db: str) -> None:
     receiver.write = lambda handler: handler.rfile.read(1)
     code = WRITER.replace("Sandbox(sys.argv[1]", f"Sandbox({db}") + f"sys.stdin.readline()\n{end}\n"
-    code = code.replace("_delivery.CLAIM", "_delivery.ANSWER_SECONDS = 1000.0\n_delivery.CLAIM")
+    code = code.replace("_dispatcher.CLAIM", "_dispatcher.RESPONSE_TIMEOUT = 1000.0\n_dispatcher.CLAIM")
     with process(code, tmp_path / "box.db", receiver.url.replace("127.0.0.1", "localhost"), SECRET, 20) as writer:
         lines(writer, 20)
         until(lambda: len(receiver.received) == 16)
@@ -244,7 +232,7 @@ socket.getaddrinfo = lambda *_, **__: print("looked up", flush=True) or time.sle
 """
 
 
-def test_an_exit_does_not_wait_for_a_name_that_is_looked_up(tmp_path: Path) -> None:
+def test_exit_does_not_wait_for_a_name_lookup(tmp_path: Path) -> None:
     with process(HANGS + WAITS, tmp_path / "box.db", "http://localhost:1/", SECRET, 1) as writer:
         assert "looked up" in lines(writer, 2)
         assert writer.communicate("", timeout=SECONDS)[1] == ""
@@ -265,53 +253,49 @@ with Sandbox(retry_scale=0) as sandbox:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_the_thread_imports_nothing_so_that_no_fork_takes_an_import_lock_with_it(
-    receiver: Receiver, scheme: str
-) -> None:
+def test_webhook_thread_imports_nothing(receiver: Receiver, scheme: str) -> None:
     url = receiver.url.replace("http", scheme).replace("127.0.0.1", "localhost")
     with process(IMPORTS, url, SECRET) as importer:
         assert importer.communicate(timeout=SECONDS) == ("[]\n", "")
 
 
 @fork_only
-def test_a_fork_finds_the_thread_between_two_steps_so_that_no_lock_is_left_taken(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fork_pauses_the_webhook_thread_between_steps(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = threading.Lock()
-    make_headers = _delivery._headers
+    make_headers = _dispatcher._headers
 
-    def make_slowly(delivery: _store.Delivery, timestamp: int) -> dict[str, str]:
+    def make_slowly(delivery: _deliveries.Delivery, timestamp: int) -> dict[str, str]:
         with lock:
             time.sleep(0.005)
             return make_headers(delivery, timestamp)
 
-    monkeypatch.setattr(_delivery, "_headers", make_slowly)
-    monkeypatch.setattr(_delivery, "PAUSE_SECONDS", float(SECONDS))
+    monkeypatch.setattr(_dispatcher, "_headers", make_slowly)
+    monkeypatch.setattr(_loop_thread, "PAUSE_SECONDS", float(SECONDS))
     with Sandbox() as sandbox:
         sandbox.set_webhook(receiver.url, SECRET)
         for _ in range(100):
             sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
-        assert [in_a_child(lock.locked) for _ in range(10)] == [False] * 10
+        assert [in_child(lock.locked) for _ in range(10)] == [False] * 10
         until(lambda: statuses(sandbox) == {"delivered": 100})
 
 
 @fork_only
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_forked_child_delivers_with_a_thread_of_its_own(receiver: Receiver, tmp_path: Path, in_memory: bool) -> None:
+def test_forked_child_delivers_from_its_own_thread(receiver: Receiver, tmp_path: Path, in_memory: bool) -> None:
     with Sandbox(None if in_memory else tmp_path / "box.db") as sandbox:
         sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="parent")
         until(lambda: statuses(sandbox) == {"delivered": 1})
 
         def work() -> list[str]:
-            before = len(threads())
-            sandbox.set_webhook(receiver.url, SECRET)  # In memory the webhook is gone with all else.
+            before = len(webhook_threads())
+            sandbox.set_webhook(receiver.url, SECRET)  # in memory the webhook is gone in the child
             message = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="child")
             until(lambda: sandbox.deliveries()[0]["status"] == "delivered")
             sandbox.close()
-            return [message["id"], str(before), *threads()]
+            return [message["id"], str(before), *webhook_threads()]
 
-        child_message, before, *left = in_a_child(work)
+        child_message, before, *left = in_child(work)
         assert (before, left) == ("0", [])
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="parent again")
         until(lambda: set(statuses(sandbox)) == {"delivered"})
@@ -321,7 +305,7 @@ def test_a_forked_child_delivers_with_a_thread_of_its_own(receiver: Receiver, tm
 
 @fork_only
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_forks_amid_deliveries_neither_hang_nor_lose_one(receiver: Receiver, tmp_path: Path, in_memory: bool) -> None:
+def test_forks_during_deliveries_neither_hang_nor_lose_one(receiver: Receiver, tmp_path: Path, in_memory: bool) -> None:
     done = threading.Event()
     stored: list[str] = []
     with Sandbox(None if in_memory else tmp_path / "box.db") as sandbox:
@@ -329,7 +313,7 @@ def test_forks_amid_deliveries_neither_hang_nor_lose_one(receiver: Receiver, tmp
 
         def write() -> None:
             while not done.is_set():
-                # As fast as it goes out and no faster, else a child's own would wait behind all of these.
+                # No faster than deliveries go out, else a child's delivery would wait for all of these.
                 until(lambda: len(stored) < len(receiver.received) + 20 or done.is_set())
                 stored.append(sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="busy")["id"])
 
@@ -337,13 +321,13 @@ def test_forks_amid_deliveries_neither_hang_nor_lose_one(receiver: Receiver, tmp
             sandbox.set_webhook(receiver.url, SECRET)
             message_id: str = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="child")["id"]
             until(lambda: (message_id, "delivered") in delivered(sandbox))
-            sandbox.close()  # Gives back what it has claimed of the parent's.
+            sandbox.close()  # releases its claims on the parent's deliveries
             return message_id
 
         thread = threading.Thread(target=write)
         thread.start()
         try:
-            children = [in_a_child(work) for _ in range(10)]
+            children = [in_child(work) for _ in range(10)]
         finally:
             done.set()
             thread.join(SECONDS)
@@ -354,7 +338,7 @@ def test_forks_amid_deliveries_neither_hang_nor_lose_one(receiver: Receiver, tmp
 CHILD_EXITS = """
 import os, sys, time, warnings
 from agentphone.sandbox import Sandbox
-warnings.simplefilter("ignore", DeprecationWarning)  # Of a fork beside threads, which is the purpose.
+warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads
 sandbox = Sandbox(retry_scale=0.001)
 sandbox.set_webhook(sys.argv[1], sys.argv[2])
 sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="parent")
@@ -368,7 +352,7 @@ if child:
 
 
 @fork_only
-def test_a_child_that_ends_in_the_ordinary_way_leaves_its_parents_attempts_alone(receiver: Receiver) -> None:
+def test_child_exit_leaves_the_parents_attempts_running(receiver: Receiver) -> None:
     release = threading.Event()
 
     def hold(handler: BaseHTTPRequestHandler) -> None:

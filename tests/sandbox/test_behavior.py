@@ -1,4 +1,4 @@
-"""What no page of the vendor's says, a test chooses."""
+"""`Behavior`: a test chooses how the sandbox behaves where the vendor's documentation is silent."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import pytest
 
 from agentphone.sandbox import Behavior, Sandbox
 
-from .conftest import ADA, AGENT
+from .helpers import ADA, AGENT
 
 pytestmark = pytest.mark.anyio
 
 
 def fill(sandbox: Sandbox) -> str:
-    """Five messages, one a second, the middle one with a fraction, and a second one at the instant of the fourth."""
+    """Store five messages, one per second, the third with a fraction, and a sixth with the fourth one's timestamp."""
     conversation_id = ""
     for body, second in (("a", "00Z"), ("b", "01Z"), ("c", "02.123999Z"), ("d", "03Z"), ("d2", "03Z"), ("e", "04Z")):
         message = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body=body, at=f"2025-01-15T12:00:{second}")
@@ -36,16 +36,12 @@ def fill(sandbox: Sandbox) -> str:
         (Behavior(message_order="oldest"), {"limit": 2}, "d2 e", True),
         (Behavior(message_order="oldest"), {"after": "00", "limit": 2}, "b c", True),
         (Behavior(message_order="oldest", after_alone="newest"), {"after": "00", "limit": 2}, "d2 e", True),
-        (
-            Behavior(timestamp_digits=0),
-            {"before": "02.123999"},
-            "b a",
-            False,
-        ),  # Compares more digits than it prints.
+        # Comparisons use more digits than are shown.
+        (Behavior(timestamp_digits=0), {"before": "02.123999"}, "b a", False),
         (Behavior(timestamp_digits=0), {"before": "02.124"}, "c b a", False),
     ],
 )
-async def test_a_page_follows_the_reading(
+async def test_page_follows_behavior(
     sandbox: Sandbox,
     client: httpx.AsyncClient,
     behavior: Behavior,
@@ -60,9 +56,7 @@ async def test_a_page_follows_the_reading(
     assert ([message["body"] for message in page["data"]], page["hasMore"]) == (expected.split(), has_more)
 
 
-async def test_the_messages_inside_a_conversation_follow_the_reading(
-    sandbox: Sandbox, client: httpx.AsyncClient
-) -> None:
+async def test_messages_inside_a_conversation_follow_behavior(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     path = fill(sandbox).removesuffix("/messages")
     sandbox.behavior = Behavior(message_order="oldest")
     conversation = (await client.get(path, params={"message_limit": 3})).json()
@@ -70,25 +64,25 @@ async def test_the_messages_inside_a_conversation_follow_the_reading(
 
 
 @pytest.mark.parametrize(
-    ("behavior", "printed"),
+    ("behavior", "shown"),
     [
         (Behavior(timestamp_digits=0), "2025-01-15T12:00:02Z"),
         (Behavior(timestamp_digits=3), "2025-01-15T12:00:02.123Z"),
         (Behavior(timestamp_digits=6), "2025-01-15T12:00:02.123999Z"),
     ],
 )
-async def test_printed_digits_are_cut_not_rounded(sandbox: Sandbox, behavior: Behavior, printed: str) -> None:
+async def test_timestamps_are_truncated_not_rounded(sandbox: Sandbox, behavior: Behavior, shown: str) -> None:
     sandbox.behavior = behavior
     message = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="", at="2025-01-15T12:00:02.123999Z")
-    assert message["receivedAt"] == printed
+    assert message["receivedAt"] == shown
 
 
-async def test_an_instant_before_1970_is_cut_towards_the_past(sandbox: Sandbox) -> None:
+async def test_timestamp_before_1970_is_truncated_downwards(sandbox: Sandbox) -> None:
     sandbox.behavior = Behavior(timestamp_digits=0)
     message = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="", at="1969-12-31T23:59:58.9Z")
     assert message["receivedAt"] == "1969-12-31T23:59:58Z"
 
 
-def test_a_reading_that_does_not_exist_is_refused() -> None:
+def test_unknown_behavior_is_rejected() -> None:
     with pytest.raises(ValueError, match="digits"):
-        Behavior(timestamp_digits=4)  # type: ignore[arg-type]  # the point of the test
+        Behavior(timestamp_digits=4)  # type: ignore[arg-type]  # what is tested

@@ -1,0 +1,57 @@
+"""The arguments `before` and `after`: what they accept, and the errors for everything else."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from agentphone._paging.bounds import TimeBound, parse_bound
+from tests.support.model import START, FakeConversation
+
+
+@pytest.mark.parametrize(
+    ("value", "bound"),
+    [
+        (None, None),
+        (START, TimeBound(START)),
+        (START.astimezone(timezone(timedelta(hours=2))), TimeBound(START)),
+        ("2025-01-15T12:00:00Z", TimeBound(START)),
+        ("2025-01-15T14:00:00+02:00", TimeBound(START)),
+        (FakeConversation().message((0, "msg_1")), TimeBound(START, "msg_1")),
+    ],
+)
+def test_valid_bound(value: Any, bound: TimeBound | None) -> None:
+    assert parse_bound(value, "after") == bound
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (5, TypeError, "after must be an aware datetime, an ISO 8601 string or a Message, got int"),
+        (date(2025, 1, 15), TypeError, "after must be an aware datetime, an ISO 8601 string or a Message, got date"),
+        ("yesterday", ValueError, "after must be ISO 8601, got 'yesterday'"),
+        ("2025-01-15", ValueError, "after must have a time and an offset from UTC, got '2025-01-15'"),
+        (
+            datetime(2025, 1, 15, 12),  # naive
+            ValueError,
+            "after must have a time and an offset from UTC, got datetime.datetime(2025, 1, 15, 12, 0)",
+        ),
+        (
+            "0001-01-01T00:00:00+02:00",
+            ValueError,
+            "after must be within the years 1 to 9999 in UTC, got '0001-01-01T00:00:00+02:00'",
+        ),
+    ],
+)
+def test_invalid_bound(value: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error) as raised:
+        parse_bound(value, "after")
+    assert str(raised.value) == text
+
+
+def test_bounds_are_in_utc() -> None:
+    bound = parse_bound("2025-01-15T14:00:00+02:00", "before")
+    assert bound is not None
+    assert bound.timestamp.tzinfo is UTC

@@ -1,0 +1,119 @@
+"""Pages that contradict each other: everything that was read is returned, then PaginationError is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from agentphone import Conversation, Message, Page
+from agentphone._paging.cursor import CursorPaginator
+from agentphone._paging.offset import OffsetPaginator
+from agentphone._paging.requests import CursorRequest, OffsetRequest
+from tests.paging.message_cases import server_with
+from tests.paging.support import run_to_end
+from tests.support.model import START
+
+
+def conversation(number: int) -> Conversation:
+    return Conversation(id=f"conv_{number}", phone_number="+1", participant="+1", last_message_at=START)
+
+
+SAME_PAGE = tuple(conversation(number) for number in range(100))
+
+
+@pytest.mark.parametrize("total", [None, 100, 10_000])
+@pytest.mark.parametrize(
+    "page",
+    [
+        lambda request: (),
+        lambda request: SAME_PAGE[: request.limit],
+        lambda request: SAME_PAGE[request.offset : request.offset + request.limit],
+        lambda request: tuple(reversed(SAME_PAGE[: request.limit])),
+    ],
+    ids=["empty", "the same", "empty at the end", "the same, backwards"],
+)
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_list_with_endless_has_more_is_an_error(
+    page: Callable[[OffsetRequest], tuple[Conversation, ...]], total: int | None, concurrency: int
+) -> None:
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=50, concurrency=concurrency)
+    items, error, requests = run_to_end(paginator, lambda request: Page(data=page(request), has_more=True, total=total))
+    assert "contradict each other" in str(error)
+    assert requests < 60
+    assert len({item.id for item in items}) == len(items)
+
+
+def test_items_of_later_concurrent_pages_are_returned_before_the_error() -> None:
+    """The first six concurrent pages are empty, and those after them are not."""
+    whole = [conversation(number) for number in range(1000)]
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=50, concurrency=8)
+
+    def respond(request: OffsetRequest) -> Page[Conversation]:
+        is_gap = 50 <= request.offset < 400
+        data = () if is_gap else tuple(whole[request.offset : request.offset + request.limit])
+        return Page(data=data, has_more=True, total=1000)
+
+    items, error, _ = run_to_end(paginator, respond)
+    assert "contradict each other" in str(error)
+    assert items == whole[:50] + whole[400:]
+
+
+def test_too_large_total_is_followed_only_while_pages_bring_something_new() -> None:
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=50)
+    page = Page(data=SAME_PAGE[:50], has_more=False, total=10**9)
+    items, error, requests = run_to_end(paginator, lambda _: page)
+    assert (len(items), error) == (50, None)
+    assert requests <= 3 * 3  # an item that appears twice may mean that the list moves
+
+
+def test_short_page_without_has_more_is_followed_if_the_total_says_so() -> None:
+    whole = [conversation(number) for number in range(120)]
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=50)
+
+    def respond(request: OffsetRequest) -> Page[Conversation]:
+        return Page(data=tuple(whole[request.offset : request.offset + 30]), has_more=False, total=120)
+
+    items, error, _ = run_to_end(paginator, respond)
+    assert (items, error) == (whole, None)
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("messages", [0, 1, 200])
+def test_ignored_cursors_are_an_error_after_what_was_read(messages: int, oldest_first: bool) -> None:
+    whole = [server_with((0, 1)).message((second * 10**6, f"m{second:03}")) for second in range(messages)]
+    page = Page(data=tuple(whole), has_more=True)
+    paginator = CursorPaginator(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=200)
+    items, error, requests = run_to_end(paginator, lambda _: page)
+    assert "contradict each other" in str(error)
+    assert requests < 60
+    assert items == (whole if oldest_first else whole[::-1])
+
+
+@pytest.mark.parametrize("then", ["empty", "first", "last"])
+@pytest.mark.parametrize("limit", [None, 300])
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("digits", [0, 6])
+@pytest.mark.parametrize("after_alone", ["oldest", "newest"])
+@pytest.mark.parametrize("page_size", [7, 200])
+def test_endless_has_more_after_the_last_message_is_an_error_after_all_messages(
+    page_size: int, after_alone: str, digits: int, oldest_first: bool, limit: int | None, then: str
+) -> None:
+    """After the end, the API returns an empty page, or the first or last page again, and says hasMore."""
+    server = server_with(
+        *((second * 1_000_000, 1) for second in range(250)), after_alone=after_alone, timestamp_digits=digits
+    )
+
+    def respond(request: CursorRequest) -> Page[Message]:
+        page = server.page(request.limit, request.before, request.after)
+        if not page.data and then == "first":
+            page = server.page(request.limit, None, None)
+        elif not page.data and then == "last":
+            page = Page(data=tuple(map(server.message, server.messages[: request.limit])), has_more=True)
+        return Page(data=page.data, has_more=True)
+
+    paginator = CursorPaginator(limit=limit, before=None, after=None, oldest_first=oldest_first, page_size=page_size)
+    items, error, requests = run_to_end(paginator, respond)
+    assert "contradict each other" in str(error)
+    assert items == (server.all() if oldest_first else server.all()[::-1])
+    assert requests < 2 * 250 / page_size + 60
