@@ -27,7 +27,7 @@ def check_integer(
         error: What to raise for a number out of range.
 
     Raises:
-        ValueError: The number is out of range.
+        ValueError: The number is out of range (or `error`).
         TypeError: It is not an integer.
     """
     if value is None and optional:
@@ -60,7 +60,7 @@ def check_seconds(
         error: What to raise for a number out of range.
 
     Raises:
-        ValueError: The number is out of range.
+        ValueError: The number is out of range (or `error`).
         TypeError: It is not a number.
     """
     if value is None and optional:

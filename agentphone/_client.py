@@ -43,7 +43,8 @@ class AsyncClient:
         http_client: An `httpx.AsyncClient` to send through, with its proxies, certificates or hooks. The client does
             not close it.
         allow_http: Whether to allow `http://` to other machines, which sends the key unencrypted.
-        ssl_context: The SSL context of the connections. Default: httpx's, created once for all clients.
+        ssl_context: The SSL context of the connections. Default: httpx's, created once for all clients. It is not
+            changed, except through a proxy of the environment: httpcore then sets its ALPN protocols to `http/1.1`.
         max_response_bytes: The size of the largest response body that is read, in bytes after decompression.
         max_retry_after: The longest `Retry-After` to wait for, in seconds; with a longer one the call fails at once.
         on_request: Called with each `httpx.Request` before it is sent. It may add headers, and it sees the key.

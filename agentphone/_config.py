@@ -94,7 +94,10 @@ def resolve_base_url(base_url: str | httpx.URL | None) -> str:
     if not isinstance(found, str | httpx.URL):
         raise TypeError(f"base_url must be a string or an httpx.URL, got {type(found).__name__}")
     url = str(found).rstrip("/")
-    return url.removesuffix("/v1").rstrip("/") if "://" in url else url  # `sandbox:data/v1` is a file
+    scheme, separator, rest = url.partition("://")
+    if separator and rest.endswith("/v1"):  # not the host of http://v1, nor the file of sandbox:data/v1
+        return f"{scheme}://{rest.removesuffix('/v1').rstrip('/')}"
+    return url
 
 
 def _check_base_url(base_url: str, *, allow_http: bool) -> None:

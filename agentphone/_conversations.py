@@ -308,8 +308,9 @@ class AsyncConversations:
         publishes late, after a newer one of the same conversation, is detected by `messageCount`; where that is null,
         it is missed.
 
-        An empty list makes no old message new: without `after`, the watch starts at the time of the server's `Date`
-        header. A server that does not send it, and answers the first poll with an empty list, counts as a new account.
+        Without `after`, the first response shows what is old. If it lists no conversation, the start is the time in
+        its `Date` header. Without that header too, the account is taken to be empty, and all messages that appear
+        later are new: the local clock may be wrong, and would then hide them.
 
         Source: `GET /v1/conversations`, `GET /v1/conversations/{id}/messages`.
 
@@ -327,7 +328,6 @@ class AsyncConversations:
             also while it is waiting for a message.
 
         Raises:
-            NotFoundError: The list was not found; check the base URL. The next step of the same iterator tries again.
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
             ResponseDecodeError: The response does not match the API's schema.

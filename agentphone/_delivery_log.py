@@ -148,8 +148,8 @@ BUSY_SECONDS = 30.0
 class _SQLiteLock:
     """The lock that is held while SQLite works, which takes milliseconds, and while the process forks.
 
-    SQLite keeps its locks of a file in memory. A child that is forked at such a moment would wait for one that nobody
-    releases.
+    SQLite keeps its locks of a file in memory. A child that is forked at such a moment would wait for one that
+    stays locked forever.
     """
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ class _SQLiteLock:
         self.lock.release()
 
     def after_fork_in_child(self) -> None:
-        self.lock.release()
+        self.lock = threading.RLock()
 
 
 _sqlite_lock = _SQLiteLock()

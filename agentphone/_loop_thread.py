@@ -148,6 +148,7 @@ class ForkParticipant(Protocol):
     """Something that must be at rest while the process forks.
 
     A signal handler may raise in the middle of `before_fork`. Python then forks all the same, and the other hooks run.
+    So a participant uses an RLock, which only its holder can release, and the child gets a new one.
     """
 
     def before_fork(self) -> None:
@@ -205,8 +206,10 @@ def _after_fork_in_child() -> None:
     global _fork_lock, _forking_thread
     _fork_lock = threading.RLock()
     _forking_thread = None
-    while _resting:
-        _resting.pop().after_fork_in_child()
+    _resting.clear()
+    # All of them, not only those at rest: the hooks may have been interrupted before they came to all.
+    for participant in [*_locks, *_threads]:
+        participant.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):  # Windows does not fork.

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
@@ -88,8 +88,8 @@ class Portal:
     def before_fork(self) -> None:
         """Wait until the thread is not about to start, and pause it.
 
-        The child would inherit locks that nobody releases: of half-done imports, and those inside OpenSSL, which hung
-        one child in a few hundred.
+        The child would inherit locks that stay locked forever, such as those of half-done imports and those inside
+        OpenSSL, which hung one child in a few hundred.
         """
         self._lock.acquire()
         if self._thread is not None:
@@ -253,7 +253,10 @@ class Stream(Iterator[T]):
     async def _advance(self) -> None:
         """Store the next batch, on the portal's thread: a signal in the caller's thread must not lose its items."""
         if not operator.length_hint(self._items):  # another thread may have stored some meanwhile
-            self._items = iter(await self._source.next_batch())
+            await self._source.next_batch(self._store)
+
+    def _store(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
 
     def __reduce__(self) -> str:
         raise TypeError(STREAM_NO_COPY)

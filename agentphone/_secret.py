@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import NoReturn
-from urllib.parse import quote
+import re
+from functools import cached_property
+from typing import Any, NoReturn
 
 from attrs import frozen
 
@@ -29,17 +29,50 @@ class Secret:
                 in a test is a word like any other.
             is_truncated: Whether the text may end inside the value; then the incomplete value is replaced, too.
         """
-        value = self.value or ""
-        if len(value) < MIN_REDACTED_LENGTH:
+        if len(self.value or "") < MIN_REDACTED_LENGTH:
             return text
-        in_json, in_repr = json.dumps(value)[1:-1], repr(value)[1:-1]
-        for form in dict.fromkeys((value, in_json, in_json.replace("/", "\\/"), quote(value, safe=""), in_repr)):
-            text = text.replace(form, "***")
-            if is_truncated:
-                prefixes = (form[:length] for length in range(len(form) - 1, 3, -1))
-                if prefix := next(filter(text.endswith, prefixes), ""):
-                    text = text.removesuffix(prefix) + "***"
-        return text
+        return (self._truncated_pattern if is_truncated else self._pattern).sub("***", text)
+
+    def redact_json(self, value: Any) -> Any:
+        """Return a copy of parsed JSON with the value redacted in all texts, numbers and names of fields."""
+        if isinstance(value, dict):
+            return {self.redact(name): self.redact_json(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.redact_json(item) for item in value]
+        text = str(value)
+        redacted = self.redact(text)
+        return value if redacted == text else redacted
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("".join(_encoded_forms(self.value or "")))
+
+    @cached_property
+    def _truncated_pattern(self) -> re.Pattern[str]:
+        """The pattern of the value, or of its first characters at the end of the text."""
+        forms = _encoded_forms(self.value or "")
+        rest = (rf"(?:{form}|{_CUT}\Z)" for form in forms[MIN_TRUNCATED_LENGTH:])
+        return re.compile("".join((*forms[:MIN_TRUNCATED_LENGTH], *rest)))
 
 
 MIN_REDACTED_LENGTH = 12
+MIN_TRUNCATED_LENGTH = 4
+"""How many characters of the value are redacted at the end of a truncated text; fewer may be any word."""
+
+_BACKSLASH = r"(?:\\|%5[Cc]|\\u005[Cc])"
+_CUT = rf"{_BACKSLASH}*(?:%[0-9A-Fa-f]?|\\u[0-9A-Fa-f]{{0,3}})?"
+"""What is left of an encoded character at the end of a truncated text."""
+
+
+def _encoded_forms(value: str) -> list[str]:
+    r"""Return patterns for the characters of an ASCII text: each may be as it is, `%XX`, `\uXXXX` or escaped by `\`."""
+    forms: list[str] = []
+    # A run of backslashes has one pattern, which is bounded: otherwise a text of backslashes takes quadratic time.
+    for run in re.findall(r"\\+|[^\\]", value):
+        if run[0] == "\\":
+            forms.append(f"{_BACKSLASH}{{{len(run)},{4 * len(run) + 1}}}")
+            continue
+        # The case of the digits is listed and not ignored: the character itself is matched in its own case only.
+        code = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{ord(run):02x}")
+        forms.append((f"{_BACKSLASH}*" if forms else "") + rf"(?:{re.escape(run)}|%{code}|\\u00{code})")
+    return forms

@@ -26,8 +26,8 @@ STREAM_NO_COPY = (
     " one, which starts from the beginning, or pass the last message as `after` to continue from there."
 )
 INTERRUPTED = (
-    "An exception (Ctrl-C, or one of a debugger's) interrupted this iteration in the middle of a step. Begin a new one"
-    " with after= the message that was handled last."
+    "An exception (Ctrl-C, or one that a signal handler raised) interrupted this iteration in the middle of a step."
+    " Some of its items may be lost. Begin a new one, for messages with after= the message that was handled last."
 )
 
 
@@ -43,17 +43,23 @@ class AsyncStream(AsyncIterator[T]):
         self._scope: anyio.CancelScope | None = None
         """The step that is running."""
         self._is_closed = False
+        self._is_receiving = False
+        """True if a paginator has been given pages, and their items are not stored yet."""
 
     @abstractmethod
-    async def _next_batch(self) -> Iterable[T]:
-        """Return the next items, possibly none; raise StopAsyncIteration at the end."""
+    async def _next_batch(self, store: Callable[[Iterable[T]], object]) -> None:
+        """Store the next items, possibly none; raise StopAsyncIteration at the end."""
 
-    async def next_batch(self) -> Iterable[T]:
-        """Wait for the next items and return all that have come.
+    async def next_batch(self, store: Callable[[Iterable[T]], object]) -> None:
+        """Wait for the next items, and store all that have come.
+
+        Args:
+            store: Keeps the items. It is called before the step counts as complete: an exception in between would
+                otherwise lose a batch, and the next step would continue after it or look like the end.
 
         Raises:
             StopAsyncIteration: The iteration has ended, or was closed.
-            RuntimeError: Another task or thread is already waiting for them.
+            RuntimeError: Another task or thread is already waiting for them, or an exception interrupted a step.
         """
         if self._is_closed:
             raise StopAsyncIteration
@@ -62,9 +68,11 @@ class AsyncStream(AsyncIterator[T]):
                 "This iterator is already waiting for a page, for another task or thread. Step it from one at a time,"
                 " or create an iterator for each."
             )
+        if self._is_receiving:
+            raise RuntimeError(INTERRUPTED)
         try:
             with anyio.CancelScope() as self._scope:
-                return await self._next_batch()
+                return await self._next_batch(store)
         finally:
             self._scope = None
         raise StopAsyncIteration  # closed meanwhile
@@ -86,7 +94,10 @@ class AsyncStream(AsyncIterator[T]):
         while True:
             for item in self._items:
                 return item
-            self._items = iter(await self.next_batch())
+            await self.next_batch(self._store)
+
+    def _store(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
 
 
 class AsyncPager(Generic[T]):
@@ -160,13 +171,18 @@ class PageStream(AsyncStream[Page[T]], Generic[R, T]):
         self._transport = transport
         self._max_concurrency = max_concurrency
 
-    async def _next_batch(self) -> tuple[Page[T]]:
+    async def _next_batch(self, store: Callable[[Iterable[Page[T]]], object]) -> None:
         while requests := self._paginator.next_requests():
             specs = [self._spec(request) for request in requests]
             pages = await self._transport.send_all(specs, max_concurrency=self._max_concurrency)
+            self._is_receiving = True
             items = tuple(self._paginator.receive(pages))
-            if items or self._paginator.is_over:
-                return (Page(data=items, has_more=not self._paginator.is_over, total=pages[-1].total),)
+            is_over = self._paginator.is_over
+            if items or is_over:
+                store((Page(data=items, has_more=not is_over, total=pages[-1].total),))
+            self._is_receiving = False
+            if items or is_over:
+                return
         raise StopAsyncIteration
 
 
@@ -177,8 +193,8 @@ class _ItemStream(AsyncStream[T]):
         super().__init__()
         self._pages = pages
 
-    async def _next_batch(self) -> list[T]:
-        return [item for page in await self._pages.next_batch() for item in page]
+    async def _next_batch(self, store: Callable[[Iterable[T]], object]) -> None:
+        await self._pages.next_batch(lambda pages: store([item for page in pages for item in page]))
 
 
 class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
@@ -211,23 +227,27 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
         self._resume_at = -math.inf
         """Nothing is sent before this time."""
 
-    async def _next_batch(self) -> Sequence[T]:
+    async def _next_batch(self, store: Callable[[Iterable[T]], object]) -> None:
         while True:
             requests = self._paginator.next_requests()
             if requests:
                 await self._transport.sleep_until(self._resume_at)
                 if self._poll_started_at is None:
                     self._poll_started_at = self._transport.clock()
-                items = self._paginator.receive(await self._send(requests))
+                pages = await self._send(requests)
+                self._is_receiving = True
+                items = self._paginator.receive(pages)
+                store(items)
+                self._is_receiving = False
                 if items:
-                    return items
+                    return
             else:
                 delay = self._backoff.next_delay(has_new=self._paginator.has_new)
                 self._resume_at = (self._poll_started_at or 0.0) + delay
                 self._poll_started_at = None
+                self._is_receiving = True
                 self._paginator.receive(())
-                if not self._paginator.next_requests():
-                    raise RuntimeError(INTERRUPTED)
+                self._is_receiving = False
 
     async def _send(self, requests: Sequence[R]) -> Sequence[PageT]:
         specs = [self._spec(request) for request in requests]

@@ -363,8 +363,9 @@ class Conversations:
         publishes late, after a newer one of the same conversation, is detected by `messageCount`; where that is null,
         it is missed.
 
-        An empty list makes no old message new: without `after`, the watch starts at the time of the server's `Date`
-        header. A server that does not send it, and answers the first poll with an empty list, counts as a new account.
+        Without `after`, the first response shows what is old. If it lists no conversation, the start is the time in
+        its `Date` header. Without that header too, the account is taken to be empty, and all messages that appear
+        later are new: the local clock may be wrong, and would then hide them.
 
         Source: `GET /v1/conversations`, `GET /v1/conversations/{id}/messages`.
 
@@ -382,7 +383,6 @@ class Conversations:
             also while it is waiting for a message.
 
         Raises:
-            NotFoundError: The list was not found; check the base URL. The next step of the same iterator tries again.
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
             ResponseDecodeError: The response does not match the API's schema.
@@ -421,7 +421,8 @@ class Client:
         http_client: An `httpx.AsyncClient` to send through, with its proxies, certificates or hooks. The client does
             not close it.
         allow_http: Whether to allow `http://` to other machines, which sends the key unencrypted.
-        ssl_context: The SSL context of the connections. Default: httpx's, created once for all clients.
+        ssl_context: The SSL context of the connections. Default: httpx's, created once for all clients. It is not
+            changed, except through a proxy of the environment: httpcore then sets its ALPN protocols to `http/1.1`.
         max_response_bytes: The size of the largest response body that is read, in bytes after decompression.
         max_retry_after: The longest `Retry-After` to wait for, in seconds; with a longer one the call fails at once.
         on_request: Called with each `httpx.Request` before it is sent. It may add headers, and it sees the key.

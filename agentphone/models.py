@@ -223,7 +223,7 @@ class Page(Model, Generic[T]):
     data: tuple[T, ...]
     """The items."""
     has_more: bool
-    """Whether the list has items after these (`hasMore`)."""
+    """True if the list has items after these (`hasMore`)."""
     total: int | None = None
     """The number of items of the whole list; None where the API omits it (messages)."""
 

@@ -266,6 +266,8 @@ class ProxiedConnection(httpx.AsyncBaseTransport):
 
     httpcore 1.0.9 takes bytes that follow a response for the next one, and loses an early response on asyncio when its
     write fails. It exposes neither, so this class cannot prevent them.
+
+    Behind a proxy, httpcore sets ALPN to `http/1.1` on the SSL context at each connection, also on the caller's.
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:

@@ -1,12 +1,17 @@
-"""Map exceptions of httpx and of the system to the SDK's errors. Pure: it only reads exceptions."""
+"""Map exceptions of httpx and of the system to the SDK's errors.
+
+It redacts their texts and drops their frames; no I/O.
+"""
 
 from __future__ import annotations
 
 import re
 import ssl
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import httpx
 
@@ -17,6 +22,9 @@ from agentphone.errors import APIConnectionError, APIStatusError, APITimeoutErro
 CallError = APIConnectionError | APIStatusError | ResponseDecodeError
 """The errors of one call, which list its attempts."""
 CALL_ERRORS = (APIConnectionError, APIStatusError, ResponseDecodeError)
+
+# asyncio keeps the error of a write with the frame that has the bytes, and raises it later from elsewhere.
+_NETWORK_PACKAGES = {"agentphone", "anyio", "asyncio", "h11", "httpcore", "httpx", "socket", "socksio", "ssl", "trio"}
 
 
 @contextmanager
@@ -80,11 +88,12 @@ def _permanent_advice(error: Exception, handled: BaseException | None) -> str | 
 
 
 def _describe(error: BaseException, handled: BaseException | None, secret: Secret) -> str:
-    """Return the name and first text of an exception and its causes; redact their texts and remove their frames.
+    """Return the name and first text of an exception and its causes; redact their texts and drop their frames.
 
     httpx leaves many texts empty, and so do the libraries below it; the first text may be the system's own. The texts
     may quote the server. The frames hold the headers with the key as plain lists, which tools that print the locals of
-    a traceback would show.
+    a traceback would show. An exception from before the call, which a transport of the user chains, keeps its frames
+    unless they are those of a library that holds such lists.
 
     Args:
         error: The exception.
@@ -92,8 +101,21 @@ def _describe(error: BaseException, handled: BaseException | None, secret: Secre
         secret: The key.
     """
     text, name = "", type(error).__name__
+    frames_of_call: set[FrameType] = set()
     for cause in _chain(error, handled):
         cause.args = tuple(secret.redact(arg) if isinstance(arg, str) else arg for arg in cause.args)
         text = text or secret.redact(str(cause))
-        cause.__traceback__ = None
+        # A cause that was caught inside the call was raised below one of the frames that the error passed.
+        frames = set(_frames(cause))
+        if cause is error or frames & frames_of_call or not _NETWORK_PACKAGES.isdisjoint(map(_package, frames)):
+            cause.__traceback__ = None
+            frames_of_call |= frames
     return f"{name}: {text.rstrip('.')}" if text else name
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    return (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]

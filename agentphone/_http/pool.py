@@ -245,7 +245,7 @@ def _default_ssl_context(*_environment: str | None) -> ssl.SSLContext:
         _environment: The variables that it depends on, as the key of the cache.
     """
     context = httpx.create_ssl_context()
-    context.set_alpn_protocols(["http/1.1"])  # once, and only here: the caller's context is never changed
+    context.set_alpn_protocols(["http/1.1"])  # once; behind a proxy, httpcore repeats it at each connection
     return context
 
 

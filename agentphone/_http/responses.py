@@ -173,8 +173,9 @@ def _status_error(spec: RequestSpec[Any], response: RawResponse, now: float, sec
     status, headers = response.status, response.headers
     cls = _STATUS_ERRORS.get(status, ServerError if 500 <= status < 600 else APIStatusError)
     try:
-        body = _redact(response.body.read(), secret)
-        error_body = _parse_error_body(body)
+        received = response.body.read()
+        # Parsed first: in the received JSON any character of the key may be escaped, and stars could break it.
+        error_body, body = _parse_error_body(received, secret), _redact(received, secret)
         message = error_body.message or _reason_phrase(status, body)
     except DecodeError as error:
         body, error_body = _redact(response.body.preview, secret, is_truncated=True), ErrorBody()
@@ -211,7 +212,7 @@ def _reason_phrase(status: int, body: bytes) -> str:
 
 @frozen
 class ErrorBody:
-    """The fields of an error's body, in any of its four forms."""
+    """The fields of an error's body, in any of its five forms."""
 
     message: str | None = None
     code: str | None = None
@@ -219,8 +220,23 @@ class ErrorBody:
     details: list[dict[str, Any]] | None = None
 
 
-def _parse_error_body(body: bytes) -> ErrorBody:
-    """Parse the API's envelope, FastAPI's two forms of `detail`, or a bare `message`; anything else is empty."""
+def _parse_error_body(body: bytes, secret: Secret) -> ErrorBody:
+    """Parse the fields of an error's body and redact them."""
+    fields = _error_fields(body)
+    try:
+        details = secret.redact_json(fields.details)
+    except RecursionError:  # the JSON parser allows more levels
+        details = None
+    return ErrorBody(
+        message=secret.redact_json(fields.message),
+        code=secret.redact_json(fields.code),
+        type=secret.redact_json(fields.type),
+        details=details,
+    )
+
+
+def _error_fields(body: bytes) -> ErrorBody:
+    """Parse the API's envelope, FastAPI's two forms of `detail`, a bare `message` or `error`; else return no fields."""
     try:
         raw = parse_json(body)
     except DecodeError:

@@ -1,4 +1,4 @@
-"""Send requests, retry them, and enforce their deadlines. The only module that sleeps."""
+"""Send requests, retry them, and enforce their deadlines. The only module of the client that sleeps."""
 
 from __future__ import annotations
 

@@ -64,5 +64,5 @@ class Paginator(BasePaginator[R, Page[T], T]):
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to request, and no error to raise."""
+        """True if there is nothing left to request, and no error to raise."""
         return not self._requests and self._error is None

@@ -71,7 +71,7 @@ def parse_bound(value: datetime | str | Message | Cursor | None, name: str) -> T
 
     Raises:
         ValueError: It is not ISO 8601, has no time or no offset, or lies outside the years 1 to 9999 in UTC.
-        TypeError: It is none of the types above.
+        TypeError: It is not a datetime, a string, a Message or a Cursor.
     """
     if value is None:
         return None

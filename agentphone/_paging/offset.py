@@ -36,14 +36,14 @@ class ListPass:
     stop_before: datetime | None = None
     """For a pass that reads the front again: it may end at conversations whose last message is older than this."""
     is_overlapping: bool = False
-    """Whether each page begins with the last item of the page before. Without a total that is always so."""
+    """True if each page begins with the last item of the page before. Without a total that is always so."""
     began_at: datetime | None = None
     """The newest message's timestamp in the first page: the server's time when the pass began."""
     front: list[Fingerprint] = field(factory=list)
     """The front of the list, as many conversations as a page can hold."""
     requests: int = 0
     has_moved: bool = False
-    """Whether a page has shown that the list moved during the pass."""
+    """True if a page has shown that the list moved during the pass."""
     total: int | None = None
     """The latest total of the API."""
     removed: int = 0

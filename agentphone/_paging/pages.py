@@ -39,7 +39,7 @@ class MessagePage:
     before: datetime | None = None
     """The `before` of its request."""
     is_contradictory: bool = False
-    """Whether it replaces a page that contradicts the ones before it. It is empty then."""
+    """True if it replaces a page that contradicts the ones before it. It is empty then."""
 
     @property
     def oldest(self) -> datetime:
@@ -75,7 +75,7 @@ class MessageReader:
     cursor_margin: timedelta = timedelta(0)
     """How much later than the end of a group to ask, because the API truncates cursors."""
     includes_before: bool = False
-    """Whether the API includes the messages at exactly `before`."""
+    """True if the API includes the messages at exactly `before`."""
     contradiction: PaginationError | None = field(default=None, init=False)
     """The first contradiction between pages. It is raised when all that was read has been released."""
 

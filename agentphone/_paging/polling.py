@@ -33,7 +33,7 @@ JITTER = 0.2
 
 
 class LivePaginator(BasePaginator[R, P, T]):
-    """A paginator that never ends: it polls, again and again.
+    """A paginator without an end: it polls until it is closed.
 
     No requests means the end of a poll. Calling `receive(())` then starts the next poll.
 
@@ -62,7 +62,7 @@ class LivePaginator(BasePaginator[R, P, T]):
         self._page_capacity = LOOKBACK
         """How many items the first page of a poll can hold again and still show that nothing is missing."""
         self.has_new = False
-        """Whether the last poll found new messages, or there are messages that it could not read yet."""
+        """True if the last poll found new messages, or there are messages that it could not read yet."""
         super().__init__()
 
 

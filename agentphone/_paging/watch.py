@@ -47,8 +47,8 @@ class _WatchedConversation:
     """When it was last listed, on the paginator's clock."""
     seen: SeenMessages | None = None
     """The messages that were read. None if it has not been read."""
-    has_deferred: bool = False
-    """Whether it has messages after the poll's high watermark, which the next poll releases."""
+    deferred: frozenset[str] = frozenset()
+    """The ids of its messages after the poll's high watermark, which the next poll releases."""
     lagging_since: float | None = None
     """Since when its messages have not shown what the list shows. None if they do, or if nothing waits for that."""
 
@@ -59,8 +59,8 @@ class _WatchedConversation:
 
     @property
     def is_pending(self) -> bool:
-        """Whether the next poll must read it even if it has not moved."""
-        return self.has_deferred or self.lagging_since is not None
+        """True if the next poll must read it even if it has not moved."""
+        return bool(self.deferred) or self.lagging_since is not None
 
     def has_later(self, timestamp: datetime) -> bool:
         """Return whether a message later than a timestamp is known. The list may not have shown it yet."""
@@ -90,7 +90,7 @@ class WatchPaginator(LivePaginator[OffsetRequest | MessagesRequest, Page[Convers
     """
 
     _is_first: bool
-    """Whether what the list shows is older than the iteration."""
+    """True if what the list shows is older than the iteration."""
     _newest_at_start: datetime | None
     """The newest message's timestamp when the iteration began."""
     _watched: dict[str, _WatchedConversation]
@@ -190,7 +190,7 @@ class WatchPaginator(LivePaginator[OffsetRequest | MessagesRequest, Page[Convers
         began = self._clock()
         watched: dict[str, _WatchedConversation] = {}
         moved: list[tuple[Conversation, SeenMessages]] = []
-        released: set[str] = set()
+        released: frozenset[str] = frozenset()
         for conversation in listed:
             current, known = fingerprint(conversation), self._watched.get(conversation.id)
             seen = self._messages_to_read(conversation, known)
@@ -200,8 +200,7 @@ class WatchPaginator(LivePaginator[OffsetRequest | MessagesRequest, Page[Convers
                 moved.append((conversation, seen))
                 if known is not None and known.fingerprint == current:
                     entry.lagging_since = known.lagging_since
-                    if known.has_deferred:
-                        released.add(conversation.id)  # deferred once already: the list's timestamps lag
+                    released |= known.deferred  # deferred once already: the list's timestamps lag
         new: list[NewMessage] = []
         # The first poll reads everything since the start, which may be much.
         headroom = PAGE_HEADROOM if self._watched else MAX_MESSAGES
@@ -219,10 +218,10 @@ class WatchPaginator(LivePaginator[OffsetRequest | MessagesRequest, Page[Convers
                     entry.lagging_since = self._clock()
                 elif began - entry.lagging_since > self._overlap.total_seconds():
                     entry.lagging_since = None  # give up: otherwise each poll would read it, forever
-                if high_watermark is not None and conversation.id not in released:
-                    deferred = {item.id for item in items if item.received_at > high_watermark and seen.is_new(item)}
-                    entry.has_deferred = bool(deferred)
-                    items = [item for item in items if item.id not in deferred]
+                if high_watermark is not None:
+                    later = {item.id for item in items if item.received_at > high_watermark and seen.is_new(item)}
+                    entry.deferred = frozenset(later - released)
+                    items = [item for item in items if item.id not in entry.deferred]
                 new.extend(NewMessage(conversation, item) for item in seen.add_new(items))
                 if entry.lagging_since is None:
                     seen.start = lasting_bound(self._after)  # what appears before it from now on is late, and new

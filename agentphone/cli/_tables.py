@@ -41,9 +41,9 @@ class Column:
     """If not all columns fit, those of the highest rank are hidden first; rank 0 is always shown."""
     min_width: int = 0
     fills: bool = False
-    """Whether it takes the remaining width; other columns are as wide as their content."""
+    """True if it takes the remaining width; other columns are as wide as their content."""
     wraps: bool = False
-    """Whether a long text wraps; otherwise it is truncated."""
+    """True if a long text wraps; otherwise it is truncated."""
     is_number: bool = False
 
 

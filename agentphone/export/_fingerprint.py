@@ -1,4 +1,4 @@
-"""Whether the files in a directory belong to this export: made with the same arguments, from the same account.
+"""Check whether the files in a directory belong to this export: made with the same arguments, from the same account.
 
 The account is identified by a salted PBKDF2 hash of the API key; the key is never stored.
 """

@@ -73,7 +73,7 @@ class Listed:
     announced: int | None
     """Its `messageCount`."""
     is_complete: bool
-    """Whether none of its messages is to be read."""
+    """True if none of its messages is to be read."""
 
 
 @frozen
@@ -243,6 +243,7 @@ class ExportDatabase:
             ):
                 raise ValueError("its fingerprint is missing")
             watermark = datetime.fromisoformat(meta["watermark"])
+            watermark.astimezone(UTC)  # raises OverflowError outside the years 1 to 9999
             _to_micros(watermark)
         with closing(_known(path)) as known, self._transaction() as connection:
             connection.executemany(ADD, known)
@@ -319,7 +320,7 @@ def _last(path: Path) -> Generator[sqlite3.Connection]:
     try:
         with _database(path) as last:
             yield last
-    except (sqlite3.Error, ValueError, TypeError) as error:
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise ConfigurationError(
             f"{str(path)!r} cannot be read ({error}). If it is damaged, delete it and export without since."
         ) from error

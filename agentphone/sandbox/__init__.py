@@ -57,8 +57,12 @@ class Sandbox:
         api_key: str | None = None,
         retry_scale: float = 1.0,
     ) -> None:
+        if not isinstance(api_key, str | None):
+            raise TypeError(f"api_key must be a string or None, got {type(api_key).__name__}")
         if api_key is not None and not api_key.strip():
             raise ValueError("api_key must not be empty")
+        if isinstance(retry_scale, bool) or not isinstance(retry_scale, int | float):
+            raise TypeError(f"retry_scale must be a number, got {retry_scale!r}")
         if not 0 <= retry_scale < float("inf"):
             raise ValueError(f"retry_scale must be at least 0 and finite, got {retry_scale}")
         self._settings = Settings()
@@ -79,6 +83,8 @@ class Sandbox:
 
     @behavior.setter
     def behavior(self, behavior: Behavior) -> None:
+        if not isinstance(behavior, Behavior):
+            raise TypeError(f"behavior must be a Behavior, got {type(behavior).__name__}")
         self._settings.behavior = behavior
 
     @property

@@ -40,14 +40,14 @@ class Database:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, schema: Sequence[str]) -> None:
-        if path is not None and os.fspath(path) == ":memory:":
-            raise ValueError("path must be a file, got ':memory:'; None keeps the data in memory")
+        if path is not None and str(os.fspath(path)).startswith((":memory:", "file:")):  # SQLite's other names
+            raise ValueError(f"path must be a file, got {os.fspath(path)!r}; None keeps the data in memory")
         self.is_in_memory: bool = path is None
         self.on_create: Callable[[sqlite3.Connection], None] = lambda _: None
         # Absolute, because a fork reopens the file, and the working directory may have changed by then.
         self._path = None if path is None else Path(path).absolute()
         self._schema = schema
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._is_closed = False
         hold_lock_at_fork(self)
@@ -144,7 +144,7 @@ class Database:
         if self._connection is not None:
             _inherited.append(self._connection)
             self._connection = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 _inherited: list[sqlite3.Connection] = []

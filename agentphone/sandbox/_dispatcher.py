@@ -53,7 +53,7 @@ class WebhookDispatcher:
         self._settings = settings
         self._retry_scale = retry_scale
         self._polls = polls
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._is_closed = False
         self._worker: WebhookWorker | None = None
         pause_thread_at_fork(self)
@@ -95,7 +95,7 @@ class WebhookDispatcher:
         if self._worker is not None:
             _inherited.append(self._worker)
             self._worker = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 class WebhookWorker:

@@ -181,6 +181,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "with other notes": lambda path: altered(path, "ALTER TABLE meta RENAME COLUMN value TO worth"),
     "without a watermark": lambda path: altered(path, "DELETE FROM meta WHERE name = 'watermark'"),
     "with an invalid watermark": lambda path: altered(path, "UPDATE meta SET value = 'noon' WHERE name = 'watermark'"),
+    "with a watermark before year 1": lambda path: altered(
+        path, "UPDATE meta SET value = '0001-01-01T00:00:00+23:00' WHERE name = 'watermark'"
+    ),
+    "with a watermark after year 9999": lambda path: altered(
+        path, "UPDATE meta SET value = '9999-12-31T23:59:59-23:00' WHERE name = 'watermark'"
+    ),
     "with a watermark without an offset": lambda path: altered(path, "UPDATE meta SET value = '2025-06-30T12:00:00'"),
     "without a key": lambda path: altered(path, "DELETE FROM meta WHERE name = 'key'"),
     "with a key of bytes": lambda path: altered(path, "UPDATE meta SET value = x'ff' WHERE name = 'key'"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import inspect
 import logging
 import pickle
 import re
+import ssl
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -278,6 +280,59 @@ async def fail(_: httpx.Request) -> httpx.Response:
         raise OSError  # noqa: TRY301
     except OSError:
         raise httpx.ConnectError("") from None
+
+
+def failed_before() -> OSError:
+    """Return an exception with frames, as a transport keeps of an earlier failure."""
+    try:
+        raise OSError("an earlier failure")  # noqa: TRY301
+    except OSError as error:
+        return error
+
+
+async def test_exception_raised_before_the_call_keeps_its_frames() -> None:
+    earlier = failed_before()
+
+    async def fail_because_of_it(_: httpx.Request) -> httpx.Response:
+        try:
+            raise ValueError("a failure of this call")  # noqa: TRY301
+        except ValueError as error:
+            error.__cause__ = earlier
+            raise httpx.ConnectError("no connection") from error
+
+    client, _ = client_of(fail_because_of_it, max_retries=0)
+    with pytest.raises(APIConnectionError) as caught:
+        await client.conversations.get("conv_1")
+    own = caught.value.__cause__
+    assert own is not None
+    assert isinstance(own.__cause__, ValueError)
+    assert own.__cause__.__cause__ is earlier
+    assert (own.__traceback__, own.__cause__.__traceback__) == (None, None)
+    assert "failed_before" in "".join(traceback.format_exception(earlier))
+
+
+FAILING_LIBRARIES: dict[str, Callable[[], object]] = {
+    "httpx": lambda: httpx.URL("http://host:port"),
+    "asyncio": lambda: asyncio.run_coroutine_threadsafe(cast("Any", None), cast("Any", None)),
+    "ssl": lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_alpn_protocols(["x" * 256]),
+}
+
+
+@pytest.mark.parametrize("library", FAILING_LIBRARIES)
+async def test_exception_of_a_network_library_loses_its_frames(library: str) -> None:
+    """They may hold what was sent, with the key, also where the exception was raised elsewhere and kept."""
+    with pytest.raises((httpx.InvalidURL, TypeError, ssl.SSLError)) as raised:
+        FAILING_LIBRARIES[library]()
+    earlier = raised.value
+    assert earlier.__traceback__ is not None
+
+    async def fail_because_of_it(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("no connection") from earlier
+
+    client, _ = client_of(fail_because_of_it, max_retries=0)
+    with pytest.raises(APIConnectionError):
+        await client.conversations.get("conv_1")
+    assert earlier.__traceback__ is None
 
 
 FAILING: dict[str, list[Any]] = {

@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 import anyio
 import anyio.lowlevel
 import httpcore
+import httpx
 import pytest
 import trio
 
@@ -228,6 +229,22 @@ async def test_aclose_wakes_a_call_that_waits_to_retry() -> None:
             await connected(server, 1)
             await anyio.sleep(0.1)
             await client.aclose()
+
+
+@pytest.mark.parametrize("status", [None, 404, 503])
+async def test_client_closed_while_an_attempt_fails_is_a_client_closed_error(status: int | None) -> None:
+    """The failure is not raised or retried, even where the closing does not cancel the call."""
+
+    async def close_and_fail(_: httpx.Request) -> httpx.Response:
+        # From another event loop, where no call is in progress, so nothing is cancelled.
+        await anyio.to_thread.run_sync(anyio.run, client.aclose)
+        if status is None:
+            raise httpx.ConnectError("the network is down")
+        return httpx.Response(status, content=b"")
+
+    client = AsyncClient(KEY, transport=httpx.MockTransport(close_and_fail))
+    with anyio.fail_after(SECONDS), pytest.raises(ClientClosedError):
+        await client.conversations.get("conv_1")
 
 
 def test_close_from_another_thread_ends_sync_calls() -> None:

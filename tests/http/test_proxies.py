@@ -272,6 +272,36 @@ def test_own_certificate_authority_by_ssl_cert_file_or_ssl_context(
         assert isinstance(get(kind, server.url)[0], APIConnectionError)
 
 
+class WatchedContext(ssl.SSLContext):
+    """An SSL context that notes each change of its ALPN protocols."""
+
+    alpn_protocols: tuple[list[str], ...] = ()
+
+    def set_alpn_protocols(self, alpn_protocols: Any) -> None:
+        self.alpn_protocols += (alpn_protocols,)
+        super().set_alpn_protocols(alpn_protocols)
+
+
+@each_client
+@pytest.mark.parametrize("proxied", [False, True])
+def test_ssl_context_is_changed_only_by_a_proxy(
+    kind: str,
+    proxied: bool,
+    proxy: Proxy,
+    tls: ssl.SSLContext,
+    authority: trustme.CA,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Through a proxy, httpcore sets its ALPN protocols, as the documentation of `ssl_context` says."""
+    context = WatchedContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    if proxied:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    with serving(tls=tls) as server:
+        assert get(kind, server.url, ssl_context=context) == ["conv_1"]
+    assert context.alpn_protocols == ((["http/1.1"],) if proxied else ())
+
+
 @each_client
 @pytest.mark.parametrize("content", [None, "no certificate"])
 def test_unreadable_certificate_file_is_a_configuration_error(

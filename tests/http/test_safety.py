@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import pickle
 import traceback
@@ -24,6 +25,7 @@ from agentphone import (
     ConfigurationError,
     ResponseDecodeError,
 )
+from agentphone._secret import Secret
 from agentphone.sandbox import Sandbox
 from tests.support.fault_server import (
     LOST,
@@ -352,6 +354,67 @@ async def test_key_is_redacted_in_every_text_of_the_server(name: str, key: str) 
     error = await failure(client)
     assert "CANARY" not in shown(error)
     assert "CANARY" not in repr(error.__context__)
+
+
+SIGNED = "abc+defghijklmnop/qr="
+ESCAPED = {
+    "JSON, lower case": "abc\\u002bdefghijklmnop\\/qr\\u003d",
+    "JSON, upper case": "abc\\u002Bdefghijklmnop\\/qr\\u003D",
+    "JSON, every character": "".join(f"\\u{ord(character):04x}" for character in SIGNED),
+    "URL, lower case": "abc%2bdefghijklmnop%2fqr%3d",
+    "URL, in part": "abc%2Bdefghijklmnop/qr%3D",
+    "URL, a letter": "%61bc+%64efghijklmnop%2Fqr=",
+}
+
+
+@pytest.mark.parametrize("form", ESCAPED)
+@pytest.mark.parametrize("status", [200, 401])
+async def test_escaped_key_is_redacted_in_every_field(form: str, status: int) -> None:
+    key = ESCAPED[form]
+    envelope = f'{{"message": "bad {key}", "code": "{key}", "type": "{key}", "details": [{{"{key}": [["{key}"]]}}]}}'
+    headers = {"location": f"https://other.example/?key={key}", "x-request-id": key}
+    body = f'{{"error": {envelope}}}'.encode()
+    client, _ = client_of(httpx.Response(status, content=body, headers=headers), api_key=SIGNED, max_retries=0)
+    error = await failure(client)
+    assert isinstance(error, APIStatusError | ResponseDecodeError)
+    for text in (shown(error), error.body.decode(), str(error.request_id)):
+        assert "efghijklm" not in text
+        assert "\\u0066\\u0067" not in text
+    if isinstance(error, APIStatusError):
+        assert (error.message, error.code, error.type) == ("bad ***", "***", "***")
+        assert error.details == [{"***": [["***"]]}]
+        assert error.location == "https://other.example/?key=***"
+
+
+@pytest.mark.parametrize("form", ESCAPED)
+async def test_escaped_key_cut_by_the_body_preview_is_redacted(form: str) -> None:
+    for length in range(24, len(ESCAPED[form])):
+        body = b"x" * (500 - length) + ESCAPED[form].encode()
+        client, _ = client_of(httpx.Response(200, content=body), api_key=SIGNED)
+        error = await failure(client)
+        assert isinstance(error, ResponseDecodeError)
+        assert error.body == b"x" * (500 - length) + b"***"
+
+
+async def test_details_that_are_numbers_or_deep_are_redacted() -> None:
+    body = b'{"error": {"message": "no", "details": [{"key": 123456789012, "n": 5}]}}'
+    client, _ = client_of(httpx.Response(400, content=body), api_key="123456789012")
+    error = await failure(client)
+    assert isinstance(error, APIStatusError)
+    assert error.details == [{"key": "***", "n": 5}]
+    body = b'{"error": {"message": "no", "details": [{"a": ' + b"[" * 600 + b"]" * 600 + b"}]}}"
+    client, _ = client_of(httpx.Response(400, content=body), api_key=CANARY)
+    error = await failure(client)
+    assert isinstance(error, APIStatusError)
+    assert error.message in ("no", "Bad Request")
+
+
+@pytest.mark.parametrize("key", ["\\" * 12, "a" + "\\" * 12 + "b", "\\abcdefghijkl\\"])
+def test_key_with_backslashes_is_redacted(key: str) -> None:
+    for text in (key, json.dumps(key)[1:-1], repr(key)[1:-1], quote(key), quote(key).lower()):
+        assert Secret(key).redact(f"<{text}>") == "<***>"
+        assert Secret(key).redact(f"<{text}", is_truncated=True) == "<***"
+    assert Secret(key).redact("hello ab ab\\") == "hello ab ab\\"
 
 
 @each_client

@@ -118,6 +118,7 @@ async def test_base_url_may_end_in_v1(begin: str, end: str, monkeypatch: pytest.
 
 def test_only_a_v1_segment_is_removed_from_base_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert repr(AsyncClient(KEY, base_url="https://api.example/apiv1")) == "<AsyncClient https://api.example/apiv1>"
+    assert repr(AsyncClient(KEY, base_url="https://v1")) == "<AsyncClient https://v1>"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     Client(base_url="sandbox:data/v1").close()

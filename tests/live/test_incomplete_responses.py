@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
+from agentphone import AsyncClient
 from agentphone.sandbox import Sandbox
 from tests.live.support import (
     OTHER,
@@ -53,6 +54,19 @@ async def test_empty_list_for_a_moment_makes_no_old_message_new(start: str, numb
             phone.text("new", wait=100)
             phone.text("newer", "+15555559999")
             assert [(await anext(stream)).message.body for _ in range(2)] == ["new", "newer"]
+
+
+@pytest.mark.parametrize("date", [datetime(2025, 7, 1, tzinfo=UTC), None])
+async def test_after_an_empty_first_list_the_date_header_decides_what_is_new(date: datetime | None) -> None:
+    """The local clock is not used, though it is far ahead of these messages: they may be the account's first."""
+    with Sandbox() as sandbox:
+        Phone(sandbox).text("old")
+        async with faulty_client(sandbox, nth_list(no_conversations, 1), date=date) as client:
+            received: list[str | None] = []
+            with anyio.move_on_after(300):
+                async for _, message in client.conversations.watch():
+                    received.append(message.body)
+            assert received == ([] if date else ["old"])
 
 
 async def test_empty_first_page_with_has_more_makes_no_old_message_new() -> None:
@@ -163,3 +177,54 @@ async def test_message_that_the_list_shows_first_is_returned_when_it_appears(kin
             with anyio.move_on_after(600):
                 await anext(stream)
             assert len(sandbox.requests) < 20, "a conversation that shows nothing is given up"
+
+
+def fill_at_once(sandbox: Sandbox, people: int) -> Phone:
+    """Fill an account with a message of each of so many people, all within the overlap."""
+    phone = Phone(sandbox)
+    for number in range(people):
+        phone.text("old", f"+1555555{number:04}", wait=0.1)
+    return phone
+
+
+async def received_in(client: AsyncClient, seconds: float) -> list[str | None]:
+    """Return the texts that `watch` yields in that time."""
+    received: list[str | None] = []
+    with anyio.move_on_after(seconds):
+        async for _, message in client.conversations.watch():
+            received.append(message.body)
+    return received
+
+
+@pytest.mark.parametrize("has_date", [True, False])
+async def test_truncated_first_poll_makes_no_old_message_new(has_date: bool) -> None:
+    """Its second page is empty. Reading the front again shows 100; the next poll shows the others."""
+
+    def empty(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=page(total=None))
+
+    with Sandbox() as sandbox:
+        phone = fill_at_once(sandbox, 150)
+        date = phone.now if has_date else None
+        async with faulty_client(sandbox, nth_list(empty, 2), date=date) as client:
+            assert await received_in(client, 300) == []
+
+
+@pytest.mark.parametrize("has_date", [True, False])
+async def test_empty_front_at_the_end_of_the_first_poll_makes_no_old_message_new(has_date: bool) -> None:
+    """A conversation moves to the front while the list is read, and the front is empty when it is read again."""
+    with Sandbox() as sandbox:
+        phone = fill_at_once(sandbox, 60)
+        offsets: list[int] = []
+
+        def fault(request: httpx.Request) -> httpx.Response | None:
+            if request.url.path != "/v1/conversations":
+                return None
+            offsets.append(int(request.url.params["offset"]))
+            if len(offsets) == 2:
+                phone.text("new", "+15555550000")
+            return no_conversations(request) if offsets[1:].count(0) == 1 and offsets[-1] == 0 else None
+
+        async with faulty_client(sandbox, fault, date=phone.now if has_date else None) as client:
+            assert await received_in(client, 300) == ["new"]
+        assert offsets[1] > 0

@@ -7,17 +7,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from attrs import evolve, frozen
-from hypothesis import HealthCheck, Phase, given, settings
+from attrs import frozen
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
-from agentphone import Message
+from agentphone import Message, PaginationError
 from agentphone._paging.bounds import TimeBound
 from agentphone._paging.follow import FollowPaginator
 from agentphone._paging.polling import TIMESTAMP_RESOLUTION
 from agentphone._paging.watch import WatchPaginator
 from tests.live.live_cases import Case, LivePaginators, Run, cases, check
-from tests.support.model import key
+from tests.support.model import FakeAccount, ServerBehavior, key
 
 MANY = settings(
     max_examples=int(os.environ.get("LIVE_EXAMPLES", "400")), deadline=None, suppress_health_check=list(HealthCheck)
@@ -58,14 +58,23 @@ def test_careless_paginator_is_refuted(is_watch: bool) -> None:
 
 
 @MANY
+@example(
+    # A message that arrives after the list was read must wait, although one deferred before it is released.
+    Case(
+        FakeAccount(ServerBehavior(has_total=False)),
+        None,
+        [[], [], [], [(0, 2_000_000, 0)], [], [], [(1, 1, 0)], [(0, 1, 0)]],
+        delay=1,
+        list_digits=3,
+    ),
+    [2],
+)
 @given(cases(4, allow_future=False), st.lists(st.integers(1, 6), max_size=8))
 def test_watch_resumes_after_any_message(case: Case, ends: list[int]) -> None:
     """Each watch ends after so many messages, and the next one resumes after the last of them.
 
-    None is dated in the future: after a message of the future, those of the present are not new. Cursors are not
-    truncated: more messages than a page may then have no cursor between them.
+    None is dated in the future: after a message of the future, those of the present are not new.
     """
-    case = evolve(case, cursor_digits=6)
     account = case.account
     for conversation in range(4):
         account.receive(f"conv_{conversation}")
@@ -96,7 +105,14 @@ def test_watch_resumes_after_any_message(case: Case, ends: list[int]) -> None:
                 pages.append(run.respond(request, is_empty=False))
                 for conversation, wait, _ in events.pop(0) if events else ():
                     account.receive(f"conv_{conversation}", wait=wait)
-            for new in paginator.receive(pages):
+            try:
+                released = paginator.receive(pages)
+                paginator.next_requests()
+            except PaginationError:
+                # If the server truncates cursors, more messages than a page may have no cursor between them.
+                assume(case.cursor_digits == 6)
+                raise
+            for new in released:
                 if remaining != 0:
                     items.append(new.message)
                     last, remaining = new.message, None if remaining is None else remaining - 1

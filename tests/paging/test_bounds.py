@@ -10,6 +10,8 @@ import pytest
 from agentphone._paging.bounds import TimeBound, parse_bound
 from tests.support.model import START, FakeConversation
 
+ANY_BOUND = "after must be an aware datetime, an ISO 8601 string, a Message or a Cursor"
+
 
 @pytest.mark.parametrize(
     ("value", "bound"),
@@ -29,8 +31,12 @@ def test_valid_bound(value: Any, bound: TimeBound | None) -> None:
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [
-        (5, TypeError, "after must be an aware datetime, an ISO 8601 string or a Message, got int"),
-        (date(2025, 1, 15), TypeError, "after must be an aware datetime, an ISO 8601 string or a Message, got date"),
+        (5, TypeError, "after must be an aware datetime, an ISO 8601 string, a Message or a Cursor, got int"),
+        (
+            date(2025, 1, 15),
+            TypeError,
+            "after must be an aware datetime, an ISO 8601 string, a Message or a Cursor, got date",
+        ),
         ("yesterday", ValueError, "after must be ISO 8601, got 'yesterday'"),
         ("2025-01-15", ValueError, "after must have a time and an offset from UTC, got '2025-01-15'"),
         (

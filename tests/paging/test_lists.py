@@ -188,3 +188,16 @@ def test_concurrent_pages_without_new_items_are_no_contradiction(concurrency: in
     jumps = {10 + number: partial(server.receive, f"conv_{number}") for number in range(12)}
     ids, _ = read_while_it_moves(server, jumps, page_size=1, concurrency=concurrency)
     assert ids == set(server.last)
+
+
+def test_list_that_moves_faster_than_it_is_read_ends() -> None:
+    """Each time that the front is read again, more than a page of conversations has moved there."""
+    server = numbered(2000)
+
+    def move() -> None:
+        for _ in range(150):
+            server.receive(min(server.last, key=lambda name: server.last[name] or 0), wait=1000)
+
+    ids, requests = read_while_it_moves(server, dict.fromkeys(range(1, MAX_REQUESTS), move))
+    assert ids <= set(server.last)
+    assert requests < 200

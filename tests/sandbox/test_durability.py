@@ -83,8 +83,9 @@ def test_empty_file_becomes_a_sandbox(tmp_path: Path) -> None:
 
 def test_memory_path_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="None keeps the data in memory"):
-        Sandbox(":memory:")
+    for path in (":memory:", "file::memory:", "file:x?mode=memory"):
+        with pytest.raises(ValueError, match="None keeps the data in memory"):
+            Sandbox(path)
     with pytest.raises(ConfigurationError, match="sandbox::memory:"):
         Client(base_url="sandbox::memory:")
     assert list(tmp_path.iterdir()) == []

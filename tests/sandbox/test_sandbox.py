@@ -196,3 +196,16 @@ def test_fault_out_of_range_is_rejected(sandbox: Sandbox) -> None:
     for status, times in ((99, 1), (600, 1), (500, 0)):
         with pytest.raises(ValueError, match="must be"):
             sandbox.faults.add(status=status, times=times)
+
+
+@pytest.mark.parametrize(
+    "options", [{"api_key": 5}, {"retry_scale": "x"}, {"retry_scale": True}, {"retry_scale": None}], ids=str
+)
+def test_option_of_another_type_is_rejected_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"^{next(iter(options))} must be "):
+        Sandbox(**options)
+
+
+def test_behavior_of_another_type_is_rejected() -> None:
+    with Sandbox() as box, pytest.raises(TypeError, match=r"^behavior must be a Behavior, got int$"):
+        box.behavior = 5  # type: ignore[assignment]

@@ -7,18 +7,20 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import anyio
+import pytest
 
 from agentphone._loop_thread import LoopThread
 from tests.support.processes import ENVIRONMENT, SECONDS
 from tests.sync.programs import NEEDS_FORK
 
 
-def run_program(program: str) -> str:
+def run_program(program: str, *arguments: Path) -> str:
     """Run a Python program that must succeed and write nothing to stderr; return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program)],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program), *arguments],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
@@ -118,3 +120,51 @@ def test_import_in_the_middle_of_a_fork() -> None:
             print("parent", len(page), flush=True)
         """
     assert run_program(program).split() == ["child", "1", "parent", "1"] * 2
+
+
+INTERRUPTED_AT_A_LOCK = """
+    import os, signal, sys, threading, time
+    from agentphone import Client, _delivery_log
+    from agentphone.sandbox import Sandbox
+    from agentphone.webhooks import SQLiteDeliveryLog
+
+    def handler(*_): raise ZeroDivisionError
+    signal.signal(signal.SIGALRM, handler)
+    sys.unraisablehook = lambda unraisable: print(unraisable.exc_type.__name__, flush=True)
+    log = SQLiteDeliveryLog(sys.argv[1])
+    box = Sandbox(sys.argv[2])
+    client = Client("key", base_url="sandbox:")
+    client.conversations.list(limit=1).page()
+    held, outcomes = threading.Event(), []
+
+    def hold():
+        try:
+            with HELD: held.set(); time.sleep(1)
+        except BaseException as error: outcomes.append(repr(error))
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # a hang ends with its signal's number
+        Client("key", base_url="sandbox:").conversations.list(limit=1).page()
+        log.mark("child")
+        os._exit(0)
+    box.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
+    thread.join()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), outcomes, log.seen("child"), flush=True)
+    client.close()
+    box.close()
+"""
+
+
+@NEEDS_FORK
+@pytest.mark.parametrize(
+    "held", ["_delivery_log._sqlite_lock.lock", "box._store._database.transaction('BEGIN IMMEDIATE')"]
+)
+def test_fork_interrupted_while_it_waits_for_a_lock(held: str, tmp_path: Path) -> None:
+    """A signal handler raises there. The child gets new locks, and the parent's holder keeps its own."""
+    program = textwrap.dedent(INTERRUPTED_AT_A_LOCK).replace("HELD", held)
+    assert run_program(program, tmp_path / "log.db", tmp_path / "box.db") == "ZeroDivisionError\n0 [] True\n"
