@@ -151,6 +151,15 @@ def test_connection_failures_are_reported_and_retried(box: Box, tmp_path: Path) 
                 assert json.loads(cast("IO[str]", process.stdout).readline())["body"] == "after"
 
 
+def test_watch_of_a_wrong_base_url_is_exit_code_1(box: Box) -> None:
+    with running(Box(f"{box.url}/wrong"), "watch") as process:
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    assert (process.returncode, stdout) == (1, "")
+    assert stderr.startswith("agentphone conversations watch: GET /v1/conversations?")
+    assert "base_url" in stderr
+    assert stderr.count("\n") == 1
+
+
 def test_not_found_is_exit_code_1(box: Box) -> None:
     with running(box, "follow", "conv_nobody") as process:
         stdout, stderr = process.communicate(timeout=SECONDS)

@@ -194,8 +194,9 @@ def check(case: Case, *, is_watch: bool) -> None:
         try:
             run.go(case.paginator(is_watch=is_watch, clock=lambda: account.now / 1e6, server_time=lambda: run.date))
         except PaginationError:
-            # If the server truncates cursors, more messages than a page may have no cursor between them.
-            assume(case.cursor_digits == 6)
+            # If the server truncates cursors, more messages than a page may have no cursor between them. An empty
+            # response while such messages are read looks the same. Neither loses a message silently.
+            assume(case.cursor_digits == 6 and "empty" not in case.faults)
             raise
     ids = [message.id for message in run.items]
     assert len(set(ids)) == len(ids), "repeated"
