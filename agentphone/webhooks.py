@@ -61,7 +61,7 @@ _SIGNATURE_FORMAT = re.compile(r"sha256=([0-9A-Fa-f]{64})")
 _TIMESTAMP_FORMAT = re.compile(r"[0-9]{1,12}")  # not \d, which matches the digits of other scripts
 
 
-class HeaderItems(Protocol):
+class _HeaderItems(Protocol):
     """A mapping, or a multi-valued header class that is no `Mapping`."""
 
     def items(self) -> Iterable[tuple[Any, Any]]: ...
@@ -100,7 +100,7 @@ class Webhook:
         if not callable(clock):
             raise TypeError(f"clock must be a function that returns Unix seconds, got {clock!r}")
 
-    def parse(self, body: bytes, headers: HeaderItems | Iterable[tuple[Any, Any]]) -> Event:
+    def parse(self, body: bytes, headers: _HeaderItems | Iterable[tuple[Any, Any]]) -> Event:
         """Verify a delivery and parse it.
 
         Args:
@@ -130,7 +130,7 @@ class Webhook:
                 body=raw,
             ) from None
 
-    def verify(self, body: bytes, headers: HeaderItems | Iterable[tuple[Any, Any]]) -> None:
+    def verify(self, body: bytes, headers: _HeaderItems | Iterable[tuple[Any, Any]]) -> None:
         """Verify a delivery without parsing it.
 
         Args:
@@ -175,7 +175,7 @@ class Webhook:
     def __reduce__(self) -> NoReturn:
         raise TypeError("A Webhook is not pickled, because it contains the secret. Create one in the other process.")
 
-    def _verify(self, body: bytes, headers: HeaderItems | Iterable[tuple[Any, Any]]) -> tuple[bytes, str | None]:
+    def _verify(self, body: bytes, headers: _HeaderItems | Iterable[tuple[Any, Any]]) -> tuple[bytes, str | None]:
         """Return the verified bytes and the delivery id."""
         raw = _to_bytes(body)
         found = _read_headers(headers)
@@ -252,7 +252,7 @@ def _digest(secret: Secret, timestamp: str, body: bytes) -> bytes:
     return code.digest()
 
 
-def _read_headers(headers: HeaderItems | Iterable[tuple[Any, Any]]) -> dict[str, str]:
+def _read_headers(headers: _HeaderItems | Iterable[tuple[Any, Any]]) -> dict[str, str]:
     """Return our headers. Duplicates are rejected: a proxy in front may have validated the other copy."""
     found: dict[str, str] = {}
     for name, value in _pairs(headers):
