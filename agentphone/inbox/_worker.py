@@ -1,0 +1,138 @@
+"""The worker: starts DBOS in this process, lets it run the workflow of each item, and stops it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from dbos import DBOS
+from dbos import _dbos as dbos_module
+
+from agentphone import AsyncClient, Client
+from agentphone.errors import ConfigurationError
+from agentphone.inbox._database import WORKFLOW, JSONSerializer, SetAsideError
+from agentphone.inbox._steps import Steps
+from agentphone.inbox._worker_lock import hold_name
+from agentphone.inbox._workflow import Settings, Workflow
+
+MAX_WAITING = 64
+"""How many items, beyond those that are being handled, may wait for their next attempt before they hold up others."""
+MAX_CRASHES = 50
+"""How often an item is taken up again whose process was stopped: one that kills every process is given up."""
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 10.0
+"""How long a worker that is told to stop waits for what is being handled; the next start does the rest."""
+VERSION = "1"
+"""The version of the workflow: what another one has begun is not continued. DBOS's own is a hash of the source."""
+
+
+class Worker:
+    """Handles the items of an inbox. One per process, because there is one DBOS per process.
+
+    Args:
+        settings: The settings.
+        client: The client.
+    """
+
+    def __init__(self, settings: Settings, client: AsyncClient | Client) -> None:
+        self._settings = settings
+        self._steps = Steps(client, lambda: self._is_stopping)
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._busy = 0
+        self._is_stopping = False
+
+    @asynccontextmanager
+    async def running(self, name: str) -> AsyncGenerator[None]:
+        """Handle items while the block runs, on this event loop; then finish what is being handled.
+
+        Args:
+            name: The worker's name. It continues what an earlier worker of this name has left.
+
+        Raises:
+            ConfigurationError: A worker of this name is running, or this process runs DBOS for something else.
+        """
+        if dbos_module._dbos_global_instance is not None:
+            raise ConfigurationError(
+                "This process runs DBOS already, for another inbox or a program of yours. Run the worker in a process"
+                " of its own: agentphone work MODULE:INBOX"
+            )
+        with hold_name(self._settings.database, self._settings.inbox, name), _filtered_log():
+            try:
+                await self._launch(name)
+                yield
+            finally:
+                await self._stop()
+
+    async def _launch(self, name: str) -> None:
+        settings = self._settings
+        DBOS(
+            config={
+                "name": settings.inbox,
+                "system_database_url": settings.database.url,
+                "executor_id": name,
+                "application_version": VERSION,
+                "serializer": JSONSerializer(),
+                "enable_otlp": False,
+            }
+        )
+
+        async def handle(stored: dict[str, Any]) -> dict[str, Any]:
+            return await Workflow.run(settings, self._steps, self._slot, stored)
+
+        DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MAX_CRASHES)(handle)
+        DBOS.launch()  # on a running loop, which it then uses for the workflows
+        await DBOS.register_queue_async(
+            settings.inbox,
+            partition_concurrency=1,
+            worker_concurrency=settings.concurrency + MAX_WAITING,
+            polling_interval_sec=POLL_SECONDS,
+            on_conflict="always_update",
+        )
+
+    async def _stop(self) -> None:
+        self._is_stopping = True
+        ends_at = time.monotonic() + GRACE_SECONDS
+        while self._busy and time.monotonic() < ends_at:
+            await asyncio.sleep(0.02)
+        DBOS.destroy(destroy_registry=True)
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncGenerator[None]:
+        """Wait until an item may be worked on; it may wait for its next attempt outside."""
+        async with self._slots:
+            if self._is_stopping:
+                raise asyncio.CancelledError  # DBOS leaves the item as it is, for the next start
+            self._busy += 1
+            try:
+                yield
+            finally:
+                self._busy -= 1
+
+
+@contextmanager
+def _filtered_log() -> Generator[None]:
+    """Keep from DBOS's log what the inbox reports itself, and its notes about starting and stopping.
+
+    Without a handler DBOS would add one of its own, and its log of a workflow that raises has texts of people in it.
+    """
+    log = logging.getLogger("dbos")
+    level, handler = log.level, logging.NullHandler()
+    log.addHandler(handler)
+    log.addFilter(_is_of_interest)
+    if level == logging.NOTSET:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeFilter(_is_of_interest)
+        log.removeHandler(handler)
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    raised = record.exc_info[1] if record.exc_info else None
+    return not isinstance(raised, SetAsideError) and not record.getMessage().startswith("Asyncio task cancelled")
