@@ -7,6 +7,7 @@ web server, also after a fork. Beside DBOS's tables there is one of ours. Nothin
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Generator
@@ -244,20 +245,20 @@ class Database:
 
     def _create(self) -> _Opened:
         engine = _create_engine(self.url)
-        try:
-            with _quiet_dbos():
+        with quiet_dbos():
+            try:
                 DBOS.migrate(self.url)
-            table = _create_table(engine)
-        except Exception:
-            engine.dispose()
-            raise
-        client = DBOSClient(
-            system_database_engine=engine,
-            serializer=JSONSerializer(),
-            application_name=self._inbox,
-            retry_connection_errors=False,  # the sender of a webhook tries again; a thread that hangs helps nobody
-            lazy=True,
-        )
+                table = _create_table(engine)
+            except Exception:
+                engine.dispose()
+                raise
+            client = DBOSClient(
+                system_database_engine=engine,
+                serializer=JSONSerializer(),
+                application_name=self._inbox,
+                retry_connection_errors=False,  # the sender of a webhook tries again; a thread that hangs helps nobody
+                lazy=True,
+            )
         return _Opened(os.getpid(), engine, client, table)
 
     def _next_number(self, opened: _Opened, connection: sa.Connection) -> int:
@@ -347,15 +348,26 @@ _LOCK_OF_TABLES = 0x41506C67
 
 
 @contextmanager
-def _quiet_dbos() -> Generator[None]:
-    """Keep DBOS's log of each migration away from users, unless they have configured its logger."""
-    import logging
+def quiet_dbos() -> Generator[None]:
+    """Keep from DBOS's log what the inbox reports itself, and its notes about starting and stopping.
 
-    logger = logging.getLogger("dbos")
-    level = logger.level
+    Without a handler DBOS adds one of its own, which writes to stderr. Its log of a workflow that raises has the texts
+    of people in it. A level that the user has set is kept.
+    """
+    log = logging.getLogger("dbos")
+    level, handler = log.level, logging.NullHandler()
+    log.addHandler(handler)
+    log.addFilter(_is_of_interest)
     if level == logging.NOTSET:
-        logger.setLevel(logging.WARNING)
+        log.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        log.setLevel(level)
+        log.removeFilter(_is_of_interest)
+        log.removeHandler(handler)
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    raised = record.exc_info[1] if record.exc_info else None
+    return not isinstance(raised, SetAsideError) and not record.getMessage().startswith("Asyncio task cancelled")

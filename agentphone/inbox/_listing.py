@@ -9,6 +9,7 @@ from dbos import WorkflowStatus
 
 from agentphone._timestamps import format_timestamp
 from agentphone.inbox._database import Database, SetAsideError
+from agentphone.inbox._workflow import HANDLE, SEND
 
 STATES = {
     # The states of DBOS for each of ours; what DBOS calls an error has its own data.
@@ -55,8 +56,8 @@ def retry_item(database: Database, item_id: str) -> None:
     if status not in ("failed", "unconfirmed"):
         raise ValueError(f"{item_id} is {status}; only failed and unconfirmed items are retried.")
     data = workflow.error.data if isinstance(workflow.error, SetAsideError) else {}
-    notes = [step["function_id"] for step in database.steps(item_id) if step["function_name"] == "note"]
-    to_step = notes[-1] if data.get("stage") == "reply" and notes else 1
+    sends = [step["function_id"] for step in database.steps(item_id) if step["function_name"] == SEND]
+    to_step = sends[-1] if data.get("stage") == "reply" and sends else 1
     database.rewind(item_id, partition=workflow.queue_partition_key or item_id, to_step=to_step)
 
 
@@ -90,7 +91,7 @@ def _describe(database: Database, workflow: WorkflowStatus) -> dict[str, Any]:
 
 def _so_far(database: Database, item_id: str) -> dict[str, Any]:
     """Return what is known of an item that has not ended."""
-    results = [step["output"] for step in database.steps(item_id) if step["function_name"] == "handle"]
+    results = [step["output"] for step in database.steps(item_id) if step["function_name"] == HANDLE]
     results = [result for result in results if isinstance(result, dict)]
     if not results:
         return {}

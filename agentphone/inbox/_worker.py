@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from dbos import DBOS
@@ -14,7 +14,7 @@ from dbos import _dbos as dbos_module
 
 from agentphone import AsyncClient, Client
 from agentphone.errors import ConfigurationError
-from agentphone.inbox._database import WORKFLOW, JSONSerializer, SetAsideError
+from agentphone.inbox._database import WORKFLOW, JSONSerializer, quiet_dbos
 from agentphone.inbox._steps import Steps
 from agentphone.inbox._worker_lock import hold_name
 from agentphone.inbox._workflow import Settings, Workflow
@@ -60,7 +60,7 @@ class Worker:
                 "This process runs DBOS already, for another inbox or a program of yours. Run the worker in a process"
                 " of its own: agentphone work MODULE:INBOX"
             )
-        with hold_name(self._settings.database, self._settings.inbox, name), _filtered_log():
+        with hold_name(self._settings.database, self._settings.inbox, name), quiet_dbos():
             try:
                 await self._launch(name)
                 yield
@@ -77,6 +77,7 @@ class Worker:
                 "application_version": VERSION,
                 "serializer": JSONSerializer(),
                 "enable_otlp": False,
+                "log_level": logging.getLevelName(logging.getLogger("dbos").level),
             }
         )
 
@@ -111,28 +112,3 @@ class Worker:
                 yield
             finally:
                 self._busy -= 1
-
-
-@contextmanager
-def _filtered_log() -> Generator[None]:
-    """Keep from DBOS's log what the inbox reports itself, and its notes about starting and stopping.
-
-    Without a handler DBOS would add one of its own, and its log of a workflow that raises has texts of people in it.
-    """
-    log = logging.getLogger("dbos")
-    level, handler = log.level, logging.NullHandler()
-    log.addHandler(handler)
-    log.addFilter(_is_of_interest)
-    if level == logging.NOTSET:
-        log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        log.removeFilter(_is_of_interest)
-        log.removeHandler(handler)
-
-
-def _is_of_interest(record: logging.LogRecord) -> bool:
-    raised = record.exc_info[1] if record.exc_info else None
-    return not isinstance(raised, SetAsideError) and not record.getMessage().startswith("Asyncio task cancelled")

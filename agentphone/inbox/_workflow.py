@@ -4,8 +4,8 @@ What is certain after a crash at any moment follows from the order of its steps,
 
     handle        again until its result is recorded; then never again
     write state   again until it is recorded: it stores the same whole object
-    note          that the reply will now be sent
-    send          at most once: a run that finds the note of an earlier one looks for the reply in the history instead
+    send          at most once: it begins with a note, and a run that finds the note of an earlier one looks for the
+                  reply in the history instead
 
 Everything that may differ between two runs is in a step.
 """
@@ -34,6 +34,8 @@ from agentphone.webhooks import Event, MessageEvent
 INITIAL_BACKOFF, MAX_BACKOFF = 1.0, 60.0
 """The pauses before the second attempt, and at most, in seconds."""
 JITTER = 0.2
+HANDLE, WRITE_STATE, SEND, LOOK_UP = "handle", "write state", "send", "look up"
+"""The names of the steps, as they are stored."""
 
 Body = Callable[[], Awaitable[Any]]
 
@@ -107,7 +109,7 @@ class Workflow:
         self.reply = reply.body if reply else None
         state = outcome["state"]
         if state is not None:
-            result = await self._until_available("write state", lambda: self.steps.write_state(event, state))
+            result = await self._until_available(WRITE_STATE, lambda: self.steps.write_state(event, state))
             self._check(result, stage="state")
         if reply is None:
             return None
@@ -117,7 +119,7 @@ class Workflow:
 
     async def _handle(self, handler: Handler) -> Result:
         while True:
-            result = await self._until_available("handle", lambda: self.steps.handle(handler, self.event))
+            result = await self._until_available(HANDLE, lambda: self.steps.handle(handler, self.event))
             self.attempts += 1
             if result["outcome"] != "raised" or self.attempts >= self.settings.max_attempts:
                 self._check(result, stage="handler")
@@ -126,23 +128,21 @@ class Workflow:
 
     async def _send(self, event: MessageEvent, reply: Reply) -> Result:
         for failures in count(1):
-            is_noted_by_this_run = False
+            note = f"sending {failures}"
 
-            async def note() -> str:
-                nonlocal is_noted_by_this_run
-                is_noted_by_this_run = True
-                return now().isoformat()
-
-            async def send() -> Result:
-                if not is_noted_by_this_run:
-                    return {"outcome": "interrupted"}
+            async def send(note: str = note) -> Result:
+                noted_at = (await DBOS.get_all_events_async(str(DBOS.workflow_id))).get(note)
+                if noted_at is not None:
+                    return {"outcome": "interrupted", "noted_at": noted_at}
+                # Committed right before the request, so that little time is left in which a kill leaves it open whether
+                # the reply was sent. It fails if the item is another worker's by now.
+                await DBOS.set_event_async(note, now().isoformat())
                 return await self.steps.send(event, reply)
 
             async with self.slot():
-                noted_at = await DBOS.run_step_async({"name": "note"}, note)
-                result = await DBOS.run_step_async({"name": "send"}, send)
+                result = await DBOS.run_step_async({"name": SEND}, send)
             if result["outcome"] == "interrupted":
-                return await self._look_up(event, reply, datetime.fromisoformat(noted_at))
+                return await self._look_up(event, reply, datetime.fromisoformat(result["noted_at"]))
             if result["outcome"] != "unavailable":
                 return result
             await self._pause(failures, result)
@@ -152,7 +152,7 @@ class Workflow:
         def known() -> set[str]:
             return self.settings.database.reply_ids(Item.from_event(event).partition)
 
-        return await self._until_available("look up", lambda: self.steps.look_up(event, reply, since, known))
+        return await self._until_available(LOOK_UP, lambda: self.steps.look_up(event, reply, since, known))
 
     async def _until_available(self, name: str, body: Body) -> Result:
         """Run a step until the API is available; it does nothing otherwise."""

@@ -1,0 +1,77 @@
+"""Workers that are killed: every text is handled and answered once, whatever the moment.
+
+`INBOX_KILLS=20` makes the tests long: so many kills of each kind instead of a few.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.inbox.world import World
+
+KILLS = int(os.environ.get("INBOX_KILLS", "2"))
+IS_LONG = KILLS > 2
+PEOPLE = 20 if IS_LONG else 8
+TEXTS = 200 if IS_LONG else 40
+LONGEST = 600 if IS_LONG else 60
+
+pytestmark = [pytest.mark.skipif(os.name != "posix", reason="SIGKILL"), pytest.mark.timeout(LONGEST + 60)]
+
+MOMENTS = [
+    "before handle",
+    "after handle",
+    "before write_state",
+    "after write_state",
+    "before send",
+    "after send",
+    "before look_up",
+]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_killed_at_random_moments(database: str, tmp_path: Path, workers: int) -> None:
+    with World.opened(tmp_path, database, faults=True) as world:
+        for number in range(workers):
+            world.start(f"worker-{number}")
+        world.send_texts(TEXTS, PEOPLE)
+        source = random.Random(workers)
+        remaining = KILLS
+        progress, next_kill = 0, 0.0
+
+        def kill() -> None:
+            nonlocal remaining, progress, next_kill
+            # Only workers that have done something since the last kill: a start takes longer than this test may.
+            if not remaining or len(world.records("start")) <= progress:
+                return
+            if not next_kill:
+                next_kill = time.monotonic() + source.uniform(0, 0.4)
+            if time.monotonic() >= next_kill:
+                world.kill(f"worker-{source.randrange(workers)}")
+                remaining, progress, next_kill = remaining - 1, len(world.records("start")), 0.0
+
+        world.finish(TEXTS, between=kill, seconds=LONGEST)
+        world.check(TEXTS, PEOPLE, unconfirmed=KILLS)
+        assert IS_LONG or not remaining
+        print(f"{KILLS - remaining} kills, {len(world.items('unconfirmed'))} unconfirmed")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_worker_that_dies_at_each_moment(database: str, tmp_path: Path, moment: str) -> None:
+    deaths = KILLS if IS_LONG else 1
+    texts = 10 * deaths if IS_LONG else 12
+    with World.opened(tmp_path, database) as world:
+        world.environment = {"DIE_AT": moment, "DEATHS": str(deaths)}
+        if moment == "before look_up":  # it looks only after a death between the note and the end of sending
+            pytest.skip("see test_death_while_looking")
+        world.send_texts(texts, 4)
+        world.start("main")
+        world.finish(texts, seconds=LONGEST)
+        assert len(world.records("death")) == deaths
+        # Killed after the note, before the message: that it was not sent cannot be known.
+        world.check(texts, 4, unconfirmed=deaths if moment == "before send" else 0)
+        assert len(world.items("unconfirmed")) == (deaths if moment == "before send" else 0)
