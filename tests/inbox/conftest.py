@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import ENVIRONMENT
 
 NUMBERS = count()
 
@@ -36,3 +40,14 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'inbox.db'}"
     server: str = request.getfixturevalue("postgresql")
     return server.replace("/postgres?", f"/inbox_{os.getpid()}_{next(NUMBERS)}?")
+
+
+@pytest.fixture(scope="session")
+def forking() -> Iterator[subprocess.Popen[str]]:
+    """Start the process that forks workers."""
+    command = [sys.executable, "-W", "error", "-m", "tests.inbox.forking"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        yield process
+        process.terminate()

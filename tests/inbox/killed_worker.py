@@ -1,7 +1,7 @@
-"""A worker that tests kill: `python -m tests.inbox.killed_worker NAME`. Its handler counts, fails and keeps a record.
+"""A worker that tests kill; `forking` starts it. Its handler counts, fails and keeps a record.
 
 The settings come from the environment. Every event is a line of `record.jsonl`, written at once, so that a kill loses
-none. `DIE_AT` names a moment, such as `after send`: the process kills itself there, `DEATHS` times in all.
+none. `DIE_AT` names moments, such as `after send`: the process kills itself at each, `DEATHS` times.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from agentphone.inbox._steps import Steps
 from agentphone.webhooks import MessageEvent
 
 FOLDER = Path(os.environ["FOLDER"])
-DIE_AT = os.environ.get("DIE_AT", "")
+DIE_AT = os.environ.get("DIE_AT", "").split(", ")
 DEATHS = int(os.environ.get("DEATHS", "1"))
 
 inbox = Inbox()
@@ -46,11 +45,11 @@ def record(event: str, **details: Any) -> None:
 
 
 def die(moment: str) -> None:
-    if moment != DIE_AT:
+    if moment not in DIE_AT:
         return
     for number in range(DEATHS):
         try:
-            os.close(os.open(FOLDER / f"death {number}", os.O_CREAT | os.O_EXCL))
+            os.close(os.open(FOLDER / f"{moment} {number}", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             continue
         record("death", moment=moment)
@@ -84,9 +83,10 @@ def with_deaths(name: str) -> None:
     setattr(Steps, name, step)
 
 
-if __name__ == "__main__":
+def main(name: str) -> None:
+    """Work until a signal."""
     _workflow.INITIAL_BACKOFF = 0.05
-    _steps.CONFIRM_SECONDS = 2.0
-    for name in ("handle", "write_state", "send", "look_up"):
-        with_deaths(name)
-    inbox.work(sys.argv[1])
+    _steps.CONFIRM_SECONDS = 0.5
+    for step in ("handle", "write_state", "send", "look_up"):
+        with_deaths(step)
+    inbox.work(name)

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,7 +23,6 @@ from agentphone.inbox import Inbox
 from agentphone.inbox._listing import list_items
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
-from tests.support.processes import ENVIRONMENT
 
 SECRET = "whsec_of_the_tests"
 AGENT = "+15555550100"
@@ -111,15 +109,19 @@ class World:
 
     folder: Path
     database: str
+    forking: subprocess.Popen[str]
     box: Sandbox
     inbox: Inbox
     api: str
     environment: dict[str, str] = field(factory=dict)
-    workers: dict[str, subprocess.Popen[bytes]] = field(factory=dict)
+    workers: dict[str, int] = field(factory=dict)
+    """The process ids by name."""
 
     @classmethod
     @contextmanager
-    def opened(cls, folder: Path, database: str, *, faults: bool = False) -> Iterator[World]:
+    def opened(
+        cls, folder: Path, database: str, forking: subprocess.Popen[str], *, faults: bool = False
+    ) -> Iterator[World]:
         with ExitStack() as stack:
             box = stack.enter_context(Sandbox(retry_scale=0.05))
             if faults:
@@ -129,42 +131,44 @@ class World:
             stack.callback(inbox._database.close)
             url = stack.enter_context(serving(inbox.asgi))
             box.set_webhook(url, SECRET)
-            world = cls(folder, database, box, inbox, api)
+            world = cls(folder, database, forking, box, inbox, api)
             stack.callback(world.kill_all)
             yield world
 
     def start(self, name: str) -> None:
         """Start a worker, also again after it was killed."""
         environment = {
-            **ENVIRONMENT,
             "FOLDER": str(self.folder),
             "AGENTPHONE_API_KEY": "any-key",
             "AGENTPHONE_BASE_URL": self.api,
             "AGENTPHONE_INBOX_DATABASE": self.database,
             **self.environment,
         }
-        command = [sys.executable, "-W", "error", "-m", "tests.inbox.killed_worker", name]
-        errors = (self.folder / f"{name}.log").open("ab")
-        with errors:
-            self.workers[name] = subprocess.Popen(command, env=environment, stderr=errors, cwd=self.folder)
+        assert self.forking.stdin is not None
+        assert self.forking.stdout is not None
+        order = {"name": name, "environment": environment, "folder": str(self.folder)}
+        self.forking.stdin.write(json.dumps(order) + "\n")
+        self.forking.stdin.flush()
+        self.workers[name] = int(self.forking.stdout.readline())
 
     def kill(self, name: str) -> None:
-        process = self.workers[name]
-        process.kill()
-        process.wait(SECONDS)
+        pid = self.workers[name]
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: not is_alive(pid))
         with (self.folder / "record.jsonl").open("a") as file:
-            file.write(json.dumps({"event": "killed", "pid": process.pid}) + "\n")
+            file.write(json.dumps({"event": "killed", "pid": pid}) + "\n")
 
     def kill_all(self) -> None:
         for name in self.workers:
             self.kill(name)
 
     def restart_dead(self) -> None:
-        """Start the workers again that have died by SIGKILL; any other end is a failure."""
-        for name, process in self.workers.items():
-            code = process.poll()
-            if code is not None:
-                assert code == -signal.SIGKILL, (self.folder / f"{name}.log").read_text()
+        """Start the workers again that have died."""
+        for name, pid in self.workers.items():
+            if not is_alive(pid):
+                log = self.folder / f"{name}.log"
+                assert not log.exists() or "Traceback" not in log.read_text(), log.read_text()
                 self.start(name)
 
     def records(self, event: str | None = None) -> list[dict[str, Any]]:
@@ -222,3 +226,11 @@ class World:
                 calls[record["conversation"]] = record
             else:
                 calls.pop(record["conversation"])
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
