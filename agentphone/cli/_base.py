@@ -24,7 +24,7 @@ from agentphone.errors import (
 )
 from agentphone.models import Cursor
 
-EXTRAS = {"rich": "cli", "starlette": "sandbox", "uvicorn": "sandbox"}
+EXTRAS = {"rich": "cli", "starlette": "sandbox", "uvicorn": "sandbox", "dbos": "inbox", "sqlalchemy": "inbox"}
 """The extra that installs each package that a command may need."""
 
 ADVICE: Mapping[type[APIConnectionError | APIStatusError], str] = {

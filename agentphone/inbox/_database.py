@@ -13,6 +13,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ from attrs import frozen
 from dbos import DBOS, DBOSClient, Serializer, WorkflowStatus
 
 from agentphone._loop_thread import hold_lock_at_fork
+from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError
 from agentphone.inbox._receiving import Item
 
@@ -123,6 +125,11 @@ class Database:
         """Whether it is a SQLite file."""
         return self.url.startswith("sqlite:")
 
+    @property
+    def path(self) -> Path | None:
+        """The SQLite file, or None."""
+        return Path(self.url.removeprefix("sqlite:///")) if self.is_sqlite else None
+
     def add(self, item: Item, *, trace: dict[str, str] | None = None, cursor: str | None = None) -> None:
         """Store an item durably, unless it is there already.
 
@@ -134,7 +141,12 @@ class Database:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: The database cannot be used now.
         """
-        stored = {"payload": item.payload, "deliveryId": item.delivery_id, "trace": trace}
+        stored = {
+            "payload": item.payload,
+            "deliveryId": item.delivery_id,
+            "trace": trace,
+            "storedAt": format_timestamp(datetime.now(UTC)),  # DBOS's own has whole seconds on Python 3.11 with SQLite
+        }
         with self._transaction() as (opened, connection):
             opened.client.enqueue_in_transaction(
                 connection,
@@ -164,15 +176,12 @@ class Database:
             for key, value in values.items():
                 self._set(opened, connection, key, value)
 
-    def list(self, *, states: tuple[str, ...] | None = None, limit: int | None, newest_first: bool) -> list[WorkflowStatus]:
-        """Return the workflows of this inbox, of all states of DBOS or of some."""
-        return self._open().client.list_workflows(
-            queue_name=self._inbox,
-            status=[*states] if states else None,
-            limit=limit,
-            sort_desc=newest_first,
-            name=WORKFLOW,
+    def list(self, *, states: tuple[str, ...] | None = None, limit: int | None) -> list[WorkflowStatus]:
+        """Return the workflows of this inbox, newest first: of all states of DBOS or of some."""
+        found = self._open().client.list_workflows(
+            queue_name=self._inbox, status=[*states] if states else None, limit=limit, sort_desc=True, name=WORKFLOW
         )
+        return sorted(found, key=lambda workflow: (workflow.created_at or 0, workflow.priority or 0), reverse=True)
 
     def find(self, item_id: str) -> WorkflowStatus | None:
         """Return the workflow of an item."""

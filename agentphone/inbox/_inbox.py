@@ -23,7 +23,7 @@ from agentphone.inbox._endpoints import ASGIEndpoint, DjangoView, WSGIEndpoint
 from agentphone.inbox._handlers import Handler, create_handler
 from agentphone.inbox._polling import poll
 from agentphone.inbox._receiving import TRY_AGAIN, receive_delivery
-from agentphone.inbox._server import parse_address, serving
+from agentphone.inbox._server import DEFAULT_HOST, parse_address, serving
 from agentphone.inbox._tracing import current_trace, span
 from agentphone.inbox._worker import Worker
 from agentphone.inbox._workflow import Settings
@@ -290,6 +290,28 @@ class Inbox:
         finally:
             task.cancel()
             await asyncio.wait([task])
+
+
+def develop(inbox: Inbox, *, secret: str, database: str, when_ready: Callable[[str], object]) -> None:
+    """Run an inbox with a local AgentPhone, which the environment names: `agentphone dev`.
+
+    Whatever the inbox was created with is replaced, so that no text reaches an account or its database.
+
+    Args:
+        inbox: The inbox.
+        secret: The webhook's secret.
+        database: The URL of the database.
+        when_ready: Called with the webhook's URL once it is served.
+    """
+    inbox._client = None
+    inbox._webhook = Webhook(secret)
+    inbox._database = Database(database, inbox._name)
+    inbox._run(DEFAULT_WORKER, lambda _: serving(inbox.asgi, f"{DEFAULT_HOST}:0", when_ready))
+
+
+def open_database(database: str | None = None, name: str = DEFAULT_NAME) -> Database:
+    """Return the database of an inbox, for the commands that need no inbox: see `Inbox` for the arguments."""
+    return Database(resolve_database(database), name)
 
 
 def _log_address(url: str) -> None:

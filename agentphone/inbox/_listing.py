@@ -35,7 +35,7 @@ def list_items(database: Database, *, statuses: tuple[str, ...] = (), limit: int
     """
     states = tuple({state for status in statuses for state in STATES[status]})
     # Failed and unconfirmed items have one state in DBOS, so the limit is applied here.
-    found = database.list(states=states or None, limit=limit if not states else None, newest_first=True)
+    found = database.list(states=states or None, limit=limit if not states else None)
     records = (_describe(database, workflow) for workflow in found if not statuses or _status(workflow) in statuses)
     return [record for record, _ in zip(records, range(len(found) if limit is None else limit))]
 
@@ -69,8 +69,8 @@ def _status(workflow: WorkflowStatus) -> str:
 
 def _describe(database: Database, workflow: WorkflowStatus) -> dict[str, Any]:
     item_id = database.item_id(workflow.workflow_id)
-    payload: dict[str, Any] = workflow.input["args"][0]["payload"] if workflow.input else {}
-    data: dict[str, Any] = payload.get("data") or {}
+    stored: dict[str, Any] = workflow.input["args"][0] if workflow.input else {}
+    data: dict[str, Any] = stored.get("payload", {}).get("data") or {}
     if isinstance(workflow.error, SetAsideError):
         ended = workflow.error.data
     else:
@@ -81,7 +81,7 @@ def _describe(database: Database, workflow: WorkflowStatus) -> dict[str, Any]:
         "messageId": data.get("messageId"),
         "status": _status(workflow),
         "attempts": ended.get("attempts", 0),
-        "createdAt": _timestamp(workflow.created_at),
+        "createdAt": stored.get("storedAt"),
         "updatedAt": _timestamp(workflow.updated_at),
         "text": data.get("message"),
         "reply": ended.get("reply"),

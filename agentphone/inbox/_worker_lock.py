@@ -29,9 +29,9 @@ def hold_name(database: Database, inbox: str, name: str) -> Generator[None]:
         f"name={name!r}: a worker of this name is running already. Each needs a name of its own, which it keeps when it"
         " is restarted (--name)."
     )
-    if database.is_sqlite:
-        path = f"{database.url.removeprefix('sqlite:///')}.{quote(f'{inbox}.{name}', safe='')}.lock"
-        with open(path, "a", encoding="utf-8") as file:  # noqa: PTH123
+    if database.path is not None:
+        path = database.path.with_name(f"{database.path.name}.{quote(f'{inbox}.{name}', safe='')}.lock")
+        with path.open("a", encoding="utf-8") as file:
             if not _lock_file(file.fileno()):
                 raise taken
             yield

@@ -79,19 +79,20 @@ def serve(
 
 
 @contextmanager
-def running(sandbox: Sandbox) -> Iterator[str]:
-    """Serve a sandbox over HTTP from a thread, on a free port of 127.0.0.1, and yield its URL.
+def running(sandbox: Sandbox, *, port: int = 0) -> Iterator[str]:
+    """Serve a sandbox over HTTP from a thread, on 127.0.0.1, and yield its URL.
 
     The sandbox can be used meanwhile, and stays open afterwards.
 
     Args:
         sandbox: The sandbox to serve.
+        port: The port; 0 chooses a free one.
 
     Raises:
-        OSError: There is no free port.
+        OSError: The port is in use, or there is no free one.
     """
     ready: Future[None] = Future()
-    with _listen("127.0.0.1", 0) as listener:
+    with _listen("127.0.0.1", port) as listener:
         server = _Server(sandbox, when_ready=lambda: ready.set_result(None))
 
         def run() -> None:
