@@ -52,7 +52,11 @@ DEV_SANDBOX, DEV_DATABASE = "agentphone-dev.db", "agentphone-dev-inbox.db"
 
 _target = click.argument("target", metavar="MODULE:INBOX")
 _name = click.option(
-    "--name", metavar="NAME", default="main", show_default=True, help="The worker's name, its own and the same each time."
+    "--name",
+    metavar="NAME",
+    default="main",
+    show_default=True,
+    help="The worker's name, its own and the same each time.",
 )
 
 
@@ -73,7 +77,6 @@ def dev(ctx: click.Context, target: str, port: int) -> None:
     Texts reach it by webhook, and a line is printed for each. The conversations are kept in agentphone-dev.db and the
     inbox in agentphone-dev-inbox.db, so that a restart continues; delete both to begin anew.
     """
-    from agentphone.inbox._inbox import develop
     from agentphone.sandbox import Sandbox
     from agentphone.sandbox.server import running
 
@@ -99,7 +102,7 @@ def dev(ctx: click.Context, target: str, port: int) -> None:
             sandbox.set_webhook(webhook, secret)
             _introduce(url)
 
-        develop(inbox, secret=secret, database=database, when_ready=when_ready)
+        inbox._develop(secret=secret, database=database, when_ready=when_ready)  # noqa: SLF001  # not for others
 
 
 @click.command(cls=Command, examples=RUN_EXAMPLES)
@@ -212,8 +215,7 @@ def retry(ctx: click.Context, ids: tuple[str, ...], database: str | None, inbox_
 @contextmanager
 def _opened(database: str | None, inbox_name: str) -> Generator[Database]:
     """Open an inbox's database, and report as one line that it cannot be used."""
-    from sqlalchemy.exc import SQLAlchemyError
-
+    from agentphone.inbox._database import DatabaseError
     from agentphone.inbox._inbox import open_database
 
     opened = open_database(database, inbox_name)
@@ -223,7 +225,7 @@ def _opened(database: str | None, inbox_name: str) -> Generator[Database]:
         )
     try:
         yield opened
-    except SQLAlchemyError as error:
+    except DatabaseError as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise click.ClickException(f"The inbox's database cannot be used: {reason}") from error
     finally:
@@ -268,7 +270,8 @@ def _introduce(url: str) -> None:
         body = json.dumps({"direction": "inbound", "from": person, "to": agent, "body": "Hi"})
         lines = [
             f"A local AgentPhone is running at {url}. Text your agent:",
-            f"  curl {url}/sandbox/messages -H 'Authorization: Bearer dev' -H 'Content-Type: application/json' -d '{body}'",
+            f"  curl {url}/sandbox/messages -H 'Authorization: Bearer dev' -H 'Content-Type: application/json'"
+            f" -d '{body}'",
         ]
     sys.stdout.write("\n".join([*lines, "Ctrl-C stops it.", ""]))
     sys.stdout.flush()

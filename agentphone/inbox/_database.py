@@ -25,6 +25,8 @@ from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError
 from agentphone.inbox._receiving import Item
 
+DatabaseError = sa.exc.SQLAlchemyError
+"""What is raised while the database cannot be used."""
 DEFAULT_DATABASE = "sqlite:///agentphone-inbox.db"
 DATABASE_VARIABLE = "AGENTPHONE_INBOX_DATABASE"
 SCHEMA = "dbos"
@@ -48,7 +50,7 @@ def resolve_database(database: str | None) -> str:
         raise TypeError(f"database must be a URL, got {type(url).__name__}")
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite" and rest.startswith("///") and (path := rest[3:]) and not path.startswith(":"):
-        return f"sqlite:///{os.path.abspath(path)}"  # because a daemon changes its working directory later
+        return f"sqlite:///{Path(path).absolute()}"  # because a daemon changes its working directory later
     if scheme in ("postgresql", "postgresql+psycopg", "postgres") and rest.startswith("//"):
         return f"postgresql:{rest}"
     raise ConfigurationError(  # without the URL, which may contain a password
@@ -76,7 +78,7 @@ class JSONSerializer(Serializer):
             data = {_SET_ASIDE: {"status": "failed", "error": f"{type(data).__name__}: {data}"}}
         return json.dumps(data)
 
-    def deserialize(self, serialized_data: str) -> Any:  # type: ignore[override]  # DBOS names its self `cls`
+    def deserialize(self, serialized_data: str) -> Any:
         """Return what was serialized; every exception as a `SetAsideError`."""
         data = json.loads(serialized_data)
         if isinstance(data, dict) and _SET_ASIDE in data:
@@ -170,13 +172,13 @@ class Database:
             where = (table.c.inbox == self._inbox, table.c.key == key)
             return connection.execute(sa.select(table.c.value).where(*where)).scalar()
 
-    def set(self, **values: str) -> None:
+    def put(self, **values: str) -> None:
         """Store values of this inbox."""
         with self._transaction() as (opened, connection):
             for key, value in values.items():
                 self._set(opened, connection, key, value)
 
-    def list(self, *, states: tuple[str, ...] | None = None, limit: int | None) -> list[WorkflowStatus]:
+    def workflows(self, *, states: tuple[str, ...] | None = None, limit: int | None) -> list[WorkflowStatus]:
         """Return the workflows of this inbox, newest first: of all states of DBOS or of some."""
         found = self._open().client.list_workflows(
             queue_name=self._inbox, status=[*states] if states else None, limit=limit, sort_desc=True, name=WORKFLOW

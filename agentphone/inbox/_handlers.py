@@ -139,13 +139,16 @@ async def run_in_thread(function: Callable[..., T], *arguments: Any) -> T:
             done.set_result(outcome)
 
     def run() -> None:
+        outcome: tuple[T | None, BaseException | None]
         try:
             outcome = context.run(function, *arguments), None
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised where it is awaited
             outcome = None, error
         try:
             loop.call_soon_threadsafe(finish, outcome)
-        except RuntimeError:  # the loop was closed meanwhile: the worker has stopped, and the text will be handled again
+        except (
+            RuntimeError
+        ):  # the loop was closed meanwhile: the worker has stopped, and the text will be handled again
             return
 
     threading.Thread(target=run, name="agentphone inbox handler", daemon=True).start()

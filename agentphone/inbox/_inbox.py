@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
@@ -10,15 +11,15 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio.to_thread
-import sqlalchemy as sa
 
 from agentphone import AsyncClient, Client, ConfigurationError
 from agentphone._checks import check_integer
 from agentphone._secret import Secret
-from agentphone.inbox._database import Database, resolve_database
+from agentphone.inbox._database import Database, DatabaseError, resolve_database
 from agentphone.inbox._endpoints import ASGIEndpoint, DjangoView, WSGIEndpoint
 from agentphone.inbox._handlers import Handler, create_handler
 from agentphone.inbox._polling import poll
@@ -28,6 +29,9 @@ from agentphone.inbox._tracing import current_trace, span
 from agentphone.inbox._worker import Worker
 from agentphone.inbox._workflow import Settings
 from agentphone.webhooks import Event, MessageEvent, Webhook
+
+Receiver = Callable[[AsyncClient | Client], AbstractAsyncContextManager[asyncio.Task[None]]]
+"""Starts what receives texts in the worker's process; it goes on until the task ends."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,9 +52,9 @@ class Inbox:
     receive, and in the workers, which handle.
 
     What is guaranteed:
-        A text that was received (202) is lost in no crash. The handler runs again only while it has not succeeded: after
-        an exception (after 1, 2, 4, ... s, 60 at most; after `max_attempts` the text is set aside as failed), and after a
-        crash. Once it has succeeded, its new state is stored and its reply sent without running it again, each at most
+        A text that was received (202) is lost in no crash. The handler runs again only while it has not succeeded:
+        after an exception (after 1, 2, 4, ... s, 60 at most; after `max_attempts` the text is set aside as failed), and
+        after a crash. Once it has succeeded, its new state is stored and its reply sent without running it again, each at most
         once. A reply whose outcome is unclear is looked up in the history; if that does not tell, it is `unconfirmed`,
         and not sent again by itself.
 
@@ -99,7 +103,7 @@ class Inbox:
         self._concurrency = concurrency
         self._max_attempts = max_attempts
         self._handlers: dict[type[Event], Handler] = {}
-        self._stop: Callable[[], None] | None = None
+        self._stop: Callable[[], object] | None = None
 
     @property
     def asgi(self) -> ASGIEndpoint:
@@ -146,7 +150,7 @@ class Inbox:
         Raises:
             TypeError: It is not a class of events, or `MessageEvent`, which has `on_message`.
         """
-        if not (isinstance(cls, type) and issubclass(cls, Event)):
+        if not inspect.isclass(cls) or not issubclass(cls, Event):  # type: ignore[redundant-expr]
             raise TypeError(f"cls must be a class of events, such as ReactionEvent, got {cls!r}")
         if cls in (Event, MessageEvent):
             raise TypeError(f"cls must be a class of events other than texts, got {cls.__name__}; see on_message")
@@ -177,7 +181,7 @@ class Inbox:
                 return status
             try:
                 self._database.add(item, trace=current_trace())
-            except sa.exc.SQLAlchemyError:
+            except DatabaseError:
                 logger.exception("The inbox's database cannot be used; a delivery was answered with 503.")
                 return TRY_AGAIN
             return status
@@ -198,17 +202,15 @@ class Inbox:
         """Handle what was received, until SIGINT or SIGTERM: one worker of several.
 
         Args:
-            name: The worker's name, which is its own among all that run, and the same when it is restarted: it continues
-                what it was doing.
+            name: The worker's name, its own among all that run, and the same when it is restarted: it continues what
+                it was doing.
 
         Raises:
             ConfigurationError: A worker of this name is running, there is no handler, or a setting cannot be used.
         """
         self._run(name, None)
 
-    def run(
-        self, webhook: str | None = None, *, name: str = DEFAULT_WORKER, poll_interval: float = 5.0
-    ) -> None:
+    def run(self, webhook: str | None = None, *, name: str = DEFAULT_WORKER, poll_interval: float = 5.0) -> None:
         """Receive and handle, until SIGINT or SIGTERM: the whole inbox in one process.
 
         Args:
@@ -233,6 +235,21 @@ class Inbox:
         if self._stop is not None:
             self._stop()
 
+    def _develop(self, *, secret: str, database: str, when_ready: Callable[[str], object]) -> None:
+        """Run with a local AgentPhone, which the environment names: `agentphone dev`.
+
+        Whatever the inbox was created with is replaced, so that no text reaches an account or its database.
+
+        Args:
+            secret: The webhook's secret.
+            database: The URL of the database.
+            when_ready: Called with the webhook's URL once it is served.
+        """
+        self._client = None
+        self._webhook = Webhook(secret)
+        self._database = Database(database, self._name)
+        self._run(DEFAULT_WORKER, lambda _: serving(self.asgi, f"{DEFAULT_HOST}:0", when_ready))
+
     def __repr__(self) -> str:
         return f"<Inbox {self._name!r}>"
 
@@ -252,29 +269,31 @@ class Inbox:
             self._webhook = Webhook((secret.value or "").split())
         return self._webhook
 
-    def _run(self, name: str, receiver: Callable[[AsyncClient | Client], AbstractAsyncContextManager[asyncio.Task[None]]] | None) -> None:
+    def _run(self, name: str, receiver: Receiver | None) -> None:
         if not self._handlers:
             raise ConfigurationError("The inbox has no handler: register one with @inbox.on_message.")
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        if not name.strip() or not name.isprintable():
             raise ConfigurationError(f"name must be a printable string, got {name!r}")
         asyncio.run(self._main(name, receiver))
 
-    async def _main(self, name, receiver) -> None:
+    async def _main(self, name: str, receiver: Receiver | None) -> None:
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
         settings = Settings(self._name, self._database, self._handlers, self._concurrency, self._max_attempts)
-        client = AsyncClient() if self._client is None else self._client
+        client, own = self._client, None
+        if client is None:
+            client = own = AsyncClient()
         async with AsyncExitStack() as stack:
             stack.callback(self._database.close)
-            if self._client is None:
-                stack.push_async_callback(client.aclose)
+            if own is not None:
+                stack.push_async_callback(own.aclose)
             stack.enter_context(_stopping_on_signals(loop, stopped))
-            self._stop = lambda: loop.call_soon_threadsafe(stopped.set)
+            self._stop = partial(loop.call_soon_threadsafe, stopped.set)
             stack.callback(setattr, self, "_stop", None)
             await asyncio.to_thread(self._database.get, "start")  # creates the tables
             await stack.enter_async_context(Worker(settings, client).running(name))
             logger.info("Worker %r is running.", name)
-            waiting = [asyncio.create_task(stopped.wait())]
+            waiting: list[asyncio.Task[Any]] = [asyncio.create_task(stopped.wait())]
             if receiver is not None:
                 waiting.append(await stack.enter_async_context(receiver(client)))
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -283,30 +302,13 @@ class Inbox:
             waiting[0].cancel()
 
     @asynccontextmanager
-    async def _polling(self, client, poll_interval: float) -> AsyncGenerator[asyncio.Task[None]]:
+    async def _polling(self, client: AsyncClient | Client, poll_interval: float) -> AsyncGenerator[asyncio.Task[None]]:
         task = asyncio.create_task(poll(client, self._database, poll_interval=poll_interval))
         try:
             yield task
         finally:
             task.cancel()
             await asyncio.wait([task])
-
-
-def develop(inbox: Inbox, *, secret: str, database: str, when_ready: Callable[[str], object]) -> None:
-    """Run an inbox with a local AgentPhone, which the environment names: `agentphone dev`.
-
-    Whatever the inbox was created with is replaced, so that no text reaches an account or its database.
-
-    Args:
-        inbox: The inbox.
-        secret: The webhook's secret.
-        database: The URL of the database.
-        when_ready: Called with the webhook's URL once it is served.
-    """
-    inbox._client = None
-    inbox._webhook = Webhook(secret)
-    inbox._database = Database(database, inbox._name)
-    inbox._run(DEFAULT_WORKER, lambda _: serving(inbox.asgi, f"{DEFAULT_HOST}:0", when_ready))
 
 
 def open_database(database: str | None = None, name: str = DEFAULT_NAME) -> Database:

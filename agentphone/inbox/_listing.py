@@ -34,10 +34,10 @@ def list_items(database: Database, *, statuses: tuple[str, ...] = (), limit: int
         limit: The maximum number of items; None for all.
     """
     states = tuple({state for status in statuses for state in STATES[status]})
-    # Failed and unconfirmed items have one state in DBOS, so the limit is applied here.
-    found = database.list(states=states or None, limit=limit if not states else None)
-    records = (_describe(database, workflow) for workflow in found if not statuses or _status(workflow) in statuses)
-    return [record for record, _ in zip(records, range(len(found) if limit is None else limit))]
+    # Failed and unconfirmed items have one state in DBOS, so their limit is applied here.
+    found = database.workflows(states=states or None, limit=limit if not states else None)
+    chosen = [workflow for workflow in found if not statuses or _status(workflow) in statuses]
+    return [_describe(database, workflow) for workflow in chosen[:limit]]
 
 
 def retry_item(database: Database, item_id: str) -> None:

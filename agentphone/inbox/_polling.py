@@ -1,4 +1,7 @@
-"""Polling: texts by `watch()` instead of a webhook. How far it has come is stored with each text, in one transaction."""
+"""Polling: texts by `watch()` instead of a webhook. How far it has come is stored with each text, in one transaction.
+
+The client may be blocking; its steps run in threads then.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ async def poll(client: AsyncClient | Client, database: Database, *, poll_interva
     start = await asyncio.to_thread(database.get, "start")
     if start is None:
         start = str(newest)
-        await asyncio.to_thread(database.set, start=start)
+        await asyncio.to_thread(database.put, start=start)
     stored = await asyncio.to_thread(database.get, "cursor")
     last = Cursor.parse(stored or start)
     after = max(Cursor.parse(start), Cursor(last.received_at - OVERLAP, "")) if stored else last
@@ -61,7 +64,7 @@ async def poll(client: AsyncClient | Client, database: Database, *, poll_interva
             last = max(last, message.cursor)
             item = item_of_message(conversation, message)
             if item is None:
-                await asyncio.to_thread(database.set, cursor=str(last))
+                await asyncio.to_thread(database.put, cursor=str(last))
             else:
                 await asyncio.to_thread(database.add, item, cursor=str(last))
     finally:

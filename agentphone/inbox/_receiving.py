@@ -119,7 +119,7 @@ def item_of_message(conversation: Conversation, message: Message) -> Item | None
     if listed.get("isGroup"):
         group = ("isGroup", "groupId", "groupName", "participants")
         data["group"] = {name: listed[name] for name in group if name in listed}
-    payload = {
+    payload: dict[str, Any] = {
         "event": "agent.message",
         "channel": raw.get("channel") or listed.get("channel"),
         "timestamp": format_timestamp(message.received_at),

@@ -29,7 +29,9 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 @asynccontextmanager
-async def serving(app: Callable[..., Any], address: str, when_ready: Callable[[str], object]) -> AsyncGenerator[asyncio.Task[None]]:
+async def serving(
+    app: Callable[..., Any], address: str, when_ready: Callable[[str], object]
+) -> AsyncGenerator[asyncio.Task[None]]:
     """Serve an ASGI application while the block runs.
 
     Args:

@@ -118,7 +118,9 @@ class Steps:
             return _failure(error)
         return {"outcome": "done", "id": sent.id}
 
-    async def look_up(self, event: MessageEvent, reply: Reply, since: datetime, known: Callable[[], set[str]]) -> Result:
+    async def look_up(
+        self, event: MessageEvent, reply: Reply, since: datetime, known: Callable[[], set[str]]
+    ) -> Result:
         """Look for a reply that a process may have sent before it was killed.
 
         Args:
@@ -141,15 +143,17 @@ class Steps:
             if found is not None:
                 return {"outcome": "done", "id": found.id}
             if time.monotonic() >= ends_at:
-                reason = "The process was stopped when it was about to send the reply, and the reply is not in the history."
+                reason = (
+                    "The process was stopped when it was about to send the reply, and the reply is not in the history."
+                )
                 return {"outcome": "unconfirmed", "error": reason}
             await asyncio.sleep(LOOK_INTERVAL)
 
     async def _page(self, conversation_id: str) -> Any:
-        conversations = self._client.conversations
-        if isinstance(self._client, Client):
-            return await asyncio.to_thread(lambda: conversations.messages(conversation_id, page_size=LOOKED_AT).page())
-        return await conversations.messages(conversation_id, page_size=LOOKED_AT)
+        client = self._client
+        if isinstance(client, AsyncClient):
+            return await client.conversations.messages(conversation_id, page_size=LOOKED_AT)
+        return await asyncio.to_thread(client.conversations.messages(conversation_id, page_size=LOOKED_AT).page)
 
     async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         function = getattr(self._client.conversations, method)

@@ -9,7 +9,9 @@ from typing import Any
 try:
     from opentelemetry import context, propagate, trace
 except ModuleNotFoundError:
-    trace = None  # type: ignore[assignment]
+    IS_INSTALLED = False
+else:
+    IS_INSTALLED = True
 
 CONVERSATION, MESSAGE = "agentphone.conversation.id", "agentphone.message.id"
 
@@ -22,7 +24,7 @@ def span(name: str, event: Any = None) -> Generator[None]:
         name: `receive`, `handler`, `state` or `reply`.
         event: The event, whose ids are attributes of the span.
     """
-    if trace is None:
+    if not IS_INSTALLED:
         yield
         return
     ids = {CONVERSATION: getattr(event, "conversation_id", None), MESSAGE: getattr(event, "message_id", None)}
@@ -35,7 +37,7 @@ def span(name: str, event: Any = None) -> Generator[None]:
 
 def current_trace() -> dict[str, str] | None:
     """Return the headers that name the current span, to be stored with an item; None if there is none."""
-    if trace is None or not trace.get_current_span().get_span_context().is_valid:
+    if not IS_INSTALLED or not trace.get_current_span().get_span_context().is_valid:
         return None
     headers: dict[str, str] = {}
     propagate.inject(headers)
@@ -45,7 +47,7 @@ def current_trace() -> dict[str, str] | None:
 @contextmanager
 def continued(headers: dict[str, str] | None) -> Generator[None]:
     """Run the block in the trace that `current_trace` returned in another process."""
-    if trace is None or not headers:
+    if not IS_INSTALLED or not headers:
         yield
         return
     token = context.attach(propagate.extract(headers))

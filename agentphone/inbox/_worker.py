@@ -55,7 +55,7 @@ class Worker:
         Raises:
             ConfigurationError: A worker of this name is running, or this process runs DBOS for something else.
         """
-        if dbos_module._dbos_global_instance is not None:
+        if dbos_module._dbos_global_instance is not None:  # noqa: SLF001  # DBOS has no public way to ask
             raise ConfigurationError(
                 "This process runs DBOS already, for another inbox or a program of yours. Run the worker in a process"
                 " of its own: agentphone work MODULE:INBOX"
@@ -97,7 +97,7 @@ class Worker:
     async def _stop(self) -> None:
         self._is_stopping = True
         ends_at = time.monotonic() + GRACE_SECONDS
-        while self._busy and time.monotonic() < ends_at:
+        while self._busy and time.monotonic() < ends_at:  # noqa: ASYNC110  # an event would have to be kept in step
             await asyncio.sleep(0.02)
         DBOS.destroy(destroy_registry=True)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from itertools import count
@@ -75,7 +75,11 @@ class Workflow:
 
     @classmethod
     async def run(
-        cls, settings: Settings, steps: Steps, slot: Callable[[], AbstractAsyncContextManager[None]], stored: dict[str, Any]
+        cls,
+        settings: Settings,
+        steps: Steps,
+        slot: Callable[[], AbstractAsyncContextManager[None]],
+        stored: dict[str, Any],
     ) -> dict[str, Any]:
         """Handle an item as it is stored.
 
@@ -165,7 +169,8 @@ class Workflow:
         raise AssertionError("unreachable")
 
     async def _pause(self, failures: int, result: Result) -> None:
-        seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** min(failures - 1, 32) * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311  # not a secret
+        jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # not a secret
+        seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** min(failures - 1, 32) * jitter)
         text = "%s: attempt %d failed (%s); the next one is in %.1f s."
         logger.warning(text, self._name(), failures, result["type"], seconds)
         await DBOS.sleep_async(seconds)
@@ -191,7 +196,7 @@ class Workflow:
         return getattr(self.event, "conversation_id", None) or self.event.type
 
 
-def _as_coroutine_function(body: Body) -> Callable[[], Awaitable[Any]]:
+def _as_coroutine_function(body: Body) -> Callable[[], Coroutine[Any, Any, Any]]:
     """Return a coroutine function: DBOS runs any other function in a thread."""
 
     async def run() -> Any:

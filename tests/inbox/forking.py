@@ -40,7 +40,7 @@ def work(name: str, environment: dict[str, str], folder: str) -> None:
         from tests.inbox import killed_worker
 
         killed_worker.main(name)
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

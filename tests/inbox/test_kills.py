@@ -35,7 +35,9 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_killed_at_random_moments(database: str, tmp_path: Path, forking: subprocess.Popen[str], workers: int) -> None:
+def test_workers_killed_at_random_moments(
+    database: str, tmp_path: Path, forking: subprocess.Popen[str], workers: int
+) -> None:
     with World.opened(tmp_path, database, forking, faults=True) as world:
         for number in range(workers):
             world.start(f"worker-{number}")
@@ -58,11 +60,12 @@ def test_workers_killed_at_random_moments(database: str, tmp_path: Path, forking
         world.finish(TEXTS, between=kill, seconds=LONGEST)
         world.check(TEXTS, PEOPLE, unconfirmed=KILLS)
         assert IS_LONG or not remaining
-        print(f"{KILLS - remaining} kills, {len(world.items('unconfirmed'))} unconfirmed")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_worker_that_dies_at_each_moment(database: str, tmp_path: Path, forking: subprocess.Popen[str], moment: str) -> None:
+def test_worker_that_dies_at_each_moment(
+    database: str, tmp_path: Path, forking: subprocess.Popen[str], moment: str
+) -> None:
     deaths = KILLS if IS_LONG else 1
     texts = 2 * deaths
     with World.opened(tmp_path, database, forking) as world:
