@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -270,6 +271,8 @@ class Database:
                 retry_connection_errors=False,  # the sender of a webhook tries again; a thread that hangs helps nobody
                 lazy=True,
             )
+        # At the latest when the interpreter exits: Python and psycopg warn of connections that are left open.
+        weakref.finalize(self, _dispose, engine, os.getpid())
         return _Opened(os.getpid(), engine, client, table)
 
     def _next_number(self, opened: _Opened, connection: sa.Connection) -> int:
@@ -302,6 +305,11 @@ class _OpenLock:
 
     def after_fork_in_child(self) -> None:
         self.lock = threading.RLock()
+
+
+def _dispose(engine: sa.Engine, pid: int) -> None:
+    if pid == os.getpid():
+        engine.dispose()
 
 
 def _insert(opened: _Opened, **values: str) -> Any:

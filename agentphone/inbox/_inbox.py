@@ -54,9 +54,9 @@ class Inbox:
     What is guaranteed:
         A text that was received (202) is lost in no crash. The handler runs again only while it has not succeeded:
         after an exception (after 1, 2, 4, ... s, 60 at most; after `max_attempts` the text is set aside as failed), and
-        after a crash. Once it has succeeded, its new state is stored and its reply sent without running it again, each at most
-        once. A reply whose outcome is unclear is looked up in the history; if that does not tell, it is `unconfirmed`,
-        and not sent again by itself.
+        after a crash. Once it has succeeded, its new state is stored and its reply sent without running it again, each
+        at most once. A reply whose outcome is unclear is looked up in the history; if that does not tell, it is
+        `unconfirmed`, and not sent again by itself.
 
         One text per conversation at a time, over all workers, in the order of arrival as far as crashes allow. While a
         text waits for its next attempt, later texts of its conversation wait too; those of others do not.
