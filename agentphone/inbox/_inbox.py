@@ -288,11 +288,11 @@ class Inbox:
             if own is not None:
                 stack.push_async_callback(own.aclose)
             stack.enter_context(_stopping_on_signals(loop, stopped))
-            self._stop = partial(loop.call_soon_threadsafe, stopped.set)
-            stack.callback(setattr, self, "_stop", None)
             await asyncio.to_thread(self._database.get, "start")  # creates the tables
             await stack.enter_async_context(Worker(settings, client).running(name))
             logger.info("Worker %r is running.", name)
+            self._stop = partial(loop.call_soon_threadsafe, stopped.set)
+            stack.callback(setattr, self, "_stop", None)
             waiting: list[asyncio.Task[Any]] = [asyncio.create_task(stopped.wait())]
             if receiver is not None:
                 waiting.append(await stack.enter_async_context(receiver(client)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +13,7 @@ from dbos import _dbos as dbos_module
 from agentphone import AsyncClient, Client
 from agentphone.errors import ConfigurationError
 from agentphone.inbox._database import WORKFLOW, JSONSerializer, quiet_dbos
+from agentphone.inbox._slots import Slots
 from agentphone.inbox._steps import Steps
 from agentphone.inbox._worker_lock import hold_name
 from agentphone.inbox._workflow import Settings, Workflow
@@ -24,6 +23,9 @@ MAX_WAITING = 64
 MAX_CRASHES = 50
 """How often an item is taken up again whose process was stopped: one that kills every process is given up."""
 POLL_SECONDS = 0.05
+LISTEN_SECONDS = 1.0
+"""How often DBOS looks for messages between workflows, which the inbox does not use; it is DBOS's default. Stopping
+takes as long."""
 GRACE_SECONDS = 10.0
 """How long a worker that is told to stop waits for what is being handled; the next start does the rest."""
 VERSION = "1"
@@ -40,10 +42,8 @@ class Worker:
 
     def __init__(self, settings: Settings, client: AsyncClient | Client) -> None:
         self._settings = settings
-        self._steps = Steps(client, lambda: self._is_stopping)
-        self._slots = asyncio.Semaphore(settings.concurrency)
-        self._busy = 0
-        self._is_stopping = False
+        self._slots = Slots(settings.concurrency)
+        self._steps = Steps(client, lambda: self._slots.is_stopping)
 
     @asynccontextmanager
     async def running(self, name: str) -> AsyncGenerator[None]:
@@ -77,12 +77,13 @@ class Worker:
                 "application_version": VERSION,
                 "serializer": JSONSerializer(),
                 "enable_otlp": False,
+                "notification_listener_polling_interval_sec": LISTEN_SECONDS,
                 "log_level": logging.getLevelName(logging.getLogger("dbos").level),
             }
         )
 
         async def handle(stored: dict[str, Any]) -> dict[str, Any]:
-            return await Workflow.run(settings, self._steps, self._slot, stored)
+            return await Workflow.run(settings, self._steps, self._slots, stored)
 
         DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MAX_CRASHES)(handle)
         DBOS.launch()  # on a running loop, which it then uses for the workflows
@@ -95,20 +96,5 @@ class Worker:
         )
 
     async def _stop(self) -> None:
-        self._is_stopping = True
-        ends_at = time.monotonic() + GRACE_SECONDS
-        while self._busy and time.monotonic() < ends_at:  # noqa: ASYNC110  # an event would have to be kept in step
-            await asyncio.sleep(0.02)
+        await self._slots.stop(GRACE_SECONDS)
         DBOS.destroy(destroy_registry=True)
-
-    @asynccontextmanager
-    async def _slot(self) -> AsyncGenerator[None]:
-        """Wait until an item may be worked on; it may wait for its next attempt outside."""
-        async with self._slots:
-            if self._is_stopping:
-                raise asyncio.CancelledError  # DBOS leaves the item as it is, for the next start
-            self._busy += 1
-            try:
-                yield
-            finally:
-                self._busy -= 1

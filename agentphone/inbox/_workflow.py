@@ -16,7 +16,6 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from itertools import count
 from typing import Any
@@ -27,6 +26,7 @@ from dbos import DBOS
 from agentphone.inbox._database import Database, SetAsideError
 from agentphone.inbox._handlers import Handler, Reply
 from agentphone.inbox._receiving import Item
+from agentphone.inbox._slots import Slot, Slots
 from agentphone.inbox._steps import Result, Steps, now
 from agentphone.inbox._tracing import continued
 from agentphone.webhooks import Event, MessageEvent
@@ -60,7 +60,7 @@ class Workflow:
     Attributes:
         settings: The settings of the inbox.
         steps: What is done in the steps.
-        slot: Waits until the item may be worked on.
+        slot: A place among those that may work at once. It is held from beginning to end, except in pauses.
         event: The event.
         attempts: How often the handler has run.
         reply: The text of the reply.
@@ -68,19 +68,13 @@ class Workflow:
 
     settings: Settings
     steps: Steps
-    slot: Callable[[], AbstractAsyncContextManager[None]]
+    slot: Slot
     event: Event
     attempts: int = 0
     reply: str | None = None
 
     @classmethod
-    async def run(
-        cls,
-        settings: Settings,
-        steps: Steps,
-        slot: Callable[[], AbstractAsyncContextManager[None]],
-        stored: dict[str, Any],
-    ) -> dict[str, Any]:
+    async def run(cls, settings: Settings, steps: Steps, slots: Slots, stored: dict[str, Any]) -> dict[str, Any]:
         """Handle an item as it is stored.
 
         Returns:
@@ -90,13 +84,16 @@ class Workflow:
             SetAsideError: It was given up.
         """
         began_at = time.monotonic()
-        workflow = cls(settings, steps, slot, Item("", "", stored["payload"], stored["deliveryId"]).to_event())
+        workflow = cls(settings, steps, Slot(slots), Item("", "", stored["payload"], stored["deliveryId"]).to_event())
         try:
             with continued(stored.get("trace")):
+                await workflow.slot.acquire()
                 reply_id = await workflow._carry_out()
         except SetAsideError as error:
             workflow._log(error.data["status"], began_at, error.data["type"])
             raise
+        finally:
+            workflow.slot.release()
         workflow._log("replied" if reply_id else "done", began_at)
         return workflow._describe("done") | {"replyId": reply_id}
 
@@ -143,8 +140,7 @@ class Workflow:
                 await DBOS.set_event_async(note, now().isoformat())
                 return await self.steps.send(event, reply)
 
-            async with self.slot():
-                result = await DBOS.run_step_async({"name": SEND}, send)
+            result = await DBOS.run_step_async({"name": SEND}, send)
             if result["outcome"] == "interrupted":
                 return await self._look_up(event, reply, datetime.fromisoformat(result["noted_at"]))
             if result["outcome"] != "unavailable":
@@ -161,8 +157,7 @@ class Workflow:
     async def _until_available(self, name: str, body: Body) -> Result:
         """Run a step until the API is available; it does nothing otherwise."""
         for failures in count(1):
-            async with self.slot():
-                result: Result = await DBOS.run_step_async({"name": name}, _as_coroutine_function(body))
+            result: Result = await DBOS.run_step_async({"name": name}, _as_coroutine_function(body))
             if result["outcome"] != "unavailable":
                 return result
             await self._pause(failures, result)
@@ -173,7 +168,9 @@ class Workflow:
         seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** min(failures - 1, 32) * jitter)
         text = "%s: attempt %d failed (%s); the next one is in %.1f s."
         logger.warning(text, self._name(), failures, result["type"], seconds)
+        self.slot.release()
         await DBOS.sleep_async(seconds)
+        await self.slot.acquire()
 
     def _check(self, result: Result, *, stage: str) -> None:
         """Raise unless a step has done what it had to do."""

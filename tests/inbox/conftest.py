@@ -14,9 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from agentphone.inbox import _worker
 from tests.support.processes import ENVIRONMENT
 
 NUMBERS = count()
+
+
+@pytest.fixture(autouse=True)
+def _quick_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_worker, "LISTEN_SECONDS", 0.02)
 
 
 @pytest.fixture(scope="session")
