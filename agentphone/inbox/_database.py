@@ -34,6 +34,8 @@ SCHEMA = "dbos"
 """The schema in PostgreSQL, which DBOS creates; ours is there too, so that no further privilege is needed."""
 WORKFLOW = "agentphone.inbox"
 BUSY_SECONDS = 30
+POLL_SECONDS = 0.05
+"""How often a worker looks for new items."""
 RECENT = timedelta(hours=1)
 MAX_ORDER = 2**31 - 1
 """The largest priority that DBOS has."""
@@ -165,6 +167,19 @@ class Database:
             )
             if cursor is not None:
                 self._set(opened, connection, "cursor", cursor)
+
+    def create_queue(self, worker_concurrency: int) -> None:
+        """Create the queue from which workers take the items, or change it.
+
+        Args:
+            worker_concurrency: How many items a worker takes at once; of one partition it is one, over all workers.
+        """
+        self._open().client.register_queue(
+            self._inbox,
+            partition_concurrency=1,
+            worker_concurrency=worker_concurrency,
+            polling_interval_sec=POLL_SECONDS,
+        )
 
     def get(self, key: str) -> str | None:
         """Return a value of this inbox: how far polling has come, and where it began."""

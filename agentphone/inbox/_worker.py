@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from dbos import _dbos as dbos_module
 from agentphone import AsyncClient, Client
 from agentphone.errors import ConfigurationError
 from agentphone.inbox._database import WORKFLOW, JSONSerializer, quiet_dbos
+from agentphone.inbox._handlers import run_in_thread
 from agentphone.inbox._slots import Slots
 from agentphone.inbox._steps import Steps
 from agentphone.inbox._worker_lock import hold_name
@@ -22,7 +24,6 @@ MAX_WAITING = 64
 """How many items, beyond those that are being handled, may wait for their next attempt before they hold up others."""
 MAX_CRASHES = 50
 """How often an item is taken up again whose process was stopped: one that kills every process is given up."""
-POLL_SECONDS = 0.05
 LISTEN_SECONDS = 1.0
 """How often DBOS looks for messages between workflows, which the inbox does not use; it is DBOS's default. Stopping
 takes as long."""
@@ -86,15 +87,11 @@ class Worker:
             return await Workflow.run(settings, self._steps, self._slots, stored)
 
         DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MAX_CRASHES)(handle)
+        # Before the start: DBOS looks for new queues once a second.
+        await asyncio.to_thread(settings.database.create_queue, settings.concurrency + MAX_WAITING)
         DBOS.launch()  # on a running loop, which it then uses for the workflows
-        await DBOS.register_queue_async(
-            settings.inbox,
-            partition_concurrency=1,
-            worker_concurrency=settings.concurrency + MAX_WAITING,
-            polling_interval_sec=POLL_SECONDS,
-            on_conflict="always_update",
-        )
 
     async def _stop(self) -> None:
         await self._slots.stop(GRACE_SECONDS)
-        DBOS.destroy(destroy_registry=True)
+        # In a thread: one of DBOS's may be waiting for this loop, to begin an item, and would be waited for in vain.
+        await run_in_thread(lambda: DBOS.destroy(destroy_registry=True))

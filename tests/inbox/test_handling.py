@@ -369,7 +369,9 @@ def test_text_in_hand_is_finished_when_the_worker_stops(account: Account) -> Non
         account.text("two")
         assert started.wait(10)
     assert account.replies(text) == ["ok"]
-    assert [item["status"] for item in account.items()] == ["done", "pending"]
+    first, second = (item["status"] for item in account.items())
+    assert first == "done"
+    assert second in ("pending", "running"), "taken from the queue, but not begun"
     with working(account.inbox):
         account.wait("done", count=2)
     assert account.replies(text) == ["ok", "ok"]
