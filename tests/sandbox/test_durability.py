@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from agentphone import Client, ConfigurationError
-from agentphone.sandbox import Sandbox, _database, _store
+from agentphone.sandbox import Sandbox, _database, _messages, _schema
 
 from .helpers import ADA, AGENT, BEN, fork_only, get, in_child, stored_ids
 
@@ -295,11 +295,17 @@ def test_file_that_stays_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     "statement",
     [
-        _store.LIST_CONVERSATIONS,
-        _store.GET_CONVERSATION,
-        _store.NEWEST_MESSAGES,
-        _store.OLDEST_MESSAGES,
-        _store.COUNT_CONVERSATIONS,
+        _schema.LIST_CONVERSATIONS,
+        _schema.GET_CONVERSATION,
+        _schema.GET_CONVERSATION_OF_MESSAGE,
+        _schema.FIND_CONVERSATION,
+        _schema.GET_MESSAGE,
+        _schema.GET_NUMBER,
+        _schema.GET_NUMBER_OF_AGENT,
+        _schema.SET_REACTIONS,
+        _schema.NEWEST_MESSAGES,
+        _schema.OLDEST_MESSAGES,
+        _schema.COUNT_CONVERSATIONS,
     ],
 )
 def test_pages_are_read_through_an_index(statement: str) -> None:
@@ -307,14 +313,14 @@ def test_pages_are_read_through_an_index(statement: str) -> None:
         values = (0,) * statement.count("?")
         plan = [row["detail"] for row in connection.execute("EXPLAIN QUERY PLAN " + statement, values)]
     assert len(plan) == 1, "a second step would be a sort"
-    assert re.search(r"USING (COVERING )?(INDEX|PRIMARY KEY)", plan[0])
-    if statement in (_store.NEWEST_MESSAGES, _store.OLDEST_MESSAGES):
+    assert re.search(r"USING (COVERING |INTEGER )?(INDEX|PRIMARY KEY)", plan[0])
+    if statement in (_schema.NEWEST_MESSAGES, _schema.OLDEST_MESSAGES):
         assert "(conversation=? AND received_at>? AND received_at<?)" in plan[0]
 
 
 def test_late_page_costs_no_more_than_the_first() -> None:
     with Sandbox() as sandbox:
-        messages = [_store.MessageInput("inbound", AGENT, ADA, "Hi", at) for at in range(20_000)]
+        messages = [_messages.MessageInput("inbound", AGENT, ADA, "Hi", at) for at in range(20_000)]
         sandbox._store.fill(messages, {})
         steps = 0
 
