@@ -54,7 +54,9 @@ TABLE: list[tuple[AgentPhoneError, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "expected"), TABLE, ids=lambda value: value if isinstance(value, str) else repr(value))
+@pytest.mark.parametrize(
+    ("error", "expected"), TABLE, ids=lambda value: value if isinstance(value, str) else repr(value)
+)
 def test_rule_of_sends(error: AgentPhoneError, expected: str) -> None:
     policy = RetryPolicy(max_retries=3, max_retry_after=60.0)
     delay = policy.delay(error, 1, Repeat.IF_NOT_ACCEPTED)
@@ -62,7 +64,9 @@ def test_rule_of_sends(error: AgentPhoneError, expected: str) -> None:
     assert is_unconfirmed(error) == (expected == UNCONFIRMED)
 
 
-@pytest.mark.parametrize(("error", "expected"), TABLE, ids=lambda value: value if isinstance(value, str) else repr(value))
+@pytest.mark.parametrize(
+    ("error", "expected"), TABLE, ids=lambda value: value if isinstance(value, str) else repr(value)
+)
 def test_request_that_is_never_repeated(error: AgentPhoneError, expected: str) -> None:
     assert RetryPolicy(max_retries=3, max_retry_after=60.0).delay(error, 1, Repeat.NEVER) is None
 
