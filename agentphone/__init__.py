@@ -32,7 +32,17 @@ from agentphone.errors import (
     UnprocessableEntityError,
     WebhookVerificationError,
 )
-from agentphone.models import Conversation, ConversationDetail, Cursor, Message, NewMessage, Page
+from agentphone.models import (
+    Conversation,
+    ConversationDetail,
+    Cursor,
+    Message,
+    NewMessage,
+    Page,
+    Participant,
+    Reaction,
+    ReplyTo,
+)
 
 __all__ = [
     "APIConnectionError",
@@ -62,8 +72,11 @@ __all__ = [
     "Page",
     "Pager",
     "PaginationError",
+    "Participant",
     "PermissionDeniedError",
     "RateLimitError",
+    "Reaction",
+    "ReplyTo",
     "ResponseDecodeError",
     "ServerError",
     "State",
