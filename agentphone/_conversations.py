@@ -101,7 +101,7 @@ class AsyncConversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or `message_limit` is out of range.
+            ValueError: The id is empty or has control characters, or `message_limit` is out of range.
             TypeError: An argument has the wrong type.
         """
         check_integer("message_limit", message_limit, minimum=1, maximum=MAX_RECENT_MESSAGES, optional=True)
@@ -126,7 +126,8 @@ class AsyncConversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            ValueError: The id is empty or has control characters, or JSON cannot represent a value of the metadata (NaN, a
+                cycle).
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return await self._transport.send(update_conversation(conversation_id, metadata=metadata))
@@ -224,7 +225,7 @@ class AsyncConversations:
             empty dict.
 
         Raises:
-            ValueError: The id is empty.
+            ValueError: The id is empty or has control characters.
             TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         _state.check_class(cls)

@@ -175,7 +175,7 @@ class Conversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or `message_limit` is out of range.
+            ValueError: The id is empty or has control characters, or `message_limit` is out of range.
             TypeError: An argument has the wrong type.
         """
         return _portal.run(self._async.get, conversation_id, message_limit=message_limit)
@@ -199,7 +199,8 @@ class Conversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            ValueError: The id is empty or has control characters, or JSON cannot represent a value of the metadata (NaN, a
+                cycle).
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return _portal.run(self._async.update, conversation_id, metadata=metadata)
@@ -287,7 +288,7 @@ class Conversations:
             empty dict.
 
         Raises:
-            ValueError: The id is empty.
+            ValueError: The id is empty or has control characters.
             TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         return State(self._async.state(conversation_id, cls))

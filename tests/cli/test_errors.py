@@ -31,6 +31,7 @@ from tests.support.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, ru
         (["get"], "Missing argument 'ID'"),
         (["get", ""], "conversation_id must not be empty"),
         (["get", "a" * 5000], "conversation_id must have at most 4096 characters, got 5000"),
+        (["get", "conv_1\n"], "conversation_id must not contain control characters, got 'conv_1\\n'"),
         (["get", "conv_\udcff"], "conversation_id must be Unicode text"),
         (["get", "conv_1", "--messages", "101"], "Invalid value for '--messages': 101 is not in the range 1<=x<=100"),
         (["messages", "conv_1", "--order", "up"], "'up' is not one of 'asc', 'desc'"),
