@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -24,6 +25,9 @@ MAX_RECIPIENTS = 32
 
 MAX_ID_LENGTH = 4096
 """Far longer than any id of the API, yet short enough for a URL: httpx raises its own error at 64 KiB."""
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""No id has them. A line break is probably left from the file that the id was read from."""
 
 
 @frozen
@@ -210,6 +214,8 @@ def _segment(given_id: str, name: str) -> str:
         raise ValueError(f"{name} must not be empty")
     if len(given_id) > MAX_ID_LENGTH:
         raise ValueError(f"{name} must have at most {MAX_ID_LENGTH} characters, got {len(given_id)}")
+    if CONTROL_CHARACTERS.search(given_id):
+        raise ValueError(f"{name} must not contain control characters, got {given_id!r}")
     _check_unicode(name, given_id)
     segment = quote(given_id, safe="")
     if not segment.strip("."):  # "." and ".." would be resolved as path steps
