@@ -155,8 +155,7 @@ class AsyncConversations:
         outbound message with the same text and media, no older than the attempt. A call that is cancelled may have sent
         it. Two processes that send the same words in one conversation at the same moment cannot be told apart.
 
-        Source: `POST /v1/messages`; `GET /v1/conversations/{id}` for an id; to look for a reply,
-        `GET /v1/conversations/{id}/messages`.
+        Source: `POST /v1/messages`, `GET /v1/conversations/{id}` for an id, and `GET .../messages` to look for a reply.
 
         Args:
             conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id, which
@@ -172,7 +171,7 @@ class AsyncConversations:
 
         Raises:
             SendUnconfirmedError: It may have been sent, and was not found: do not send it again before you have looked.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.
@@ -203,10 +202,7 @@ class AsyncConversations:
 
         Raises:
             NotFoundError: The conversation does not exist, or the key has no access to it.
-            APIConnectionError: No complete response was received.
-            APIStatusError: The API returned another error status.
-            ResponseDecodeError: The response is not JSON.
-            ClientClosedError: The client is closed.
+            AgentPhoneError: The request failed in another way, as that of `get` can.
             ValueError: The id is empty.
             TypeError: An argument has the wrong type.
         """

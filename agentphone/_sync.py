@@ -243,8 +243,7 @@ class Conversations:
         outbound message with the same text and media, no older than the attempt. A call that is cancelled may have sent
         it. Two processes that send the same words in one conversation at the same moment cannot be told apart.
 
-        Source: `POST /v1/messages`; `GET /v1/conversations/{id}` for an id; to look for a reply,
-        `GET /v1/conversations/{id}/messages`.
+        Source: `POST /v1/messages`, `GET /v1/conversations/{id}` for an id, and `GET .../messages` to look for a reply.
 
         Args:
             conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id, which
@@ -260,7 +259,7 @@ class Conversations:
 
         Raises:
             SendUnconfirmedError: It may have been sent, and was not found: do not send it again before you have looked.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.
@@ -290,10 +289,7 @@ class Conversations:
 
         Raises:
             NotFoundError: The conversation does not exist, or the key has no access to it.
-            APIConnectionError: No complete response was received.
-            APIStatusError: The API returned another error status.
-            ResponseDecodeError: The response is not JSON.
-            ClientClosedError: The client is closed.
+            AgentPhoneError: The request failed in another way, as that of `get` can.
             ValueError: The id is empty.
             TypeError: An argument has the wrong type.
         """
@@ -546,7 +542,7 @@ class Messages:
 
         Raises:
             SendUnconfirmedError: It may have been sent: do not send it again before you have looked.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.
@@ -583,7 +579,7 @@ class Messages:
             SendUnconfirmedError: It may have been sent.
             BadRequestError: The message's channel has no reactions (SMS).
             NotFoundError: The message does not exist, or the key has no access to it.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.

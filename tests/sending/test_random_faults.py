@@ -76,7 +76,7 @@ class RandomFaults(httpx.AsyncBaseTransport):
         self.sent: Counter[bytes] = Counter()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        fault = carry_out
+        fault: Fault = carry_out
         if request.method == "POST" and self._rand.random() < 0.5:
             fault = self._rand.choice(SEND_FAULTS)
         elif request.method == "GET" and self._rand.random() < 0.33:

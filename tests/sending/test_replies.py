@@ -217,8 +217,13 @@ async def test_message_that_the_history_shows_late_is_found() -> None:
 
 @pytest.mark.anyio
 async def test_errors_while_looking_do_not_hide_the_error() -> None:
+    def break_down(connection: Connection, _: SendServer) -> bool:
+        connection.read()
+        connection.answer(500)
+        return True
+
     def lose_and_break(connection: Connection, _: Received, server: SendServer) -> None:
-        server.on_connect = lambda connection, _: connection.read() is None or connection.answer(500, b"") is None
+        server.on_connect = break_down
         connection.close()
 
     with send_server(SendServer(on_post=lose_and_break)) as server:

@@ -75,8 +75,8 @@ def test_error_says_what_happened_and_what_to_do() -> None:
     attempts = (Attempt("429", 0.1, 0.5), Attempt("503", 0.2, 0.0))
     error = SendUnconfirmedError("503 Busy", request=POST, since=NOW, status_code=503, attempts=attempts)
     assert str(error) == (
-        "POST /v1/messages: 503 Busy (after 2 attempts). It may have been sent, so it was not sent again. Look for it in"
-        " the conversation's newest messages before you send it again."
+        "POST /v1/messages: 503 Busy (after 2 attempts). It may have been sent, so it was not sent again. Look for it"
+        " in the conversation's newest messages before you send it again."
     )
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.since, copy.status_code, copy.attempts) == (str(error), NOW, 503, attempts)

@@ -93,10 +93,12 @@ async def test_respx_that_hangs_may_have_sent_it() -> None:
 
 
 async def test_httpx_client_that_hangs_may_have_sent_it() -> None:
-    async with httpx.AsyncClient(transport=httpx.MockTransport(hang)) as http_client:
-        async with AsyncClient(KEY, base_url=BASE, timeout=0.05, http_client=http_client) as client:
-            with pytest.raises(SendUnconfirmedError):
-                await client.messages.send("Hello", **ARGUMENTS)
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(hang)) as http_client,
+        AsyncClient(KEY, base_url=BASE, timeout=0.05, http_client=http_client) as client,
+    ):
+        with pytest.raises(SendUnconfirmedError):
+            await client.messages.send("Hello", **ARGUMENTS)
 
 
 async def test_host_that_does_not_answer_has_got_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

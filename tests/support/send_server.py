@@ -60,7 +60,7 @@ class SendServer:
 
     def answer(self, connection: Connection, status: int, body: Any, **headers: str) -> None:
         """Send an answer with the server's time."""
-        told = {"date": format_datetime(self.now(), usegmt=True)} | headers
+        told: dict[str, Any] = {"date": format_datetime(self.now(), usegmt=True)} | headers
         connection.answer(status, body if isinstance(body, bytes) else json.dumps(body).encode(), **told)
 
     def accept(self, connection: Connection, post: Received) -> None:
