@@ -156,7 +156,7 @@ async def sends(client: AsyncClient, conversation: Conversation, message: Messag
     assert_type(await client.conversations.typing(event), bool)
 
     await client.messages.send("Hello", to=5)  # type: ignore[arg-type]
-    await client.messages.send("Hello", "+15555550110")  # type: ignore[misc]
+    await client.messages.send("Hello", "+15555550110")  # type: ignore[call-arg]
     await client.conversations.reply(message, "Hello")  # type: ignore[arg-type]
     await client.conversations.reply(conversation, "Hello", idempotency_key="1")  # type: ignore[call-arg]
 

@@ -157,7 +157,7 @@ def sends(client: Client, conversation: Conversation, message: Message, event: M
     assert_type(client.conversations.typing(event), bool)
 
     client.messages.send("Hello", to=5)  # type: ignore[arg-type]
-    client.messages.send("Hello", "+15555550110")  # type: ignore[misc]
+    client.messages.send("Hello", "+15555550110")  # type: ignore[call-arg]
     client.conversations.reply(message, "Hello")  # type: ignore[arg-type]
     client.conversations.reply(conversation, "Hello", idempotency_key="1")  # type: ignore[call-arg]
 
