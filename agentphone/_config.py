@@ -107,7 +107,9 @@ def _check_base_url(base_url: str, *, allow_http: bool) -> None:
     except (httpx.InvalidURL, UnicodeError) as error:
         raise ConfigurationError(f"base_url must be a URL: {error}") from None
     if url.userinfo:
-        raise ConfigurationError("base_url must not contain a user name or password; the API key is passed as api_key")
+        raise ConfigurationError(
+            "base_url must not contain a user name or password; the API key is a separate setting."
+        )
     if url.scheme not in ("https", "http") or not url.host:
         raise ConfigurationError(f"base_url must be https:// with a host, or sandbox:, got {base_url!r}")
     if set(base_url) & set("?#\\ "):  # also an empty query: every path would become part of it

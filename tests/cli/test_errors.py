@@ -67,20 +67,21 @@ def test_usage_error_is_one_line_and_exit_code_2(run_command: RunCommand, argume
     assert "(usage: agentphone conversations" in outcome.errors
 
 
-ADVICE = [
-    (cls, text)
-    for cls in (APIConnectionError, APITimeoutError, DeadlineExceededError, *APIStatusError.__subclasses__())
-    for name, text in vars(cls).items()
-    if name.startswith("advice")
+CLASSES: list[type[Any]] = [
+    APIConnectionError,
+    APITimeoutError,
+    DeadlineExceededError,
+    *APIStatusError.__subclasses__(),
 ]
+ADVICE = [(cls, name) for cls in CLASSES for name in vars(cls) if name.startswith("advice")]
 
 
-@pytest.mark.parametrize(("cls", "advice"), ADVICE, ids=[f"{cls.__name__}-{advice[:20]}" for cls, advice in ADVICE])
-def test_advice_is_about_the_command_line(cls: type[Any], advice: str) -> None:
+@pytest.mark.parametrize(("cls", "name"), ADVICE, ids=[f"{cls.__name__}.{name}" for cls, name in ADVICE])
+def test_advice_is_about_the_command_line(cls: type[Any], name: str) -> None:
     """No error of the API advises to change an argument of a Python function."""
     status = {"status_code": 400} if issubclass(cls, APIStatusError) else {}
     error = cls("no", request="GET /", **status)
-    error.advice = advice
+    error.advice = getattr(cls, name)
     assert describe(error).startswith("GET /: ")
     assert not re.search(r"`|\w\(\)|\b[a-z_]+=|\b[a-z]+_[a-z]+\b", describe(error))
 
