@@ -366,6 +366,8 @@ class Store:
         new_hex: Callable[[], str],
         parent: Row | None = None,
     ) -> tuple[Row, Row]:
+        # Only iMessage reaches an e-mail address.
+        wanted = message.channel or ("imessage" if "@" in message.participant else None)
         [conversation] = connection.execute(
             UPSERT_CONVERSATION,
             {
@@ -373,7 +375,7 @@ class Store:
                 "agent_number": message.agent_number,
                 "participant": message.participant,
                 "is_whatsapp": message.channel == "whatsapp",
-                "channel": "sms" if message.channel == "mms" else message.channel,
+                "channel": "sms" if message.channel == "mms" else wanted,
                 "members": None if message.members is None else json.dumps(message.members),
                 "at": message.at,
                 "preview": message.body[:PREVIEW_LENGTH],
