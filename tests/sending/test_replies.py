@@ -23,6 +23,7 @@ from agentphone import (
     SendUnconfirmedError,
 )
 from agentphone._replies import Address, address_of, find_reply
+from agentphone.sandbox import Behavior, Sandbox
 from agentphone.webhooks import Webhook
 from tests.support.fault_server import Connection, Received
 from tests.support.helpers import KEY, client_of, message
@@ -388,3 +389,22 @@ async def test_typing_is_tried_once() -> None:
     with pytest.raises(Exception, match="503"):
         await client.conversations.typing("conv_1")
     assert len(script.requests) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("delay", [0.0, 0.4])
+async def test_lost_answer_of_a_sandbox_of_another_year(delay: float) -> None:
+    """Its `Date` and its messages follow its own clock, and the history may show the message late."""
+    with Sandbox() as sandbox:
+        sandbox.clock = lambda: 1_700_000_000.0
+        sandbox.behavior = Behavior(sent_message_delay=delay)
+        sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
+        async with AsyncClient(KEY, base_url="https://sandbox.test", transport=sandbox.transport()) as client:
+            (target,) = await client.conversations.list()
+            sandbox.faults.add(kind="lost", method="POST")
+            sent = await client.conversations.reply(target, "Hello")
+            sandbox.faults.add(status=409, kind="lost", body={"error": {"code": "DELIVERY_UNCONFIRMED"}}, method="POST")
+            again = await client.conversations.reply(target.id, "Hello")
+            bodies = [(message.id, message.body) async for message in client.conversations.messages(target.id, limit=2)]
+    assert set(bodies) == {(sent.id, "Hello"), (again.id, "Hello")}
+    assert sent.id != again.id
