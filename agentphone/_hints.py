@@ -33,7 +33,7 @@ else:
             return tuple(base for base in type.mro(cls) if base.__module__ != __name__)
 
         def __dir__(cls):
-            return sorted({*dir(type), *(name for base in cls.__mro__ for name in vars(base))})
+            return sorted({name for base in cls.__mro__ for name in vars(base)})
 
     class _Hints(metaclass=_HidesHints):
         pass

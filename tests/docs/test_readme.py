@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import attrs
 import httpx
@@ -137,8 +137,9 @@ def table_of_fields() -> str:
     """Return the table of the models' fields, from the classes."""
     rows = ["| model | field | in the API | type |", "|---|---|---|---|"]
     public = [getattr(agentphone, name) for name in agentphone.__all__]
-    for model in (cls for cls in public if isinstance(cls, type) and issubclass(cls, Model)):
-        title, inherited = f"`{model.__name__}`", set[str]()
+    models: list[Any] = [cls for cls in public if isinstance(cls, type) and issubclass(cls, Model)]
+    for model in models:
+        title, inherited = f"`{model.__name__}`", set[Any]()
         for base in filter(attrs.has, model.__bases__):
             title, inherited = f"{title}, a `{base.__name__}` with", {each.name for each in attrs.fields(base)}
         optional = dict(optional_keys(model))

@@ -127,7 +127,7 @@ def test_file_that_cannot_be_imported_is_rewritten_by_the_script(copied_package:
     assert run_python(copied_package, "-m", "agentphone._codegen", "--check").returncode == 1
     failed = run_python(copied_package, "agentphone/_codegen.py", "--check")
     assert failed.returncode == 1
-    assert "\n+class Client:\n" in failed.stderr
+    assert "\n+class Client(ClientHints):\n" in failed.stderr
 
     assert run_python(copied_package, "agentphone/_codegen.py").returncode == 0
     assert target.read_bytes() == CURRENT
@@ -189,8 +189,8 @@ CHANGES = {
     ),
     "class": (
         "_client.py",
-        "class AsyncClient:",
-        f"{NEW_CLASS}class AsyncClient:",
+        "class AsyncClient(AsyncClientHints):",
+        f"{NEW_CLASS}class AsyncClient(AsyncClientHints):",
         ["class Added:", '    "Added",', "        return _portal.run(self._async.count)"],
     ),
     "default": (
