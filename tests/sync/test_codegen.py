@@ -253,7 +253,8 @@ each_facade = pytest.mark.parametrize(("asynchronous", "blocking"), FACADES.item
 def public(cls: type) -> dict[str, Any]:
     """Return what a class defines for its users."""
     names = {name for name in vars(cls) if name.startswith("__") or not name.startswith("_")}
-    names -= {"__slotnames__", "__firstlineno__", "__static_attributes__"}  # left by copy, and by Python 3.13 itself
+    names -= {"__slotnames__", "__annotations__"}  # left by copy and by help
+    names -= {"__firstlineno__", "__static_attributes__"}  # Python 3.13
     return {name: inspect.getattr_static(cls, name) for name in names - OF_EVERY_CLASS}
 
 
