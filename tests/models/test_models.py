@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,8 @@ import attrs
 import pytest
 
 from agentphone import Conversation, ConversationDetail, Message, Page, Participant, Reaction, ReplyTo
+from agentphone.webhooks import Webhook
+from tests.support.helpers import sample
 
 T0 = datetime(2025, 6, 30, 12, tzinfo=UTC)
 MESSAGE = Message(
@@ -117,3 +120,11 @@ def test_repr_of_a_page_shows_its_counts_and_first_items() -> None:
     assert many.endswith(", ... 197 more]")
     assert len(many) < 1500
     assert len(repr(attrs.evolve(DETAIL, messages=(message,) * 50))) < 1500
+
+
+def test_repr_of_an_event_is_one_line() -> None:
+    webhook, body = Webhook("whsec_secret"), sample("webhook_message")
+    shown = repr(webhook.parse(body, webhook.sign(body)))
+    assert re.match(r"MessageEvent\(type='agent.message', .*timestamp=2025-01-15T\d\d:\d\d:\d\dZ, ", shown)
+    assert "\n" not in shown
+    assert "datetime" not in shown

@@ -51,7 +51,13 @@ def test_to_dict_is_what_the_api_sent(cls: Any, raw: dict[str, Any]) -> None:
 
 
 def test_empty_optional_fields_are_left_out() -> None:
-    empty = {"reactions": [], "replyTo": None, "senderIdentifier": None, "deliveredAt": None, "errorCode": None}
+    empty: dict[str, Any] = {
+        "reactions": [],
+        "replyTo": None,
+        "senderIdentifier": None,
+        "deliveredAt": None,
+        "errorCode": None,
+    }
     model = decode(json.dumps(message(**empty)).encode(), Message)
     assert (model.to_dict(), model.extra) == (message(), {})
 
