@@ -32,8 +32,8 @@ class Output(Protocol):
     def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
         """Print messages as they arrive, with their conversations if there can be several."""
 
-    def exported(self, result: Result) -> None:
-        """Print the counts and paths of an export."""
+    def exported(self, result: Result, *, is_update: bool) -> None:
+        """Print the counts and paths of an export, or of an update of the last one."""
 
 
 class JsonLines:
@@ -64,7 +64,7 @@ class JsonLines:
             ids = {} if conversation is None else {"conversationId": conversation.id}
             _write([ids | message.to_dict() | ids])  # first in the line, and not replaced by a field of the message
 
-    def exported(self, result: Result) -> None:
+    def exported(self, result: Result, *, is_update: bool) -> None:
         """Print one line with the counts and the paths."""
         _write([{to_camel_case(name): value for name, value in attrs.asdict(result).items()}])
 
