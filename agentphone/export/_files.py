@@ -20,6 +20,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO, get_args, get_type_hints
 
+from agentphone._json import to_camel_case
 from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError
 from agentphone.models import Conversation, Message, json_keys
@@ -84,8 +85,8 @@ def _plain_data(item: Conversation | Message) -> dict[str, Any]:
 @cache
 def _timestamp_fields(model: Any) -> list[tuple[str, str]]:
     """Return the names of a model's timestamps, each with the API's name."""
-    columns = _columns(model)
-    return [(name, key) for name, key in json_keys(model) if columns[key] is datetime]
+    hints = {name: _without_none(hint) for name, hint in get_type_hints(model).items()}
+    return [(name, to_camel_case(name)) for name, hint in hints.items() if hint is datetime]
 
 
 def to_json(value: Any) -> bytes:
