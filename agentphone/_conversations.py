@@ -33,6 +33,10 @@ MAX_RECENT_MESSAGES = 100
 MAX_SECONDS = 1e9
 """The longest interval or overlap: 31 years."""
 
+LIST, MESSAGES = "client.conversations.list()", "client.conversations.messages()"
+FOLLOW, WATCH = "client.conversations.follow()", "client.conversations.watch()"
+"""The calls that return pagers and streams, as they are written in a program; for warnings."""
+
 
 class AsyncConversations:
     """The conversations of the API key's project, available as `client.conversations`."""
@@ -81,7 +85,8 @@ class AsyncConversations:
         first = spec(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
         return AsyncPager(
             lambda: self._transport.send(first),
-            lambda: PageStream(paginator(), spec, self._transport, max_concurrency=concurrency),
+            lambda: PageStream(paginator(), spec, self._transport, origin=LIST, max_concurrency=concurrency),
+            LIST,
         )
 
     async def get(self, conversation_id: str, *, message_limit: int | None = None) -> ConversationDetail:
@@ -187,7 +192,11 @@ class AsyncConversations:
                 after=lower.timestamp if lower else None,
             )
         )
-        return AsyncPager(lambda: self._transport.send(first), lambda: PageStream(paginator(), spec, self._transport))
+        return AsyncPager(
+            lambda: self._transport.send(first),
+            lambda: PageStream(paginator(), spec, self._transport, origin=MESSAGES),
+            MESSAGES,
+        )
 
     @overload
     def state(self, conversation_id: str) -> AsyncState[dict[str, Any]]: ...
@@ -286,7 +295,7 @@ class AsyncConversations:
             return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
         spec(CursorRequest(limit=1))  # raises here for an invalid id, not at the first step
-        return PollingStream(paginator, spec, self._transport, backoff)
+        return PollingStream(paginator, spec, self._transport, backoff, origin=FOLLOW)
 
     def watch(
         self,
@@ -358,4 +367,6 @@ class AsyncConversations:
             # A conversation may have gone since it was listed. Where the list itself is not found, something is wrong.
             return GONE if isinstance(request, MessagesRequest) else None
 
-        return PollingStream(paginator, spec, self._transport, backoff, default_on_not_found=default_on_not_found)
+        return PollingStream(
+            paginator, spec, self._transport, backoff, origin=WATCH, default_on_not_found=default_on_not_found
+        )

@@ -40,13 +40,14 @@ PRELOADED_MODULES = (
 ASYNC_EQUIVALENTS = {
     "Client.close": ("client.close()", "await client.aclose()"),
     "Client.__exit__": ("with Client()", "async with AsyncClient()"),
-    "Pager.page": ("pager.page()", "await pager.page()"),
+    "Pager.page": ("{}.page()", "await {}.page()"),
     "State.__enter__": ("with client.conversations.state()", "async with client.conversations.state()"),
     "State.__exit__": ("with client.conversations.state()", "async with client.conversations.state()"),
-    "Stream.__next__": ("for", "async for"),
-    "Stream.close": ("close()", "await aclose()"),
+    "Stream.__next__": ("for ... in {}", "async for ... in {}"),
+    "Stream.close": ("{}.close()", "await {}.aclose()"),
 }
-"""A blocking call as its user writes it, and what to write with an `AsyncClient`, by the method's qualified name."""
+"""A blocking call as it is written in a program, and what to write with an `AsyncClient`, by the method's qualified
+name; with `{}` for the call that created the pager or stream."""
 
 CANCELLATION_SECONDS = 1.0
 """How long an interrupted call may take to end."""
@@ -182,7 +183,7 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
     if sys.is_finalizing():  # in a `__del__` at the very end, when daemon threads no longer run
         raise ClientClosedError(_TOO_LATE)
     thread = _portal.thread()
-    _check_loops(thread)
+    _check_loops(thread, function)
     call = _BlockingCall(lambda: function(*args, **kwargs))
     try:
         thread.loop.call_soon_threadsafe(call.start, thread.loop)
@@ -202,7 +203,7 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
         del call, error, traceback  # or the traceback would hold this frame, and the frame the traceback
 
 
-def _check_loops(thread: LoopThread) -> None:
+def _check_loops(thread: LoopThread, function: Callable[..., object]) -> None:
     """Raise on the portal's own thread; warn where the call blocks another event loop, unless that is a notebook's."""
     if not _is_loop_running() or (_is_in_kernel() and not thread.is_current()):
         return
@@ -210,7 +211,8 @@ def _check_loops(thread: LoopThread) -> None:
     name = ""
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, name, frame = level + 1, frame.f_code.co_qualname, frame.f_back
-    call, instead = equivalents(name)
+    owner = getattr(function, "__self__", None)
+    call, instead = (text.format(getattr(owner, "_origin", "")) for text in equivalents(name))
     if thread.is_current():
         raise RuntimeError(
             f"`{call}` was called inside the SDK's own event loop (from a hook or a transport), where it would wait for"
@@ -224,7 +226,7 @@ def _check_loops(thread: LoopThread) -> None:
 
 
 def equivalents(name: str) -> tuple[str, str]:
-    """Return a blocking call as its user writes it, and what to write with an `AsyncClient`.
+    """Return a blocking call as it is written in a program, and what to write with an `AsyncClient`.
 
     Args:
         name: The qualified name of the method or function that the user called.
@@ -263,6 +265,7 @@ class Stream(Iterator[T]):
 
     def __init__(self, source: AsyncStream[T]) -> None:
         self._source = source
+        self._origin = source.origin
         self._items: Iterator[T] = iter(())
 
     def __next__(self) -> T:
@@ -288,7 +291,10 @@ class Stream(Iterator[T]):
     def close(self) -> None:
         """End the iteration, also for a thread that is waiting for its next item. Closing again does nothing."""
         self._items = iter(())
-        run(self._source.aclose)
+        run(self._close)
+
+    async def _close(self) -> None:
+        await self._source.aclose()
 
 
 def iterate(source: AsyncIterator[T]) -> Stream[T]:

@@ -38,7 +38,9 @@ class AsyncStream(AsyncIterator[T]):
     so that blocking code changes threads once a batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        """The call that created it, as it is written in a program; for warnings."""
         self._items: Iterator[T] = iter(())
         self._scope: anyio.CancelScope | None = None
         """The step that is running."""
@@ -106,9 +108,12 @@ class AsyncPager(Generic[T]):
     Creating one sends nothing. Each `async for` starts again at the beginning, and requests pages as it needs them.
     """
 
-    def __init__(self, first: Callable[[], Awaitable[Page[T]]], pages: Callable[[], AsyncStream[Page[T]]]) -> None:
+    def __init__(
+        self, first: Callable[[], Awaitable[Page[T]]], pages: Callable[[], AsyncStream[Page[T]]], origin: str
+    ) -> None:
         self._first = first
         self._pages = pages
+        self._origin = origin
 
     def __reduce__(self) -> str:
         raise TypeError(NO_COPY)
@@ -163,9 +168,10 @@ class PageStream(AsyncStream[Page[T]], Generic[R, T]):
         spec: Callable[[R], RequestSpec[Page[T]]],
         transport: Transport,
         *,
+        origin: str,
         max_concurrency: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(origin)
         self._paginator = paginator
         self._spec = spec
         self._transport = transport
@@ -190,7 +196,7 @@ class _ItemStream(AsyncStream[T]):
     """Yield the items of pages one by one."""
 
     def __init__(self, pages: AsyncStream[Page[T]]) -> None:
-        super().__init__()
+        super().__init__(pages.origin)
         self._pages = pages
 
     async def _next_batch(self, store: Callable[[Iterable[T]], object]) -> None:
@@ -205,6 +211,7 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
         spec: Returns the call for a request.
         transport: Sends the calls.
         backoff: The delays between polls.
+        origin: The call that created it, as it is written in a program; for warnings.
         default_on_not_found: Returns the page that replaces a 404 to a request; None raises the error.
     """
 
@@ -215,9 +222,10 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
         transport: Transport,
         backoff: PollBackoff,
         *,
+        origin: str,
         default_on_not_found: Callable[[R], PageT | None] = lambda _: None,
     ) -> None:
-        super().__init__()
+        super().__init__(origin)
         self._paginator = paginator
         self._spec = spec
         self._transport = transport

@@ -150,4 +150,4 @@ print(await main())
     )
     assert done.stdout == "36\n"
     [warning] = [line for line in done.stderr.splitlines() if "RuntimeWarning" in line]
-    assert "`pager.page()` blocks the event loop that runs in this thread." in warning
+    assert "`client.conversations.list().page()` blocks the event loop that runs in this thread." in warning

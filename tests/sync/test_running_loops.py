@@ -25,15 +25,22 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "page": lambda client: client.conversations.list().page(),
     "iterate": lambda client: list(client.conversations.list()),
     "pages": lambda client: next(client.conversations.list().pages()),
+    "messages": lambda client: list(client.conversations.messages("conv_1")),
+    "follow": lambda client: client.conversations.follow("conv_1").close(),
     "close": lambda client: client.close(),
 }
 
 
 ADVICE = {
     "get": ("`client.conversations.get()`", "`await client.conversations.get()`"),
-    "page": ("`pager.page()`", "`await pager.page()`"),
-    "iterate": ("`for`", "`async for`"),
-    "pages": ("`for`", "`async for`"),
+    "page": ("`client.conversations.list().page()`", "`await client.conversations.list().page()`"),
+    "iterate": ("`for ... in client.conversations.list()`", "`async for ... in client.conversations.list()`"),
+    "pages": ("`for ... in client.conversations.list()`", "`async for ... in client.conversations.list()`"),
+    "messages": (
+        "`for ... in client.conversations.messages()`",
+        "`async for ... in client.conversations.messages()`",
+    ),
+    "follow": ("`client.conversations.follow().close()`", "`await client.conversations.follow().aclose()`"),
     "close": ("`client.close()`", "`await client.aclose()`"),
 }
 
@@ -47,7 +54,7 @@ def test_blocking_call_on_a_running_loop_warns_once_per_line(name: str, backend:
         client, script = blocking(response)
         for _ in range(3):
             CALLS[name](client)
-        assert bool(script.requests) == (name != "close")
+        assert bool(script.requests) == (name not in ("close", "follow"))
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -103,7 +110,7 @@ def test_blocking_call_in_a_callback_of_a_loop_warns() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
-    with pytest.warns(RuntimeWarning, match=r"await pager\.page\(\)"):
+    with pytest.warns(RuntimeWarning, match=r"`await client\.conversations\.list\(\)\.page\(\)`"):
         asyncio.run(main())
     assert len(script.requests) == 1
 
@@ -112,7 +119,7 @@ def test_warning_names_the_line_of_a_package_with_a_similar_name() -> None:
     package = str(Path(_portal.__file__).parent)
     scope: dict[str, Any] = {"client": blocking(ok())[0]}
     exec(compile("async def main(): client.conversations.list().page()", f"{package}_shop/views.py", "exec"), scope)
-    with pytest.warns(RuntimeWarning, match=r"await pager\.page\(\)") as caught:
+    with pytest.warns(RuntimeWarning, match=r"`await client\.conversations\.list\(\)\.page\(\)`") as caught:
         asyncio.run(scope["main"]())
     assert [Path(warning.filename).name for warning in caught] == ["views.py"]
 
