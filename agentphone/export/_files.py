@@ -199,6 +199,11 @@ class _Parquet(_File):
         self._row_group: list[Any] = []
         """The batches of the row group that is not written yet."""
 
+    def __exit__(self, *details: object) -> None:
+        # An unfinished writer would write to the closed file when it is collected, which prints a traceback.
+        self._writer.is_open = False
+        super().__exit__(*details)
+
     def copy(self, path: Path) -> Iterator[None]:
         with self._parquet.ParquetFile(path) as old:
             for batch in old.iter_batches(CHUNK):
