@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         import click
-        from click.shell_completion import shell_complete
+        from click.shell_completion import add_completion_class, shell_complete
     except ModuleNotFoundError:
         return _fail(
             f"{PROGRAM}: click is not installed; in the project's folder (PyPI has another package of this name):"
@@ -56,6 +56,9 @@ def _run(arguments: list[str]) -> int:
     from agentphone.cli.commands import agentphone
 
     if instruction := os.environ.get(COMPLETION):
+        from agentphone.cli._completion import BashComplete
+
+        add_completion_class(BashComplete)
         return shell_complete(agentphone, {}, PROGRAM, COMPLETION, instruction)
     try:
         # Not click's main(), which handles Ctrl-C and broken pipes with other exit codes.

@@ -26,7 +26,8 @@ class AsyncClient:
     """A client of AgentPhone's conversations for asyncio and trio.
 
     Create one and keep it: it owns the connections, and can be shared by all tasks, event loops and threads. Creating
-    it opens no connection. Close it with `aclose()` or `async with`.
+    it opens no connection. Close it with `aclose()` or `async with`. In a hook or a transport of a blocking `Client`,
+    its calls raise `RuntimeError`.
 
     Args:
         api_key: The API key. Default: the environment variable AGENTPHONE_API_KEY.

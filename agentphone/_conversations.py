@@ -106,7 +106,8 @@ class AsyncConversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or `message_limit` is out of range.
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or `message_limit` is out of range.
             TypeError: An argument has the wrong type.
         """
         check_integer("message_limit", message_limit, minimum=1, maximum=MAX_RECENT_MESSAGES, optional=True)
@@ -131,7 +132,9 @@ class AsyncConversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or JSON cannot represent a value of the metadata
+                (NaN, a cycle).
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return await self._transport.send(update_conversation(conversation_id, metadata=metadata))
@@ -233,7 +236,7 @@ class AsyncConversations:
             empty dict.
 
         Raises:
-            ValueError: The id is empty.
+            ValueError: The id is empty or has control characters.
             TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         _state.check_class(cls)
@@ -275,8 +278,11 @@ class AsyncConversations:
             NotFoundError: The conversation does not exist, or the key has no access to it.
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -339,8 +345,11 @@ class AsyncConversations:
         Raises:
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """

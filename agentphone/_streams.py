@@ -124,7 +124,9 @@ class AsyncPager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return _ItemStream(self._pages())
 
@@ -138,7 +140,9 @@ class AsyncPager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return self._pages()
 
@@ -152,6 +156,7 @@ class AsyncPager(Generic[T]):
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
+            ClientClosedError: The client was closed, before or during the call.
         """
         return await self._first()
 

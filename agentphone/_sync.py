@@ -50,7 +50,9 @@ class Pager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return _portal.iterate(self._async.__aiter__())
 
@@ -64,7 +66,9 @@ class Pager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return _portal.iterate(self._async.pages())
 
@@ -78,6 +82,7 @@ class Pager(Generic[T]):
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
+            ClientClosedError: The client was closed, before or during the call.
         """
         return _portal.run(self._async.page)
 
@@ -101,6 +106,7 @@ class State(Generic[T]):
         Raises:
             StateDecodeError: The stored metadata does not match the class.
             AgentPhoneError: It could not be read.
+            ClientClosedError: The client was closed.
             RuntimeError: The block of this object is already open.
         """
         return _portal.run(self._async.__aenter__)
@@ -119,6 +125,7 @@ class State(Generic[T]):
             TypeError: A value has a type that JSON does not have, or that the class could not read back.
             ValueError: JSON cannot represent a value, or a timestamp has no offset.
             AgentPhoneError: It could not be written.
+            ClientClosedError: The client was closed.
         """
         _portal.run(self._async.__aexit__, exc_type, exc_value, traceback)
 
@@ -175,7 +182,8 @@ class Conversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or `message_limit` is out of range.
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or `message_limit` is out of range.
             TypeError: An argument has the wrong type.
         """
         return _portal.run(self._async.get, conversation_id, message_limit=message_limit)
@@ -199,7 +207,9 @@ class Conversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or JSON cannot represent a value of the metadata
+                (NaN, a cycle).
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return _portal.run(self._async.update, conversation_id, metadata=metadata)
@@ -287,7 +297,7 @@ class Conversations:
             empty dict.
 
         Raises:
-            ValueError: The id is empty.
+            ValueError: The id is empty or has control characters.
             TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         return State(self._async.state(conversation_id, cls))
@@ -328,8 +338,11 @@ class Conversations:
             NotFoundError: The conversation does not exist, or the key has no access to it.
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -385,8 +398,11 @@ class Conversations:
         Raises:
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -404,7 +420,8 @@ class Client:
     """A blocking client of AgentPhone's conversations.
 
     Create one and keep it: it owns the connections, and can be shared by all threads. Creating
-    it opens no connection. Close it with `close()` or `with`.
+    it opens no connection. Close it with `close()` or `with`. In a hook or a transport of a blocking `Client`,
+    its calls raise `RuntimeError`.
 
     Args:
         api_key: The API key. Default: the environment variable AGENTPHONE_API_KEY.

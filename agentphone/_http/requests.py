@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -19,6 +20,9 @@ LIST_PATH = "/v1/conversations"
 
 MAX_ID_LENGTH = 4096
 """Far longer than any id of the API, yet short enough for a URL: httpx raises its own error at 64 KiB."""
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""No id has them. A line break is probably left from the file that the id was read from."""
 
 
 @frozen
@@ -71,13 +75,15 @@ def list_messages(
 
 
 def _path(conversation_id: str) -> str:
-    """Return the path of a conversation; any id stays one segment of it."""
+    """Return the path of a conversation; any id stays one segment of it, percent-encoded."""
     if not isinstance(conversation_id, str):
         raise TypeError(f"conversation_id must be a string, got {type(conversation_id).__name__}")
     if not conversation_id:
         raise ValueError("conversation_id must not be empty")
     if len(conversation_id) > MAX_ID_LENGTH:
         raise ValueError(f"conversation_id must have at most {MAX_ID_LENGTH} characters, got {len(conversation_id)}")
+    if CONTROL_CHARACTERS.search(conversation_id):
+        raise ValueError(f"conversation_id must not contain control characters, got {conversation_id!r}")
     try:
         segment = quote(conversation_id, safe="")
     except UnicodeEncodeError:

@@ -20,6 +20,8 @@ from agentphone.errors import (
     APITimeoutError,
     AuthenticationError,
     ConfigurationError,
+    DeadlineExceededError,
+    NotFoundError,
     RateLimitError,
 )
 from agentphone.models import Cursor
@@ -27,15 +29,25 @@ from agentphone.models import Cursor
 EXTRAS = {"rich": "cli", "starlette": "sandbox", "uvicorn": "sandbox"}
 """The extra that installs each package that a command may need."""
 
-ADVICE: Mapping[type[APIConnectionError | APIStatusError], str] = {
-    AuthenticationError: (
+ADVICE: Mapping[str, str] = {
+    AuthenticationError.advice: (
         "Check the API key (--api-key or AGENTPHONE_API_KEY) and that it belongs to this base URL (--base-url or"
         " AGENTPHONE_BASE_URL)."
     ),
-    RateLimitError: "Too many requests: wait, and try again.",
-    APITimeoutError: "The API was too slow; try again.",
+    NotFoundError.advice_for_lists: (
+        "There is no such list at this base URL, so it is probably wrong: check --base-url and AGENTPHONE_BASE_URL (it"
+        " stops before /v1); a retry cannot help."
+    ),
+    RateLimitError.advice: "Too many requests: wait, and try again.",
+    APITimeoutError.advice: "The API was too slow; try again.",
+    DeadlineExceededError.advice: "The API was too slow; try again later.",
+    APIConnectionError.advice_for_certificates: (
+        "This is not temporary: the certificate is not trusted, not valid now, or not for this host, and nothing was"
+        " sent. Check the base URL and this machine's clock; if the authority is your own or your company's, set"
+        " SSL_CERT_FILE to its certificate."
+    ),
 }
-"""Advice for errors whose own advice is about arguments that only Python code can pass."""
+"""The SDK's advice about arguments that only Python code can pass, and what to do on a command line instead."""
 
 
 class Command(click.Command):
@@ -144,8 +156,6 @@ class _SettingError(click.ClickException):
 
 def describe(error: Exception) -> str:
     """Return the text of an error with its notes, and with advice that fits the command line."""
-    for cls, advice in ADVICE.items():
-        if isinstance(error, cls):
-            error.advice = advice
-            break
+    if isinstance(error, APIConnectionError | APIStatusError):
+        error.advice = ADVICE.get(error.advice, error.advice)
     return " ".join([str(error), *getattr(error, "__notes__", ())])

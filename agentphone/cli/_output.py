@@ -24,7 +24,7 @@ class Output(Protocol):
         """Print a list of conversations, page by page."""
 
     def conversation(self, conversation: ConversationDetail, *, with_messages: bool) -> None:
-        """Print one conversation."""
+        """Print one conversation, and its recent messages on request."""
 
     def messages(self, pages: Iterable[Page[Message]]) -> None:
         """Print a history, page by page."""
@@ -50,8 +50,11 @@ class JsonLines:
             _write(item.to_dict() for item in page)
 
     def conversation(self, conversation: ConversationDetail, *, with_messages: bool) -> None:
-        """Print one line, always with the messages, as the API returns them."""
-        _write([conversation.to_dict()])
+        """Print one line, with the messages in it on request."""
+        row = conversation.to_dict()
+        if not with_messages:
+            del row["messages"]
+        _write([row])
 
     def messages(self, pages: Iterable[Page[Message]]) -> None:
         """Print one line for each message."""

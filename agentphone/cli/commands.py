@@ -25,6 +25,7 @@ getting started:
 environment:
   AGENTPHONE_API_KEY                  the API key
   AGENTPHONE_BASE_URL                 the API's URL, if not AgentPhone's
+  AGENTPHONE_LOG                      a log on stderr: debug, info or warning
   NO_COLOR                            if set, plain text without colors
 
 exit codes: 0 success; 1 failure, explained on stderr; 2 wrong command line or

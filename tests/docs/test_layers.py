@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS: tuple[tuple[str, str], ...] = (
     # From layer 0 upwards: the modules, and what they do. A module imports only from layers below its own; inside a
     # package, only from the modules that are listed before it in PACKAGES.
-    ("_version _secret _timestamps _json _checks _loop_thread", "leaves: they know nothing of the API"),
+    ("_version _secret _timestamps _json _checks _logging _loop_thread", "leaves: they know nothing of the API"),
     ("errors models", "every exception, every model"),
     ("_config _compiled_decoder", "settings of a client; the accelerator of the decoder"),
     ("_decoding _delivery_log", "JSON to models, by one cattrs converter; handled webhook deliveries, in SQLite"),
