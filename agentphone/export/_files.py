@@ -299,7 +299,7 @@ def check_earlier(path: Path, table: str, format_: str) -> None:
     elif format_ == "csv" and not _begins_with(path, _header(COLUMNS[table])):
         reason = "does not begin with the columns that this version of agentphone writes"
     elif format_ == "parquet" and not _has_schema(path, _schema(COLUMNS[table])):
-        reason = "is damaged, or has not the columns and types that this version of agentphone writes"
+        reason = "is damaged, or has other columns or types than this version of agentphone writes"
     else:
         return
     raise ConfigurationError(
