@@ -9,6 +9,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
+from agentphone._hints import AsyncPagerHints
 from agentphone._http.requests import RequestSpec
 from agentphone._http.retry import min_poll_delay
 from agentphone._http.transport import NO_COPY, Transport
@@ -102,7 +103,7 @@ class AsyncStream(AsyncIterator[T]):
         self._items = iter(items)
 
 
-class AsyncPager(Generic[T]):
+class AsyncPager(AsyncPagerHints, Generic[T]):
     """A list that is read on demand: iterate over its items or its pages, or await its first page.
 
     Creating one sends nothing. Each `async for` starts again at the beginning, and requests pages as it needs them.

@@ -17,6 +17,7 @@ from attrs import NOTHING, NothingType
 from agentphone import _portal
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations
+from agentphone._hints import ClientHints, PagerHints
 from agentphone._portal import Stream
 from agentphone._state_block import AsyncState
 from agentphone._streams import AsyncPager
@@ -32,7 +33,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-class Pager(Generic[T]):
+class Pager(PagerHints, Generic[T]):
     """A list that is read on demand: iterate over its items or its pages, or read its first page.
 
     Creating one sends nothing. Each `for` starts again at the beginning, and requests pages as it needs them.
@@ -416,7 +417,7 @@ class Conversations:
         )
 
 
-class Client:
+class Client(ClientHints):
     """A blocking client of AgentPhone's conversations.
 
     Create one and keep it: it owns the connections, and can be shared by all threads. Creating

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from agentphone.errors import escape_control_characters
 from agentphone.export import Result
-from agentphone.models import Conversation, ConversationDetail, Message, Page
+from agentphone.models import Conversation, ConversationDetail, Message, Page, json_keys
 
 GAP = 2
 MAX_WIDTH = 32
@@ -111,8 +111,9 @@ class Tables:
             "Latest": _format_time(conversation.last_message_at),
             "Messages": conversation.message_count,
             "Metadata": conversation.metadata,
-            **conversation.extra,
         }
+        described = {key for _, key in json_keys(ConversationDetail)}
+        fields |= {key: value for key, value in conversation.to_dict().items() if key not in described}
         grid = table.Table.grid(
             table.Column(style="bold", no_wrap=True), table.Column(overflow="fold"), padding=(0, GAP, 0, 0)
         )

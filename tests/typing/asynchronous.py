@@ -72,6 +72,11 @@ async def lists(client: AsyncClient) -> None:
             assert_type(conversation, Conversation)
     assert_type([conversation.id async for conversation in pager], list[str])
 
+    _ = pager.total  # type: ignore[attr-defined]
+    _ = pager[0]  # type: ignore[index]
+    len(pager)  # type: ignore[arg-type]
+    for _ in pager:  # type: ignore[attr-defined]
+        pass
     client.conversations.list(limit="3")  # type: ignore[arg-type]
     client.conversations.list(page_size=None)  # type: ignore[arg-type]
     client.conversations.list(order="desc")  # type: ignore[call-arg]

@@ -14,6 +14,7 @@ from typing import Any, assert_type
 import attrs
 import httpx
 
+import agentphone
 from agentphone import (
     Client,
     Conversation,
@@ -27,7 +28,8 @@ from agentphone import (
     Stream,
 )
 from agentphone.export import Progress, Result, export
-from agentphone.webhooks import Event
+from agentphone.sandbox import Sandbox
+from agentphone.webhooks import Event, Webhook
 
 
 def clients(transport: httpx.AsyncBaseTransport) -> None:
@@ -47,6 +49,17 @@ def clients(transport: httpx.AsyncBaseTransport) -> None:
     client.with_options(max_retries="3")  # type: ignore[arg-type]
     client.aclose()  # type: ignore[attr-defined]
     client.conversations = client.conversations  # type: ignore[misc]
+
+
+def modules() -> None:
+    """Use the public modules as attributes."""
+    assert_type(agentphone.webhooks.Webhook("whsec_1"), Webhook)
+    assert_type(agentphone.sandbox.Sandbox(), Sandbox)
+    assert_type(agentphone.export.Result, type[Result])
+    assert_type(agentphone.Client(), Client)
+
+    _ = agentphone.unknown  # type: ignore[attr-defined]
+    _ = agentphone.Cleint  # type: ignore[attr-defined]
 
 
 async def awaited(client: Client, pager: Pager[Message]) -> None:
@@ -78,6 +91,9 @@ def lists(client: Client) -> None:
             assert_type(conversation, Conversation)
     assert_type([conversation.id for conversation in pager], list[str])
 
+    _ = pager.total  # type: ignore[attr-defined]
+    _ = pager[0]  # type: ignore[index]
+    len(pager)  # type: ignore[arg-type]
     client.conversations.list(limit="3")  # type: ignore[arg-type]
     client.conversations.list(page_size=None)  # type: ignore[arg-type]
     client.conversations.list(order="desc")  # type: ignore[call-arg]
