@@ -26,10 +26,11 @@ import typing
 
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations
+from agentphone._messages import AsyncMessages
 from agentphone._portal import Stream
 from agentphone._state_block import AsyncState
 from agentphone._streams import AsyncPager, AsyncStream
-from agentphone._sync import Client, Conversations, Pager, State
+from agentphone._sync import Client, Conversations, Messages, Pager, State
 from agentphone._version import __version__
 from agentphone.errors import (
     AgentPhoneError,
@@ -48,6 +49,7 @@ from agentphone.errors import (
     PermissionDeniedError,
     RateLimitError,
     ResponseDecodeError,
+    SendUnconfirmedError,
     ServerError,
     StateDecodeError,
     UnprocessableEntityError,
@@ -63,6 +65,8 @@ from agentphone.models import (
     Participant,
     Reaction,
     ReplyTo,
+    SentMessage,
+    SentReaction,
 )
 
 __all__ = [
@@ -72,6 +76,7 @@ __all__ = [
     "AgentPhoneError",
     "AsyncClient",
     "AsyncConversations",
+    "AsyncMessages",
     "AsyncPager",
     "AsyncState",
     "AsyncStream",
@@ -88,6 +93,7 @@ __all__ = [
     "Cursor",
     "DeadlineExceededError",
     "Message",
+    "Messages",
     "NewMessage",
     "NotFoundError",
     "Page",
@@ -99,6 +105,9 @@ __all__ = [
     "Reaction",
     "ReplyTo",
     "ResponseDecodeError",
+    "SendUnconfirmedError",
+    "SentMessage",
+    "SentReaction",
     "ServerError",
     "State",
     "StateDecodeError",

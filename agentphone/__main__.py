@@ -1,7 +1,7 @@
 """The entry point of the command line: exit codes, and errors as one line on stderr. The commands are in `cli`.
 
-The exit code is 0 for success, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C and 141 for a closed output
-pipe. No exit prints a traceback.
+The exit code is 0 for success, 1 for a failure, 2 for a wrong command line, 3 for a message that may have been sent,
+130 for Ctrl-C and 141 for a closed output pipe. No exit prints a traceback.
 """
 
 from __future__ import annotations

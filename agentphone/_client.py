@@ -15,6 +15,7 @@ from agentphone._conversations import AsyncConversations
 from agentphone._hints import AsyncClientHints
 from agentphone._http.pool import Connections
 from agentphone._http.transport import NO_COPY, Transport
+from agentphone._messages import AsyncMessages
 from agentphone._secret import Secret
 from agentphone.errors import ConfigurationError
 
@@ -124,12 +125,19 @@ class AsyncClient(AsyncClientHints):
     def _wire_up(self, config: Config, connections: Connections) -> None:
         self._config = config
         self._connections = connections
-        self._conversations = AsyncConversations(Transport(config, connections))
+        transport = Transport(config, connections)
+        self._conversations = AsyncConversations(transport)
+        self._messages = AsyncMessages(transport)
 
     @property
     def conversations(self) -> AsyncConversations:
         """The conversations of the API key's project."""
         return self._conversations
+
+    @property
+    def messages(self) -> AsyncMessages:
+        """Sending messages and reactions."""
+        return self._messages
 
     def with_options(
         self,

@@ -12,9 +12,8 @@ from typing import Any, Union, cast, get_args, get_origin
 
 import attrs
 
-from agentphone._json import to_camel_case
 from agentphone._timestamps import parse_timestamp
-from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL
+from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL, json_key
 
 Hook = Callable[[Any, Any], Any]
 """Creates a value from JSON; the second argument is cattrs' (the type), and ignored."""
@@ -63,7 +62,7 @@ def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hoo
     names: dict[str, Any] = {
         "UTC": UTC,
         "cls": cls,
-        "known": frozenset(to_camel_case(field.name) for field in fields),
+        "known": frozenset(json_key(cls, field.name) for field in fields),
         "new": object.__new__,
         "parse_timestamp": parse_timestamp,
         "parse_iso": datetime.fromisoformat,
@@ -76,7 +75,7 @@ def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hoo
         f"model, unknown = new(mutable_base), len(raw) - {len(described)}",
     ]
     for field in described:
-        key, default = to_camel_case(field.name), field.default
+        key, default = json_key(cls, field.name), field.default
         set_field = _set_field(field, f"raw[{key!r}]", hook_of, names)
         if default is not attrs.NOTHING:
             call = "()" if isinstance(default, attrs.Factory) else ""  # type: ignore[arg-type]  # a class, which its stub calls a function
@@ -90,7 +89,7 @@ def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hoo
         lines += ["".join(targets) + repr(default)] if targets else []
     lines += ["if unknown:"]
     for field in optional:
-        key = to_camel_case(field.name)
+        key = json_key(cls, field.name)
         set_field = _set_field(field, f"raw[{key!r}]", hook_of, names)
         if field.metadata[OPTIONAL]:  # any value will do
             default = f"model.{field.name}, extra[{key!r}] = {field.default!r}, raw[{key!r}]"

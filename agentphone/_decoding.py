@@ -22,9 +22,9 @@ from cattrs.errors import AttributeValidationNote, BaseValidationError, Iterable
 from cattrs.gen import make_dict_structure_fn_from_attrs, override
 
 from agentphone._compiled_decoder import Hook, compile_list_decoder, inner_of_optional, is_compilable
-from agentphone._json import DecodeError, parse_json, to_camel_case
+from agentphone._json import DecodeError, parse_json
 from agentphone._timestamps import parse_timestamp
-from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL
+from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL, json_key
 
 T = TypeVar("T")
 
@@ -268,7 +268,7 @@ def _init_fields(cls: Any) -> list[attrs.Attribute[Any]]:
             f" function, call attrs.resolve_types({cls.__name__}, localns=locals()) there."
         ) from None
     fields = [field for field in attrs.fields(cls) if field.init]
-    if len({to_camel_case(field.name) for field in fields}) < len(fields):
+    if len({json_key(cls, field.name) for field in fields}) < len(fields):
         raise TypeError(f"two fields of {cls.__name__} have the same key in JSON")
     return fields
 
@@ -363,7 +363,7 @@ class StrictConverter(Converter):
             return self._class_hooks[shape]
         # For a field that holds the same class: the hook is looked up when it is called.
         self._class_hooks[shape] = lambda value, _: self._class_hooks[shape](value, None)
-        fields = {to_camel_case(field.name): field for field in _init_fields(cls)}
+        fields = {json_key(cls, field.name): field for field in _init_fields(cls)}
         has_extra = not self._is_state and any(EXTRA in field.metadata for field in fields.values())
         if has_extra:
             del fields["extra"]

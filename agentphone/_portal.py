@@ -40,14 +40,14 @@ PRELOADED_MODULES = (
 ASYNC_EQUIVALENTS = {
     "Client.close": ("client.close()", "await client.aclose()"),
     "Client.__exit__": ("with Client()", "async with AsyncClient()"),
-    "Pager.page": ("{}.page()", "await {}.page()"),
+    "Pager.page": ("client.conversations.{}().page()", "await client.conversations.{}().page()"),
     "State.__enter__": ("with client.conversations.state()", "async with client.conversations.state()"),
     "State.__exit__": ("with client.conversations.state()", "async with client.conversations.state()"),
-    "Stream.__next__": ("for ... in {}", "async for ... in {}"),
-    "Stream.close": ("{}.close()", "await {}.aclose()"),
+    "Stream.__next__": ("for ... in client.conversations.{}()", "async for ... in client.conversations.{}()"),
+    "Stream.close": ("client.conversations.{}().close()", "await client.conversations.{}().aclose()"),
 }
 """A blocking call as it is written in a program, and what to write with an `AsyncClient`, by the method's qualified
-name; with `{}` for the call that created the pager or stream."""
+name; with `{}` for the method that created the pager or stream."""
 
 CANCELLATION_SECONDS = 1.0
 """How long an interrupted call may take to end."""

@@ -39,9 +39,10 @@ class AsyncStream(AsyncIterator[T]):
     so that blocking code changes threads once a batch.
     """
 
-    def __init__(self, origin: str) -> None:
-        self.origin = origin
-        """The call that created it, as it is written in a program; for warnings."""
+    origin = ""
+    """The method of `conversations` that created it; for warnings."""
+
+    def __init__(self) -> None:
         self._items: Iterator[T] = iter(())
         self._scope: anyio.CancelScope | None = None
         """The step that is running."""
@@ -110,11 +111,11 @@ class AsyncPager(AsyncPagerHints, Generic[T]):
     """
 
     def __init__(
-        self, first: Callable[[], Awaitable[Page[T]]], pages: Callable[[], AsyncStream[Page[T]]], origin: str
+        self, origin: str, first: Callable[[], Awaitable[Page[T]]], pages: Callable[[], AsyncStream[Page[T]]]
     ) -> None:
+        self._origin = origin
         self._first = first
         self._pages = pages
-        self._origin = origin
 
     def __reduce__(self) -> str:
         raise TypeError(NO_COPY)
@@ -129,7 +130,9 @@ class AsyncPager(AsyncPagerHints, Generic[T]):
             RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
                 interrupted a step.
         """
-        return _ItemStream(self._pages())
+        stream = _ItemStream(self._pages())
+        stream.origin = self._origin
+        return stream
 
     def pages(self) -> AsyncIterator[Page[T]]:
         """Iterate over the items a page at a time.
@@ -145,7 +148,9 @@ class AsyncPager(AsyncPagerHints, Generic[T]):
             RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
                 interrupted a step.
         """
-        return self._pages()
+        stream = self._pages()
+        stream.origin = self._origin
+        return stream
 
     async def page(self) -> Page[T]:
         """Read the server's first page, with one request.
@@ -174,10 +179,9 @@ class PageStream(AsyncStream[Page[T]], Generic[R, T]):
         spec: Callable[[R], RequestSpec[Page[T]]],
         transport: Transport,
         *,
-        origin: str,
         max_concurrency: int = 1,
     ) -> None:
-        super().__init__(origin)
+        super().__init__()
         self._paginator = paginator
         self._spec = spec
         self._transport = transport
@@ -202,7 +206,7 @@ class _ItemStream(AsyncStream[T]):
     """Yield the items of pages one by one."""
 
     def __init__(self, pages: AsyncStream[Page[T]]) -> None:
-        super().__init__(pages.origin)
+        super().__init__()
         self._pages = pages
 
     async def _next_batch(self, store: Callable[[Iterable[T]], object]) -> None:
@@ -213,25 +217,26 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
     """Send the requests of a live paginator, with delays between its polls, and retry what will clear by itself.
 
     Args:
+        origin: The method of `conversations` that created it; for warnings.
         paginator: What to request.
         spec: Returns the call for a request.
         transport: Sends the calls.
         backoff: The delays between polls.
-        origin: The call that created it, as it is written in a program; for warnings.
         default_on_not_found: Returns the page that replaces a 404 to a request; None raises the error.
     """
 
     def __init__(
         self,
+        origin: str,
         paginator: LivePaginator[R, PageT, T],
         spec: Callable[[R], RequestSpec[PageT]],
         transport: Transport,
         backoff: PollBackoff,
         *,
-        origin: str,
         default_on_not_found: Callable[[R], PageT | None] = lambda _: None,
     ) -> None:
-        super().__init__(origin)
+        super().__init__()
+        self.origin = origin
         self._paginator = paginator
         self._spec = spec
         self._transport = transport

@@ -50,7 +50,7 @@ __all__ = [
     "Webhook",
 ]
 
-logger = package_logger.getChild("webhooks")
+_logger = package_logger.getChild("webhooks")
 
 SIGNATURE, TIMESTAMP, DELIVERY_ID = "X-Webhook-Signature", "X-Webhook-Timestamp", "X-Webhook-ID"
 
@@ -186,7 +186,7 @@ class Webhook:
         try:
             return raw, self._check(raw, headers)
         except WebhookVerificationError as error:
-            logger.warning("webhook delivery refused: %s", error)
+            _logger.warning("webhook delivery refused: %s", error)
             raise
 
     def _check(self, raw: bytes, headers: _HeaderItems | Iterable[tuple[Any, Any]]) -> str | None:

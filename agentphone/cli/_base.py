@@ -1,7 +1,7 @@
 """The base classes of all commands: what they need beyond click. It knows no command.
 
 Help pages keep their examples as written. Errors of the SDK become click's errors of one line: exit code 2 for a
-setting or an argument that cannot be used, 1 for every other failure.
+setting or an argument that cannot be used, 3 for a message that may have been sent, 1 for every other failure.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from agentphone.errors import (
     DeadlineExceededError,
     NotFoundError,
     RateLimitError,
+    SendUnconfirmedError,
 )
 from agentphone.models import Cursor
 
@@ -48,6 +49,20 @@ ADVICE: Mapping[str, str] = {
     ),
 }
 """The SDK's advice about arguments that only Python code can pass, and what to do on a command line instead."""
+
+
+class _SettingError(click.ClickException):
+    exit_code = 2
+
+
+class _UnconfirmedError(click.ClickException):
+    exit_code = 3
+
+
+_FAILURES: Mapping[type[AgentPhoneError], type[click.ClickException]] = {
+    ConfigurationError: _SettingError,
+    SendUnconfirmedError: _UnconfirmedError,
+}
 
 
 class Command(click.Command):
@@ -86,7 +101,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except AgentPhoneError as error:
-            failure = _SettingError if isinstance(error, ConfigurationError) else click.ClickException
+            failure = _FAILURES.get(type(error), click.ClickException)
             raise failure(f"{ctx.command_path}: {describe(error)}") from error
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
@@ -148,10 +163,6 @@ def usage_errors(ctx: click.Context) -> Generator[None]:
         raise
     except ValueError as error:
         raise click.UsageError(str(error), ctx) from error
-
-
-class _SettingError(click.ClickException):
-    exit_code = 2
 
 
 def describe(error: Exception) -> str:

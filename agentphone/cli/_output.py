@@ -14,7 +14,7 @@ import attrs
 
 from agentphone._json import to_camel_case
 from agentphone.export import Result
-from agentphone.models import Conversation, ConversationDetail, Message, Page
+from agentphone.models import Conversation, ConversationDetail, Message, Page, SentMessage
 
 
 class Output(Protocol):
@@ -31,6 +31,9 @@ class Output(Protocol):
 
     def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
         """Print messages as they arrive, with their conversations if there can be several."""
+
+    def sent(self, sent: SentMessage) -> None:
+        """Print a message that was sent."""
 
     def exported(self, result: Result, *, is_update: bool) -> None:
         """Print the counts and paths of an export, or of an update of the last one."""
@@ -66,6 +69,10 @@ class JsonLines:
         for conversation, message in arrivals:
             ids = {} if conversation is None else {"conversationId": conversation.id}
             _write([ids | message.to_dict() | ids])  # first in the line, and not replaced by a field of the message
+
+    def sent(self, sent: SentMessage) -> None:
+        """Print one line with the message, as the API returned it."""
+        _write([sent.to_dict()])
 
     def exported(self, result: Result, *, is_update: bool) -> None:
         """Print one line with the counts and the paths."""

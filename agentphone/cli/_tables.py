@@ -21,7 +21,7 @@ from rich.text import Text
 
 from agentphone.errors import escape_control_characters
 from agentphone.export import Result
-from agentphone.models import Conversation, ConversationDetail, Message, Page, json_keys
+from agentphone.models import Conversation, ConversationDetail, Message, Page, SentMessage, json_keys
 
 GAP = 2
 MAX_WIDTH = 32
@@ -152,6 +152,11 @@ class Tables:
         except KeyboardInterrupt:
             self._console.print()  # after the terminal's own ^C
             raise
+
+    def sent(self, sent: SentMessage) -> None:
+        """Print what was sent and to whom."""
+        receiver = f" to {sent.to_number}" if sent.to_number else ""
+        self._console.print(_lines(f"Sent {sent.id}{receiver} ({sent.status or 'no status'})."), soft_wrap=True)
 
     def exported(self, result: Result, *, is_update: bool) -> None:
         """Print the counts and the paths; of an update how many messages are new."""

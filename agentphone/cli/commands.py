@@ -11,6 +11,7 @@ from agentphone.cli._base import Group
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
 from agentphone.cli.export import export
+from agentphone.cli.sending import messages, reply
 
 EXAMPLES = """\
 getting started:
@@ -29,7 +30,7 @@ environment:
   NO_COLOR                            if set, plain text without colors
 
 exit codes: 0 success; 1 failure, explained on stderr; 2 wrong command line or
-setting; 130 Ctrl-C
+setting; 3 a message may have been sent; 130 Ctrl-C
 
 tab completion, with this line in your shell's startup file:
   bash  eval "$(_AGENTPHONE_COMPLETE=bash_source agentphone)"
@@ -46,7 +47,7 @@ then, in the program under test:
 """
 HEADINGS = {
     "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names]
-    + ["export"],
+    + ["messages send", "export"],
     "without an account": ["demo", "sandbox"],
 }
 
@@ -65,7 +66,9 @@ def agentphone(ctx: click.Context) -> None:
         raise click.UsageError(f"{ctx.invoked_subcommand} takes no {given[0]} before its name.", ctx)
 
 
+conversations.add_command(reply)
 agentphone.add_command(conversations)
+agentphone.add_command(messages)
 agentphone.add_command(export)
 
 

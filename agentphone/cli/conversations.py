@@ -70,7 +70,9 @@ _conversation_id = click.argument("conversation_id", metavar="ID")
 
 
 @click.group(
-    cls=Group, headings={"commands": ["list", "get", "messages", "follow", "watch", "update"]}, examples=EXAMPLES
+    cls=Group,
+    headings={"commands": ["list", "get", "messages", "follow", "watch", "reply", "update"]},
+    examples=EXAMPLES,
 )
 @account_options
 def conversations() -> None:

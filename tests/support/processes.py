@@ -43,8 +43,10 @@ def run(*command: str, cwd: Path | None = None, **environment: str) -> subproces
     )
 
 
-def run_in_terminal(*command: str, columns: int = 80, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
-    """Run a command to its end in a terminal of that width; return its exit code and its output."""
+def run_in_terminal(
+    *command: str, columns: int = 80, cwd: Path | None = None, typed: str = "", **environment: str
+) -> tuple[int, str]:
+    """Run a command to its end in a terminal of that width, and type keys; return its exit code and its output."""
     fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -53,6 +55,7 @@ def run_in_terminal(*command: str, columns: int = 80, cwd: Path | None = None, *
         terminal.pop(name, None)
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=terminal, cwd=cwd) as process:
         os.close(slave)
+        os.write(master, typed.encode())
         seen = b""
         while chunk := read_terminal(master):
             seen += chunk

@@ -21,15 +21,18 @@ from agentphone import (
     ConversationDetail,
     Conversations,
     Message,
+    Messages,
     NewMessage,
     Page,
     Pager,
+    SentMessage,
+    SentReaction,
     State,
     Stream,
 )
 from agentphone.export import Progress, Result, export
 from agentphone.sandbox import Sandbox
-from agentphone.webhooks import Event, Webhook
+from agentphone.webhooks import Event, MessageEvent, Webhook
 
 
 def clients(transport: httpx.AsyncBaseTransport) -> None:
@@ -153,6 +156,26 @@ def live(client: Client, instant: datetime, last: Message) -> None:
     client.conversations.follow()  # type: ignore[call-arg]
     client.conversations.follow("conv_1", after=5)  # type: ignore[arg-type]
     client.conversations.watch("conv_1")  # type: ignore[call-arg]
+
+
+def sends(client: Client, conversation: Conversation, message: Message, event: MessageEvent) -> None:
+    """Send messages and reactions."""
+    assert_type(client.messages, Messages)
+    sent = client.messages.send("Hello", to="+15555550110", number_id="num_1", media_urls=["https://a.example"])
+    assert_type(sent, SentMessage)
+    assert_type(sent.status, str | None)
+    assert_type(client.messages.send("", recipients=("+1", "+2"), agent_id="agt_1", reply_to=message), SentMessage)
+    assert_type(client.messages.react(message, "love"), SentReaction)
+    assert_type(client.conversations.reply(conversation, "Hello", confirm=5, reply_to=message.id), SentMessage)
+    assert_type(client.conversations.reply("conv_1", "Hello"), SentMessage)
+    assert_type(client.conversations.reply(event, "Hello"), SentMessage)
+    assert_type(client.conversations.reply(NewMessage(conversation, message), "Hello"), SentMessage)
+    assert_type(client.conversations.typing(event), bool)
+
+    client.messages.send("Hello", to=5)  # type: ignore[arg-type]
+    client.messages.send("Hello", "+15555550110")  # type: ignore[call-arg]
+    client.conversations.reply(message, "Hello")  # type: ignore[arg-type]
+    client.conversations.reply(conversation, "Hello", idempotency_key="1")  # type: ignore[call-arg]
 
 
 @attrs.define
