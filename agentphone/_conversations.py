@@ -79,14 +79,12 @@ class AsyncConversations:
         def spec(request: OffsetRequest) -> RequestSpec[Page[Conversation]]:
             return list_conversations(limit=request.limit, offset=request.offset)
 
-        def paginator() -> OffsetPaginator:
-            return OffsetPaginator(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
+        def pages() -> PageStream[OffsetRequest, Conversation]:
+            paginator = OffsetPaginator(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
+            return PageStream(paginator, spec, self._transport, max_concurrency=concurrency)
 
         first = spec(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
-        return AsyncPager(
-            lambda: self._transport.send(first),
-            lambda: PageStream(paginator(), spec, self._transport, max_concurrency=concurrency),
-        )
+        return AsyncPager("list", lambda: self._transport.send(first), pages)
 
     async def get(self, conversation_id: str, *, message_limit: int | None = None) -> ConversationDetail:
         """Get a conversation with its recent messages.
@@ -105,7 +103,8 @@ class AsyncConversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or `message_limit` is out of range.
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or `message_limit` is out of range.
             TypeError: An argument has the wrong type.
         """
         check_integer("message_limit", message_limit, minimum=1, maximum=MAX_RECENT_MESSAGES, optional=True)
@@ -130,7 +129,9 @@ class AsyncConversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or JSON cannot represent a value of the metadata
+                (NaN, a cycle).
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return await self._transport.send(update_conversation(conversation_id, metadata=metadata))
@@ -152,8 +153,7 @@ class AsyncConversations:
         outbound message with the same text and media, no older than the attempt. A call that is cancelled may have sent
         it. Two processes that send the same words in one conversation at the same moment cannot be told apart.
 
-        Source: `POST /v1/messages`; `GET /v1/conversations/{id}` for an id; to look for a reply,
-        `GET /v1/conversations/{id}/messages`.
+        Source: `POST /v1/messages`, `GET /v1/conversations/{id}` for an id, and `GET .../messages` to look for a reply.
 
         Args:
             conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id, which
@@ -169,7 +169,7 @@ class AsyncConversations:
 
         Raises:
             SendUnconfirmedError: It may have been sent, and was not found: do not send it again before you have looked.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.
@@ -200,10 +200,7 @@ class AsyncConversations:
 
         Raises:
             NotFoundError: The conversation does not exist, or the key has no access to it.
-            APIConnectionError: No complete response was received.
-            APIStatusError: The API returned another error status.
-            ResponseDecodeError: The response is not JSON.
-            ClientClosedError: The client is closed.
+            AgentPhoneError: The request failed in another way, as that of `get` can.
             ValueError: The id is empty.
             TypeError: An argument has the wrong type.
         """
@@ -270,7 +267,9 @@ class AsyncConversations:
                 after=lower.timestamp if lower else None,
             )
         )
-        return AsyncPager(lambda: self._transport.send(first), lambda: PageStream(paginator(), spec, self._transport))
+        return AsyncPager(
+            "messages", lambda: self._transport.send(first), lambda: PageStream(paginator(), spec, self._transport)
+        )
 
     @overload
     def state(self, conversation_id: str) -> AsyncState[dict[str, Any]]: ...
@@ -307,7 +306,7 @@ class AsyncConversations:
             empty dict.
 
         Raises:
-            ValueError: The id is empty.
+            ValueError: The id is empty or has control characters.
             TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         _state.check_class(cls)
@@ -349,8 +348,11 @@ class AsyncConversations:
             NotFoundError: The conversation does not exist, or the key has no access to it.
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -369,7 +371,7 @@ class AsyncConversations:
             return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
         spec(CursorRequest(limit=1))  # raises here for an invalid id, not at the first step
-        return PollingStream(paginator, spec, self._transport, backoff)
+        return PollingStream("follow", paginator, spec, self._transport, backoff)
 
     def watch(
         self,
@@ -413,8 +415,11 @@ class AsyncConversations:
         Raises:
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -437,8 +442,8 @@ class AsyncConversations:
             cursor = request.cursor
             return list_messages(request.conversation_id, limit=cursor.limit, before=cursor.before, after=cursor.after)
 
-        def default_on_not_found(request: OffsetRequest | MessagesRequest) -> Page[Any] | None:
+        def on_not_found(request: OffsetRequest | MessagesRequest) -> Page[Any] | None:
             # A conversation may have gone since it was listed. Where the list itself is not found, something is wrong.
             return GONE if isinstance(request, MessagesRequest) else None
 
-        return PollingStream(paginator, spec, self._transport, backoff, default_on_not_found=default_on_not_found)
+        return PollingStream("watch", paginator, spec, self._transport, backoff, default_on_not_found=on_not_found)

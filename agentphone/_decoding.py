@@ -24,7 +24,7 @@ from cattrs.gen import make_dict_structure_fn_from_attrs, override
 from agentphone._compiled_decoder import Hook, compile_list_decoder, inner_of_optional, is_compilable
 from agentphone._json import DecodeError, parse_json
 from agentphone._timestamps import parse_timestamp
-from agentphone.models import EXTRA, NULLABLE_LIST, json_key
+from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL, json_key
 
 T = TypeVar("T")
 
@@ -369,20 +369,31 @@ class StrictConverter(Converter):
             del fields["extra"]
         types = dict(zip(getattr(cls, "__parameters__", ()), get_args(shape), strict=False))
         hooks = {key: self._field(cls, field, types) for key, field in fields.items()}
-        structure_known: Hook = make_dict_structure_fn_from_attrs(
-            [field.evolve(name=_KEY + key, alias=field.alias, type=None) for key, field in fields.items()],
+        optional = {key: field for key, field in fields.items() if has_extra and field.metadata.get(OPTIONAL)}
+        described = {key: field for key, field in fields.items() if key not in optional}
+        structure_described: Hook = make_dict_structure_fn_from_attrs(
+            [field.evolve(name=_KEY + key, alias=field.alias, type=None) for key, field in described.items()],
             cls,
             self,
             {parameter.__name__: Any for parameter in getattr(cls, "__parameters__", ())},
             _cattrs_use_linecache=False,
-            **{_KEY + key: override(rename=key, struct_hook=hook) for key, hook in hooks.items()},  # type: ignore[arg-type]  # its keyword arguments mix overrides and switches
+            **{_KEY + key: override(rename=key, struct_hook=hooks[key]) for key in described},  # type: ignore[arg-type]  # its keyword arguments mix overrides and switches
         )
 
         def structure(value: Any, _: Any) -> Any:
-            created = structure_known(_check_dict(value, None), None)
-            if has_extra and not value.keys() <= fields.keys():
-                # The one place that changes a frozen model: nobody else has seen it yet.
-                object.__setattr__(created, "extra", {key: value[key] for key in value if key not in fields})
+            created = structure_described(_check_dict(value, None), None)
+            if has_extra and not value.keys() <= described.keys():
+                extra = {}
+                for key in (key for key in optional if key in value):
+                    try:
+                        # The one place that changes a frozen model: nobody else has seen it yet.
+                        object.__setattr__(created, optional[key].name, hooks[key](value[key], None))
+                    except RecursionError:
+                        raise
+                    except Exception:  # noqa: BLE001  # whatever is wrong, it does not fit
+                        extra[key] = value[key]
+                extra |= {key: value[key] for key in value if key not in fields}
+                object.__setattr__(created, "extra", extra)
             if self._is_state and (record := _created.get()) is not None:
                 record.append((created, value))
             return created

@@ -9,6 +9,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
+from agentphone._hints import AsyncPagerHints
 from agentphone._http.requests import RequestSpec
 from agentphone._http.retry import min_poll_delay
 from agentphone._http.transport import NO_COPY, Transport
@@ -37,6 +38,9 @@ class AsyncStream(AsyncIterator[T]):
     A class and not a generator, because a generator that is abandoned would need closing. The items come in batches,
     so that blocking code changes threads once a batch.
     """
+
+    origin = ""
+    """The method of `conversations` that created it; for warnings."""
 
     def __init__(self) -> None:
         self._items: Iterator[T] = iter(())
@@ -100,13 +104,16 @@ class AsyncStream(AsyncIterator[T]):
         self._items = iter(items)
 
 
-class AsyncPager(Generic[T]):
+class AsyncPager(AsyncPagerHints, Generic[T]):
     """A list that is read on demand: iterate over its items or its pages, or await its first page.
 
     Creating one sends nothing. Each `async for` starts again at the beginning, and requests pages as it needs them.
     """
 
-    def __init__(self, first: Callable[[], Awaitable[Page[T]]], pages: Callable[[], AsyncStream[Page[T]]]) -> None:
+    def __init__(
+        self, origin: str, first: Callable[[], Awaitable[Page[T]]], pages: Callable[[], AsyncStream[Page[T]]]
+    ) -> None:
+        self._origin = origin
         self._first = first
         self._pages = pages
 
@@ -119,9 +126,13 @@ class AsyncPager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
-        return _ItemStream(self._pages())
+        stream = _ItemStream(self._pages())
+        stream.origin = self._origin
+        return stream
 
     def pages(self) -> AsyncIterator[Page[T]]:
         """Iterate over the items a page at a time.
@@ -133,9 +144,13 @@ class AsyncPager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
-        return self._pages()
+        stream = self._pages()
+        stream.origin = self._origin
+        return stream
 
     async def page(self) -> Page[T]:
         """Read the server's first page, with one request.
@@ -147,6 +162,7 @@ class AsyncPager(Generic[T]):
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
+            ClientClosedError: The client was closed, before or during the call.
         """
         return await self._first()
 
@@ -201,6 +217,7 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
     """Send the requests of a live paginator, with delays between its polls, and retry what will clear by itself.
 
     Args:
+        origin: The method of `conversations` that created it; for warnings.
         paginator: What to request.
         spec: Returns the call for a request.
         transport: Sends the calls.
@@ -210,6 +227,7 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
 
     def __init__(
         self,
+        origin: str,
         paginator: LivePaginator[R, PageT, T],
         spec: Callable[[R], RequestSpec[PageT]],
         transport: Transport,
@@ -218,6 +236,7 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
         default_on_not_found: Callable[[R], PageT | None] = lambda _: None,
     ) -> None:
         super().__init__()
+        self.origin = origin
         self._paginator = paginator
         self._spec = spec
         self._transport = transport

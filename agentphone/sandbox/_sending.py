@@ -28,9 +28,12 @@ SEND_STYLES = (
 REACTIONS = ("love", "like", "dislike", "laugh", "emphasize", "question")
 PHONE_NUMBER = re.compile(r"\+?[0-9 ().\-/]+")
 MIN_DIGITS, MAX_DIGITS = 3, 15
-_BASE = "[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff]"
-_MODIFIERS = "[\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"
-EMOJI = re.compile(f"[0-9#*]\ufe0f?\u20e3|[\U0001f1e6-\U0001f1ff]{{2}}|{_BASE}{_MODIFIERS}(\u200d{_BASE}{_MODIFIERS})*")
+_FLAG = "[\U0001f1e6-\U0001f1ff]{2}"
+_SYMBOL = (
+    "[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001f1e5\U0001f200-\U0001faff]"
+    "[\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]*"  # followed by variation, skin tone or tags
+)
+EMOJI = re.compile(f"[0-9#*]\ufe0f?\u20e3|{_FLAG}|{_SYMBOL}(\u200d{_SYMBOL})*")
 """One emoji: a keycap, a flag, or symbols joined by zero-width joiners. Wider than Unicode's list, never two emoji."""
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import os
+import pydoc
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import agentphone
+from tests.support.processes import run
 
 PACKAGE = Path(agentphone.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -23,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS: tuple[tuple[str, str], ...] = (
     # From layer 0 upwards: the modules, and what they do. A module imports only from layers below its own; inside a
     # package, only from the modules that are listed before it in PACKAGES.
-    ("_version _secret _timestamps _json _checks _loop_thread", "leaves: they know nothing of the API"),
+    ("_version _secret _timestamps _json _checks _hints _logging _loop_thread", "leaves: they know nothing of the API"),
     ("errors models", "every exception, every model"),
     ("_config _compiled_decoder", "settings of a client; the accelerator of the decoder"),
     ("_decoding _delivery_log", "JSON to models, by one cattrs converter; handled webhook deliveries, in SQLite"),
@@ -49,6 +52,8 @@ ASIDE: dict[str, str] = {
     "sandbox": "_client cli pytest_plugin",
     "_codegen": "",
 }
+LAZY = "export sandbox"
+"""Modules above `__init__` that it names for type checkers, and imports when they are used."""
 SANDBOX_MAY_IMPORT = "_checks _loop_thread"
 """Leaves that know nothing of the API, so that a misreading of it cannot be on both sides at once."""
 FOREIGN: dict[str, str] = {
@@ -113,6 +118,8 @@ def is_allowed(name: str, target: str) -> bool:
         order = PACKAGES[top].split()
         return order.index(other_inside[0]) < order.index(inside[0])
     if top == other and inside:
+        return True
+    if name == "__init__" and other in LAZY.split():
         return True
     if other in ASIDE:
         return top in ASIDE[other].split()
@@ -238,15 +245,95 @@ def test_no_module_is_longer_than_450_lines(name: str) -> None:
     assert sources()[name].count("\n") <= 450
 
 
-def test_all_is_what_the_package_binds() -> None:
+def test_all_is_what_type_checkers_and_programs_see() -> None:
     names = agentphone.__all__
     assert len(set(names)) == len(names)
-    bound = {
-        name
-        for name, value in vars(agentphone).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+    imported = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse(sources()["__init__"]))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module != "agentphone"
+        for alias in node.names
     }
-    assert set(names) == bound | {"__version__"}
+    assert set(names) == imported.keys()
+    for name, module in imported.items():
+        assert getattr(agentphone, name) is getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(
+    ("module", "unused"),
+    [
+        ("agentphone", {"anyio", "attrs", "cattrs", "click", "h11", "httpx", "typing", "logging"}),
+        ("agentphone.webhooks", {"click", "h11", "httpx"}),
+        ("agentphone.pytest_plugin", {"agentphone.sandbox", "cattrs", "httpx"}),
+        ("agentphone.cli.commands", {"agentphone.export", "anyio", "cattrs", "h11", "httpx", "rich", "starlette"}),
+    ],
+)
+def test_import_loads_only_what_is_needed(module: str, unused: set[str]) -> None:
+    code = f"import sys; known = set(sys.modules); import {module}; print(*sys.modules.keys() - known)"
+    loaded = run(sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}").stdout.split()
+    assert module in loaded
+    assert unused & set(loaded) == set()
+
+
+def test_dir_is_what_is_public() -> None:
+    names = {name for name in dir(agentphone) if not name.startswith("__")}
+    modules = {path.stem for path in PACKAGE.iterdir() if not path.stem.startswith("_")} - {
+        "cli",
+        "pytest_plugin",
+        "py",
+    }
+    modules -= {"LICENSE"}
+    assert names == set(agentphone.__all__) - {"__version__"} | modules
+    assert all(hasattr(agentphone, name) for name in names)
+
+
+ATTRIBUTES = """
+import sys
+import agentphone
+from tests.support.processes import run
+assert "agentphone.webhooks" not in sys.modules
+print(agentphone.webhooks.Webhook.__name__, agentphone.sandbox.Sandbox.__name__, agentphone.export.export.__name__)
+try:
+    agentphone.Cleint
+except AttributeError as error:
+    print(error, error.name, error.obj is agentphone)
+"""
+
+
+def test_public_modules_are_attributes() -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ATTRIBUTES],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PACKAGE.parent,
+    )
+    unknown = "module 'agentphone' has no attribute 'Cleint' Cleint True"
+    assert (run.stdout, run.stderr) == (f"Webhook Sandbox export\n{unknown}\n", "")
+
+
+def test_help_names_what_matters_and_its_example_runs() -> None:
+    text = inspect.getdoc(agentphone)
+    assert text
+    named = set(re.findall(r"`([A-Za-z]+|agentphone\.[A-Za-z.]+)`", text))
+    public = {"agentphone.webhooks.Webhook", "agentphone.sandbox.Sandbox", "agentphone.export.export"}
+    assert public <= named
+    assert {"AsyncClient", "Client", "Conversation", "Message", "Page", "Cursor", "AgentPhoneError"} <= named
+    for name in named - public:
+        assert name in agentphone.__all__ or hasattr(agentphone.Conversations, name), name
+    example = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    ") or not line)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PACKAGE.parent,
+        env={**os.environ, "AGENTPHONE_BASE_URL": "sandbox:"},
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert len(run.stdout.splitlines()) > 10
+    whole = pydoc.render_doc(agentphone, renderer=pydoc.plaintext)  # type: ignore[attr-defined]  # not in its stub
+    assert text.splitlines()[0] in whole
 
 
 def test_public_names_have_docstrings() -> None:
@@ -259,8 +346,10 @@ def test_public_names_have_docstrings() -> None:
 LOADED = """
 import sys
 import agentphone
+from tests.support.processes import run
 agentphone.AsyncClient("key")
-unwanted = {"asyncio", "httpcore", "starlette", "uvicorn", "sqlite3", "trio", "agentphone.sandbox", "agentphone.cli"}
+unwanted = {"asyncio", "httpcore", "starlette", "uvicorn", "sqlite3", "trio", "pyarrow", "agentphone.cli"}
+unwanted |= {"agentphone.sandbox", "agentphone.webhooks", "agentphone.export"}
 print(*sorted(unwanted & sys.modules.keys()))
 """
 

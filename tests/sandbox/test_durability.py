@@ -18,7 +18,7 @@ import pytest
 from agentphone import Client, ConfigurationError
 from agentphone.sandbox import Sandbox, _database, _messages, _schema
 
-from .helpers import ADA, AGENT, BEN, fork_only, get, in_child, stored_ids
+from .helpers import ADA, AGENT, BEN, call, fork_only, get, in_child, stored_ids
 
 # Python 3.12 and later warn about every fork in a process with threads. These tests show that it works here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -72,6 +72,38 @@ def test_another_programs_database_is_rejected_unchanged(tmp_path: Path, journal
         Client(base_url=f"sandbox:{path}")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_of_another_version_is_rejected_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "box.db"
+    Sandbox(path).close()
+    for version in (0, _schema.SCHEMA_VERSION + 1):
+        with closing(sqlite3.connect(path)) as other:
+            other.execute(f"PRAGMA user_version = {version}")
+        with pytest.raises(sqlite3.DatabaseError, match="another version of the sandbox; name another file"):
+            Sandbox(path)
+        with pytest.raises(ConfigurationError, match=r"box\.db.* another version of the sandbox"):
+            Client(base_url=f"sandbox:{path}")
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA user_version").fetchone() == (_schema.SCHEMA_VERSION + 1,)
+
+
+def test_what_was_sent_is_persistent(tmp_path: Path) -> None:
+    path = tmp_path / "box.db"
+    send = {"from_number": AGENT, "recipients": [ADA, BEN], "body": "Hi", "media_urls": ["https://media.example/1.jpg"]}
+    with Sandbox(path) as sandbox, Sandbox(path) as other:
+        sent = call(sandbox, "POST", "/v1/messages", send).json()
+        group = sent["to_number"]
+        text = other.receive_sms(from_number=ADA, to_number=AGENT, body="Hello", channel="imessage", group=group)
+        other.receive_reaction(text["id"], "love", from_number=BEN)
+        reply = {"from_number": AGENT, "to_number": group, "body": "Done", "reply_to_message_id": text["id"]}
+        assert call(other, "POST", "/v1/messages", reply).status_code == 200
+        before = get(sandbox, f"/v1/conversations/{sent['conversation_id']}")
+        assert [len(message) for message in before["messages"]] == [10, 11, 10]
+    with Sandbox(path) as sandbox:
+        assert get(sandbox, f"/v1/conversations/{sent['conversation_id']}") == before
+        number = {"to_number": BEN, "body": "Hi", "number_id": before["phoneNumberId"]}
+        assert call(sandbox, "POST", "/v1/messages", number).json()["from_number"] == AGENT
 
 
 def test_empty_file_becomes_a_sandbox(tmp_path: Path) -> None:
@@ -302,7 +334,7 @@ def test_file_that_stays_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.
         _schema.GET_MESSAGE,
         _schema.GET_NUMBER,
         _schema.GET_NUMBER_OF_AGENT,
-        _schema.SET_REACTIONS,
+        _schema.SET_DETAILS,
         _schema.NEWEST_MESSAGES,
         _schema.OLDEST_MESSAGES,
         _schema.COUNT_CONVERSATIONS,

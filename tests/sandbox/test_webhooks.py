@@ -127,6 +127,85 @@ def test_only_inbound_messages_after_set_webhook_are_delivered(sandbox: Sandbox,
     assert [received.text for received in receiver.received] == ["by HTTP"]
 
 
+def test_reaction_of_a_person_is_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
+    sandbox.clock = lambda: NOON.timestamp() + 3600
+    picture = "https://media.example/1.jpg"
+    sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi", at=NOON, channel="imessage")
+    message = sandbox.send_sms(from_number=AGENT, to_number=ADA, body="Done", at=NOON, media_urls=[picture])
+    path = f"/v1/conversations/{message['conversationId']}"
+    call(sandbox, "PATCH", path, {"metadata": {"orderId": "ORD-1"}})
+    conversation = call(sandbox, "GET", path).json()
+    sandbox.set_webhook(receiver.url, SECRET, 1)
+    reaction = sandbox.receive_reaction(message["id"], "love")
+    assert call(sandbox, "POST", f"/v1/messages/{message['id']}/reactions", {"reaction": "like"}).status_code == 200
+    until(lambda: statuses(sandbox) == {"delivered": 1})
+    [received] = receiver.received
+    assert received.headers["x-webhook-event"] == "agent.reaction"
+    assert received.is_signed()
+    assert received.payload == {
+        "event": "agent.reaction",
+        "channel": "imessage",
+        "timestamp": "2025-01-15T13:00:00.000000Z",
+        "agentId": conversation["agentId"],
+        "data": {
+            "conversationId": conversation["id"],
+            "numberId": conversation["phoneNumberId"],
+            "reactionType": "love",
+            "fromNumber": ADA,
+            "direction": "inbound",
+            "messageId": message["id"],
+            "messageBody": "Done",
+            "messageMediaUrls": [picture],
+            "createdAt": "2025-01-15T13:00:00.000000Z",
+        },
+        "conversationState": {"orderId": "ORD-1"},
+        "recentHistory": [
+            {
+                "content": "Done",
+                "direction": "outbound",
+                "channel": "imessage",
+                "at": "2025-01-15T12:00:00.000000Z",
+                "messageId": message["id"],
+            }
+        ],
+    }
+    [delivery] = sandbox.deliveries()
+    assert (delivery["event"], delivery["messageId"]) == ("agent.reaction", message["id"])
+    assert reaction["conversationId"] == delivery["conversationId"] == conversation["id"]
+
+
+def test_media_and_group_are_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
+    urls = ["https://media.example/1.jpg", "https://media.example/2.jpg"]
+    body = {"from_number": AGENT, "recipients": [ADA, BEN], "body": "Hi"}
+    group = call(sandbox, "POST", "/v1/messages", body).json()["to_number"]
+    sandbox.set_webhook(receiver.url, SECRET)
+    sandbox.receive_sms(from_number=BEN, to_number=AGENT, body="", group=group, media_urls=urls)
+    until(lambda: statuses(sandbox) == {"delivered": 1})
+    [received] = receiver.received
+    assert received.payload["channel"] == "mms"
+    data = received.payload["data"]
+    assert (data["from"], data["to"], data["senderIdentifier"]) == (BEN, AGENT, BEN)
+    assert (data["message"], data["mediaUrl"], data["mediaUrls"]) == ("", urls[0], urls)
+    members = [{"identifier": ADA}, {"identifier": BEN}]
+    assert data["group"] == {"isGroup": True, "groupId": group, "groupName": None, "participants": members}
+
+
+@pytest.mark.parametrize("delay", [0, 1000])
+def test_outbound_messages_are_echoed_if_asked_for(sandbox: Sandbox, receiver: Receiver, delay: float) -> None:
+    sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+    sandbox.set_webhook(receiver.url, SECRET, 1)
+    send = {"from_number": AGENT, "to_number": ADA, "body": "not echoed"}
+    assert call(sandbox, "POST", "/v1/messages", send).status_code == 200
+    sandbox.behavior = Behavior(echo_outbound=True, sent_message_delay=delay)
+    sent = call(sandbox, "POST", "/v1/messages", send | {"body": "echoed"}).json()
+    until(lambda: statuses(sandbox) == {"delivered": 1})
+    [received] = receiver.received
+    data = received.payload["data"]
+    assert (data["messageId"], data["direction"], data["message"]) == (sent["id"], "outbound", "echoed")
+    assert (data["from"], data["to"]) == (AGENT, ADA)
+    assert [item["content"] for item in received.payload["recentHistory"]] == ["not echoed"]
+
+
 def test_demo_data_is_not_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.set_webhook(receiver.url, SECRET)
     sandbox.load_demo_data()
