@@ -270,8 +270,10 @@ def _introduce(url: str) -> None:
         body = json.dumps({"direction": "inbound", "from": person, "to": agent, "body": "Hi"})
         lines = [
             f"A local AgentPhone is running at {url}. Text your agent:",
-            f"  curl {url}/sandbox/messages -H 'Authorization: Bearer dev' -H 'Content-Type: application/json'"
-            f" -d '{body}'",
+            (
+                f"  curl {url}/sandbox/messages -H 'Authorization: Bearer dev' -H 'Content-Type: application/json'"
+                f" -d '{body}'"
+            ),
         ]
     sys.stdout.write("\n".join([*lines, "Ctrl-C stops it.", ""]))
     sys.stdout.flush()

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from attrs import field, frozen
@@ -18,13 +18,19 @@ from agentphone.webhooks import Event
 T = TypeVar("T")
 
 
+def _to_tuple(urls: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(urls, str):  # whose letters it would be
+        raise TypeError("media_urls must be a list of strings, got str")
+    return tuple(urls)
+
+
 @frozen
 class Reply:
     """A reply with more than a text. The fields are the arguments of `conversations.reply`."""
 
-    body: str = field(default="")
+    body: str = ""
     """The text; may be empty if there is media."""
-    media_urls: tuple[str, ...] = field(default=(), converter=tuple)
+    media_urls: tuple[str, ...] = field(default=(), converter=_to_tuple)
     """URLs of media, 1 to 20, `https://`."""
     reply_to: Message | str | None = None
     """The message to answer, or its id, where the channel has threads."""
@@ -35,7 +41,7 @@ class Reply:
         if not isinstance(self.body, str):
             raise TypeError(f"body must be a string, got {type(self.body).__name__}")
         if not all(isinstance(url, str) for url in self.media_urls):
-            raise TypeError("media_urls must be strings")
+            raise TypeError("media_urls must be a list of strings")
         if not self.body and not self.media_urls:
             raise ValueError("body must not be empty without media_urls; return None to send no reply")
         if not isinstance(self.reply_to, Message | str | None):

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ class Account:
     def __init__(self, folder: Path, **options: Any) -> None:
         self.box = Sandbox()
         self.client = AsyncClient("any-key", transport=self.box.transport(), max_retries=0)
-        options = {"client": self.client, "database": f"sqlite:///{folder / 'inbox.db'}"} | options
-        self.inbox = Inbox(webhook_secret=SECRET, **options)
+        database = f"sqlite:///{folder / 'inbox.db'}"
+        self.inbox = Inbox(options.pop("client", self.client), webhook_secret=SECRET, database=database, **options)
 
     def text(self, body: str = "Hi", *, person_number: int = 0) -> dict[str, Any]:
         """Receive a text, and return it."""
@@ -61,8 +60,8 @@ class Account:
             return client.conversations.get(message["conversationId"], message_limit=100)
 
     def replies(self, message: dict[str, Any]) -> list[str]:
-        messages = self.conversation(message).messages
-        return [each.body for each in sorted(messages, key=lambda each: each.received_at) if each.direction == "outbound"]
+        messages = sorted(self.conversation(message).messages, key=lambda each: each.received_at)
+        return [each.body for each in messages if each.direction == "outbound"]
 
     def state(self, message: dict[str, Any]) -> Any:
         return self.conversation(message).metadata
@@ -167,9 +166,7 @@ def test_failing_handler_is_tried_again_and_given_up(account: Account, caplog: p
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt, StopIteration])
 @pytest.mark.parametrize("is_async", [True, False])
-def test_any_exception_is_a_failure_of_that_text(
-    account: Account, error: type[BaseException], is_async: bool
-) -> None:
+def test_any_exception_is_a_failure_of_that_text(account: Account, error: type[BaseException], is_async: bool) -> None:
     def fail(text: MessageEvent) -> str:
         if text.text == "bad":
             raise error
@@ -424,9 +421,9 @@ def test_name_of_a_live_worker_is_refused(account: Account) -> None:
 
     counting(account)
     with working(account.inbox):
-        with pytest.raises(ConfigurationError, match="name='main': a worker of this name is running already"):
-            with hold_name(account.inbox._database, "agentphone-inbox", "main"):
-                pass
+        taken = pytest.raises(ConfigurationError, match="name='main': a worker of this name is running already")
+        with taken, hold_name(account.inbox._database, "agentphone-inbox", "main"):
+            pass
         with hold_name(account.inbox._database, "agentphone-inbox", "another"):
             pass
         with pytest.raises(ConfigurationError, match="This process runs DBOS already"):
@@ -485,6 +482,7 @@ def test_second_handler_is_rejected() -> None:
         ({"body": 5}, TypeError),
         ({}, ValueError),
         ({"media_urls": [5]}, TypeError),
+        ({"media_urls": "https://media.example/1.jpg"}, TypeError),
         ({"body": "x", "reply_to": 5}, TypeError),
     ],
 )

@@ -43,7 +43,7 @@ def with_header(name: str, value: str) -> Delivery:
     return body, headers | {name: value}
 
 
-REACTION = {"conversationId": "conv_1", "messageId": "msg_1", "reactionType": "love"}
+REACTION: dict[str, Any] = {"conversationId": "conv_1", "messageId": "msg_1", "reactionType": "love"}
 
 
 @pytest.mark.parametrize(
