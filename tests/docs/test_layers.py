@@ -52,7 +52,7 @@ ASIDE: dict[str, str] = {
     "sandbox": "_client cli pytest_plugin",
     "_codegen": "",
 }
-LAZY = "export sandbox"
+LAZY = "export inbox sandbox"
 """Modules above `__init__` that it names for type checkers, and imports when they are used."""
 SANDBOX_MAY_IMPORT = "_checks _loop_thread"
 """Leaves that know nothing of the API, so that a misreading of it cannot be on both sides at once."""
