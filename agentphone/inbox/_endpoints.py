@@ -146,7 +146,7 @@ class DjangoView:
 
 def _headers(status: int) -> list[tuple[bytes, bytes]]:
     allow = [(b"allow", b"POST")] if status == METHOD_NOT_ALLOWED else []
-    return [(b"content-length", b"0"), *allow]
+    return [(b"content-length", b"0"), (b"content-type", b"text/plain"), *allow]
 
 
 def _length(text: str | None) -> int | None:

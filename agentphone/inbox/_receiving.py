@@ -113,6 +113,7 @@ def item_of_message(conversation: Conversation, message: Message) -> Item | None
         "from": message.from_number,
         "to": message.to_number,
         "message": message.body,
+        "mediaUrl": message.media_urls[0] if message.media_urls else None,
         "direction": sender,
         "receivedAt": format_timestamp(message.received_at),
     }

@@ -316,7 +316,12 @@ def test_help_names_what_matters_and_its_example_runs() -> None:
     text = inspect.getdoc(agentphone)
     assert text
     named = set(re.findall(r"`([A-Za-z]+|agentphone\.[A-Za-z.]+)`", text))
-    public = {"agentphone.webhooks.Webhook", "agentphone.sandbox.Sandbox", "agentphone.export.export"}
+    public = {
+        "agentphone.webhooks.Webhook",
+        "agentphone.sandbox.Sandbox",
+        "agentphone.export.export",
+        "agentphone.inbox.Inbox",
+    }
     assert public <= named
     assert {"AsyncClient", "Client", "Conversation", "Message", "Page", "Cursor", "AgentPhoneError"} <= named
     for name in named - public:
