@@ -6,6 +6,7 @@ web server, also after a fork. Beside DBOS's tables there is one of ours. Nothin
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -153,6 +154,8 @@ class Database:
             "storedAt": format_timestamp(datetime.now(UTC)),  # DBOS's own has whole seconds on Python 3.11 with SQLite
         }
         with self._transaction() as (opened, connection):
+            # The order of arrival. DBOS has timestamps alone, on Python 3.11 with SQLite of whole seconds.
+            number = self._next_number(opened, connection, item.partition)
             opened.client.enqueue_in_transaction(
                 connection,
                 {
@@ -160,8 +163,7 @@ class Database:
                     "queue_name": self._inbox,
                     "workflow_id": self.workflow_id(item.id),
                     "queue_partition_key": item.partition,
-                    # The order of arrival. DBOS has timestamps alone, on Python 3.11 with SQLite of whole seconds.
-                    "priority": self._next_number(opened, connection),
+                    "priority": number,
                 },
                 stored,
             )
@@ -290,8 +292,16 @@ class Database:
         weakref.finalize(self, _dispose, engine, os.getpid())
         return _Opened(os.getpid(), engine, client, table)
 
-    def _next_number(self, opened: _Opened, connection: sa.Connection) -> int:
+    def _next_number(self, opened: _Opened, connection: sa.Connection, partition: str) -> int:
+        """Return the number of an item. In its partition the numbers become visible in their order.
+
+        That is what lets no two workers take two items of one partition: DBOS finds the first item of a partition, and
+        takes it later. If one with a lower number appeared in between, another worker could take that one as well.
+        SQLite has one writer at a time.
+        """
         if not self.is_sqlite:
+            key = int.from_bytes(hashlib.sha256(f"{self._inbox}\0{partition}".encode()).digest()[:8], signed=True)
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
             return int(connection.execute(sa.select(sa.func.nextval(f"{SCHEMA}.agentphone_inbox_order"))).scalar_one())
         table = opened.table
         number = sa.cast(table.c.value, sa.Integer) + 1

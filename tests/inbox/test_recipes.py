@@ -18,9 +18,8 @@ from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from tests.inbox.deliveries import of_message
 from tests.inbox.world import until, working
-from tests.support.recipes import GUNICORN, RECIPES, SECRET, UVICORN, environment_of, serving_recipe
+from tests.support.recipes import GUNICORN, README, RECIPES, SECRET, UVICORN, environment_of, serving_recipe
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 AGENT = "+15555550100"
 
 DJANGO = "from django.core.{0} import get_{0}_application\napplication = get_{0}_application()\n"
