@@ -1,7 +1,7 @@
-"""How fast the inbox is: `python -m benchmarks.inbox`. It takes less than half a minute, and needs the extra `inbox`.
+"""How fast the inbox is: `python -m benchmarks.inbox`. Half a minute at most; it needs the extra `inbox`.
 
-Nothing leaves this process except to the disk: the account is a sandbox in memory. What limits `receive` and a worker is
-the disk, because each text is stored before it is answered, and each step before the next one.
+Nothing leaves this process except to the disk: the account is a sandbox in memory. What limits `receive` and a worker
+is the disk, because each text is stored before it is answered, and each step before the next one.
 """
 
 from __future__ import annotations

@@ -21,13 +21,15 @@ from typing import Any
 import sqlalchemy as sa
 from attrs import frozen
 from dbos import DBOS, DBOSClient, Serializer, WorkflowStatus
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from agentphone._loop_thread import hold_lock_at_fork
 from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError
 from agentphone.inbox._receiving import Item
 
-DatabaseError = sa.exc.SQLAlchemyError
+DatabaseError = SQLAlchemyError
 """What is raised while the database cannot be used."""
 DEFAULT_DATABASE = "sqlite:///agentphone-inbox.db"
 DATABASE_VARIABLE = "AGENTPHONE_INBOX_DATABASE"
@@ -359,8 +361,8 @@ def _create_engine(url: str) -> sa.Engine:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
         connection.execute("PRAGMA foreign_keys = ON")
 
-    sa.event.listen(engine, "connect", configure)
-    with suppress(sa.exc.OperationalError), engine.connect() as connection:
+    event.listen(engine, "connect", configure)
+    with suppress(OperationalError), engine.connect() as connection:
         # One sync of the disk for each transaction instead of three, and readers do not wait. The file keeps it. It
         # fails while another process uses the file, which has set it then.
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")

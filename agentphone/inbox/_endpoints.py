@@ -17,23 +17,18 @@ METHOD_NOT_ALLOWED = 405
 Message = MutableMapping[str, Any]
 
 
-class Receiver(Protocol):
+class _Receiver(Protocol):
     """What receives the deliveries: the inbox."""
 
-    def receive(self, body: bytes, headers: Any) -> int:
-        """Receive a delivery."""
-
-    async def areceive(self, body: bytes, headers: Any) -> int:
-        """Receive a delivery without blocking the event loop."""
-
-    def check_receiving(self) -> None:
-        """Raise ConfigurationError if no delivery could be received."""
+    def receive(self, body: bytes, headers: Any) -> int: ...
+    async def areceive(self, body: bytes, headers: Any) -> int: ...
+    def check_receiving(self) -> None: ...
 
 
 class ASGIEndpoint:
     """An ASGI application. An object, because uvicorn takes a bound method for an ASGI 2 application."""
 
-    def __init__(self, inbox: Receiver) -> None:
+    def __init__(self, inbox: _Receiver) -> None:
         self._inbox = inbox
 
     async def __call__(
@@ -84,7 +79,7 @@ class ASGIEndpoint:
 class WSGIEndpoint:
     """A WSGI application."""
 
-    def __init__(self, inbox: Receiver) -> None:
+    def __init__(self, inbox: _Receiver) -> None:
         self._inbox = inbox
 
     def __call__(
@@ -109,7 +104,7 @@ class DjangoView:
     login_required = False
     __name__ = "agentphone_inbox"
 
-    def __init__(self, inbox: Receiver) -> None:
+    def __init__(self, inbox: _Receiver) -> None:
         self._inbox = inbox
 
     def __call__(self, request: Any) -> Any:

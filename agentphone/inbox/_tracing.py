@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 try:
-    from opentelemetry import context, propagate, trace
+    import opentelemetry.trace as _  # noqa: F401
 except ModuleNotFoundError:
     IS_INSTALLED = False
 else:
@@ -27,6 +27,8 @@ def span(name: str, event: Any = None) -> Generator[None]:
     if not IS_INSTALLED:
         yield
         return
+    from opentelemetry import trace
+
     ids = {CONVERSATION: getattr(event, "conversation_id", None), MESSAGE: getattr(event, "message_id", None)}
     attributes = {key: value for key, value in ids.items() if value is not None}
     tracer = trace.get_tracer("agentphone")
@@ -37,7 +39,11 @@ def span(name: str, event: Any = None) -> Generator[None]:
 
 def current_trace() -> dict[str, str] | None:
     """Return the headers that name the current span, to be stored with an item; None if there is none."""
-    if not IS_INSTALLED or not trace.get_current_span().get_span_context().is_valid:
+    if not IS_INSTALLED:
+        return None
+    from opentelemetry import propagate, trace
+
+    if not trace.get_current_span().get_span_context().is_valid:
         return None
     headers: dict[str, str] = {}
     propagate.inject(headers)
@@ -50,6 +56,8 @@ def continued(headers: dict[str, str] | None) -> Generator[None]:
     if not IS_INSTALLED or not headers:
         yield
         return
+    from opentelemetry import context, propagate
+
     token = context.attach(propagate.extract(headers))
     try:
         yield

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from urllib.parse import quote
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from agentphone.errors import ConfigurationError
 from agentphone.inbox._database import Database
@@ -43,7 +44,7 @@ def hold_name(database: Database, inbox: str, name: str) -> Generator[None]:
         try:
             yield
         finally:
-            with suppress(sa.exc.SQLAlchemyError):  # a connection that is gone has no lock
+            with suppress(SQLAlchemyError):  # a connection that is gone has no lock
                 connection.execute(sa.select(sa.func.pg_advisory_unlock(key)))
 
 
