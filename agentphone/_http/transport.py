@@ -296,7 +296,7 @@ class Transport:
             request.headers["Content-Type"] = "application/json"
         _call_hook(config.on_request, request)
         progress.is_sent = True  # a connection that is not ours does not say when
-        with map_exceptions(str(spec), self._secret):
+        with map_exceptions(str(spec), self._secret, sending=request):
             response = await connection.handle_async_request(request)
         response.request = request  # httpx's client layer would do this, and hooks rely on it
         try:
