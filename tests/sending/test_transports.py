@@ -257,7 +257,7 @@ async def test_connect_error_of_another_request(where: str) -> None:
     with send_server(SendServer()) as server:
         async with httpx.AsyncClient(event_hooks={"response": [fail_to_report]}) as http_client:
             settings = {"transport": ReportingTransport()} if where == "transport" else {"http_client": http_client}
-            async with AsyncClient(KEY, base_url=server.url, **settings) as client:  # type: ignore[arg-type]
+            async with AsyncClient(KEY, base_url=server.url, **settings) as client:
                 with pytest.raises(SendUnconfirmedError):
                     await client.messages.send("Hello", **ARGUMENTS)
     assert len(server.posts) == 1
@@ -266,7 +266,7 @@ async def test_connect_error_of_another_request(where: str) -> None:
 async def test_connect_error_of_respx_is_repeated() -> None:
     """It names a copy of the request."""
     with respx.mock:
-        effects = [httpx.ConnectError, httpx.ConnectTimeout, httpx.Response(200, json=SENT)]
+        effects: list[Any] = [httpx.ConnectError, httpx.ConnectTimeout, httpx.Response(200, json=SENT)]
         route = respx.post(f"{BASE}/v1/messages").mock(side_effect=effects)
         async with AsyncClient(KEY, base_url=BASE) as client:
             assert (await client.messages.send("Hello", **ARGUMENTS)).id == "msg_9"
