@@ -223,6 +223,20 @@ class Database:
         replies = (each.output.get("replyId") for each in done if each.queue_partition_key == partition and each.output)
         return {reply_id for reply_id in replies if reply_id}
 
+    def owners(self) -> dict[str, list[str]]:
+        """Return the ids of the workflows that are being handled, by the names of their workers."""
+        found: dict[str, list[str]] = {}
+        running = self._open().client.list_workflows(
+            queue_name=self._inbox, name=WORKFLOW, status="PENDING", load_input=False, load_output=False
+        )
+        for workflow in running:
+            found.setdefault(workflow.executor_id or "", []).append(workflow.workflow_id)
+        return found
+
+    def requeue(self, workflow_ids: list[str]) -> None:
+        """Put workflows back into the queue that their worker will not continue. They keep their steps and order."""
+        self._open().client.resume_workflows(workflow_ids, queue_name=self._inbox)
+
     def rewind(self, item_id: str, *, partition: str, to_step: int) -> None:
         """Put an item that has ended back into the queue, without its steps from one on."""
         self._open().client.rewind_workflow(

@@ -289,17 +289,18 @@ class Inbox:
                 stack.push_async_callback(own.aclose)
             stack.enter_context(_stopping_on_signals(loop, stopped))
             await asyncio.to_thread(self._database.get, "start")  # creates the tables
-            await stack.enter_async_context(Worker(settings, client).running(name))
+            care = await stack.enter_async_context(Worker(settings, client).running(name))
             logger.info("Worker %r is running.", name)
             self._stop = partial(loop.call_soon_threadsafe, stopped.set)
             stack.callback(setattr, self, "_stop", None)
-            waiting: list[asyncio.Task[Any]] = [asyncio.create_task(stopped.wait())]
+            stop = asyncio.create_task(stopped.wait())
+            tasks: list[asyncio.Task[Any]] = [stop, care]
             if receiver is not None:
-                waiting.append(await stack.enter_async_context(receiver(client)))
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if not stopped.is_set():
-                await waiting[-1]  # raises why it has ended
-            waiting[0].cancel()
+                tasks.append(await stack.enter_async_context(receiver(client)))
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+            for task in ended - {stop}:
+                await task  # raises why it has ended
 
     @asynccontextmanager
     async def _polling(self, client: AsyncClient | Client, poll_interval: float) -> AsyncGenerator[asyncio.Task[None]]:

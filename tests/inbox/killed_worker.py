@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import define
 
-from agentphone.inbox import Inbox, _steps, _workflow
+from agentphone.inbox import Inbox, _steps, _worker, _workflow
 from agentphone.inbox._steps import Steps
 from agentphone.webhooks import MessageEvent
 
@@ -87,6 +87,7 @@ def main(name: str) -> None:
     """Work until a signal."""
     _workflow.INITIAL_BACKOFF = 0.05
     _steps.CONFIRM_SECONDS = 0.5
+    _worker.CARE_SECONDS = 0.2
     for step in ("handle", "write_state", "send", "look_up"):
         with_deaths(step)
     inbox.work(name)

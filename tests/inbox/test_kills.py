@@ -9,11 +9,12 @@ import os
 import random
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.inbox.world import World
+from tests.inbox.world import World, is_alive, until
 
 KILLS = int(os.environ.get("INBOX_KILLS", "2"))
 IS_LONG = KILLS > 2
@@ -36,7 +37,11 @@ MOMENTS = [
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_killed_at_random_moments(
-    database: str, tmp_path: Path, forking: subprocess.Popen[str], workers: int
+    database: str,
+    tmp_path: Path,
+    forking: subprocess.Popen[str],
+    workers: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     with World.opened(tmp_path, database, forking, faults=True) as world:
         for number in range(workers):
@@ -59,6 +64,7 @@ def test_workers_killed_at_random_moments(
 
         world.finish(TEXTS, between=kill, seconds=LONGEST)
         world.check(TEXTS, PEOPLE, unconfirmed=KILLS)
+        record_property("unconfirmed", len(world.items("unconfirmed")))
         assert IS_LONG or not remaining
 
 
@@ -78,3 +84,18 @@ def test_worker_that_dies_at_each_moment(
         unconfirmed = deaths if moment == "before send" else 0
         world.check(texts, 1, unconfirmed=unconfirmed)
         assert len(world.items("unconfirmed")) == unconfirmed
+
+
+def test_others_take_over_what_a_dead_worker_has_left(
+    database: str, tmp_path: Path, forking: subprocess.Popen[str]
+) -> None:
+    with World.opened(tmp_path, database, forking) as world:
+        world.environment = {"DIE_AT": "after handle"}
+        world.send_texts(4, 1)
+        world.start("one")
+        until(lambda: world.records("death"))
+        until(lambda: not is_alive(world.workers["one"]))
+        del world.workers["one"]  # it never comes back
+        world.start("two")
+        world.finish(4)
+        world.check(4, 1)
