@@ -20,8 +20,10 @@ import anyio
 import anyio.lowlevel
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from agentphone.sandbox._behavior import Settings
+from agentphone.sandbox._controls import Controls
 from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
 from agentphone.sandbox._inputs import (
     FieldError,
@@ -31,14 +33,19 @@ from agentphone.sandbox._inputs import (
     parse_webhook,
     timestamp_parameter,
 )
+from agentphone.sandbox._page import page_response
+from agentphone.sandbox._request_log import LoggedRequest, RequestLog
 from agentphone.sandbox._store import Store
 
 RESET_EXTENSION = "agentphone.sandbox.reset"
 HANG_SECONDS = 300.0
 MAX_BODY = 1024 * 1024
 DEFAULT_MESSAGE_LIMIT = 50
-DEFAULT_DELIVERIES, MAX_DELIVERIES = 100, 1000
 DEFAULT_CONTEXT_LIMIT = 10
+OBSERVER_PATHS = ("/sandbox/events", "/sandbox/changes", "/sandbox/requests", "/sandbox/faults")
+"""Paths that observe and control the sandbox: requests for them are not recorded, and no scripted fault hits them."""
+PHONE_HEADER = "x-agentphone-phone"
+"""The header of the phone's own requests, which are treated like those for `OBSERVER_PATHS`."""
 ERROR_CODES = {
     400: ("BAD_REQUEST", "invalid_request_error"),
     401: ("UNAUTHORIZED", "authentication_error"),
@@ -75,13 +82,21 @@ class App:
         api_key: The only bearer key to accept; None accepts any non-empty key.
         faults: The scripted faults, which replace ordinary responses.
         requests: Where every request is recorded.
+        settings: How timestamps are shown.
+
+    Attributes:
+        request_log: The requests with their outcomes.
     """
 
-    def __init__(self, store: Store, api_key: str | None, faults: Faults, requests: Requests) -> None:
+    def __init__(
+        self, store: Store, api_key: str | None, faults: Faults, requests: Requests, settings: Settings
+    ) -> None:
         self._store = store
         self._api_key = api_key
         self._faults = faults
         self._requests = requests
+        self.request_log: RequestLog = RequestLog(settings)
+        self._controls = Controls(store, self.request_log, _found)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to an HTTP request; acknowledge the start and end of a lifespan."""
@@ -95,19 +110,40 @@ class App:
                 return
             # In-process, nothing else here yields to the event loop, so a caller's timeout could never fire.
             await anyio.lowlevel.checkpoint()
-            request = Request(scope)
+            request = Request(scope, receive)
             path = _raw_path(scope)
-            self._requests.append(ReceivedRequest.from_request(request, path, body))
-            fault = self._faults.next_for(path)
-            if fault is not None and fault.kind in ("hang", "reset"):
-                await _hang_or_reset(fault, scope, receive, send)
-                return
-            response = self._respond(request, path, body) if fault is None else _fault_response(fault)
-            response.headers["x-request-id"] = f"req_{secrets.token_hex(8)}"
-            if fault is not None and fault.kind == "cut":
-                await _send_truncated(response, send)
+            send = _with_request_id(send)
+            page = page_response(request, path)
+            if page is not None:
+                await page(scope, receive, send)
+            elif path in OBSERVER_PATHS or PHONE_HEADER in request.headers:
+                await self._respond(request, path, body)(scope, receive, send)
             else:
-                await response(scope, receive, send)
+                received = ReceivedRequest.from_request(request, path, body)
+                self._requests.append(received)
+                with self.request_log.recording(received) as entry:
+                    await self._respond_or_fail(request, path, body, entry, send)
+
+    async def _respond_or_fail(
+        self, request: Request, path: str, body: bytes, entry: LoggedRequest, send: Send
+    ) -> None:
+        """Respond, or do what a scripted fault says."""
+
+        async def note_status(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                entry.status = message["status"]
+            await send(message)
+
+        fault = self._faults.next_for(path)
+        entry.is_fault = fault is not None
+        if fault is not None and fault.kind in ("hang", "reset"):
+            await _hang_or_reset(fault, request.scope, request.receive, note_status)
+            return
+        response = self._respond(request, path, body) if fault is None else _fault_response(fault)
+        if fault is not None and fault.kind == "cut":
+            await _send_truncated(response, note_status)
+        else:
+            await response(request.scope, request.receive, note_status)
 
     def _respond(self, request: Request, path: str, body: bytes) -> Response:
         try:
@@ -147,10 +183,12 @@ class App:
                 handlers = {"POST": lambda _, body: self._add_message(body)}
             case ["", "sandbox", "webhook"]:
                 handlers = {"PUT": lambda _, body: self._set_webhook(body)}
-            case ["", "sandbox", "deliveries"]:
-                handlers = {"GET": self._deliveries}
+            case ["", "sandbox", *rest]:
+                handlers = self._controls.handlers(rest)
             case _:
-                raise HTTPError(404, "There is nothing at this path.")
+                handlers = {}
+        if not handlers:
+            raise HTTPError(404, "There is nothing at this path.")
         if method not in handlers:
             allowed = ", ".join(handlers)
             raise HTTPError(405, f"Allowed methods: {allowed}.", {"Allow": allowed})
@@ -201,9 +239,15 @@ class App:
         self._store.queue.set_webhook(webhook)
         return _json_response(200, {"url": webhook.url, "contextLimit": webhook.context_limit})
 
-    def _deliveries(self, request: Request, _: bytes) -> Response:
-        limit = integer_parameter(request, "limit", DEFAULT_DELIVERIES, minimum=1, maximum=MAX_DELIVERIES)
-        return _json_response(200, self._store.queue.page(limit=limit))
+
+def _with_request_id(send: Send) -> Send:
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            header = (b"x-request-id", f"req_{secrets.token_hex(8)}".encode())
+            message = {**message, "headers": [*message["headers"], header]}
+        await send(message)
+
+    return send_with_id
 
 
 async def _read_body(receive: Receive) -> bytes | None:

@@ -11,12 +11,14 @@ import random
 import secrets
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import attrs
 
-from agentphone.sandbox import _deliveries
+from agentphone.sandbox import _changes, _deliveries
 from agentphone.sandbox._behavior import Settings
+from agentphone.sandbox._changes import ChangeLog
 from agentphone.sandbox._database import Database
 from agentphone.sandbox._deliveries import DeliveryQueue
 
@@ -95,6 +97,7 @@ class Store:
 
     Attributes:
         queue: The webhook and its deliveries, in the same database.
+        changes: What changed in it.
 
     Raises:
         ValueError: The path is `":memory:"`.
@@ -104,19 +107,32 @@ class Store:
     def __init__(self, path: str | os.PathLike[str] | None, settings: Settings) -> None:
         self._settings = settings
         self._latest = (settings.clock, settings.now())
-        self._database = Database(path, (*SCHEMA, *_deliveries.SCHEMA))
+        self._database = Database(path, (*SCHEMA, *_deliveries.SCHEMA, *_changes.SCHEMA))
         self.queue: DeliveryQueue = DeliveryQueue(self._database, settings)
+        self.changes: ChangeLog = ChangeLog(self._database, settings)
 
     def close(self) -> None:
         """Close the database; data in memory is lost. May be called twice."""
         self._database.close()
+
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        """Begin a transaction that reads."""
+        return self._database.transaction("BEGIN")
+
+    def show(self, row: sqlite3.Row) -> dict[str, Any]:
+        """Return a conversation as the list shows it."""
+        return self._conversation(row) | {"lastMessagePreview": row["preview"]}
+
+    def show_message(self, row: sqlite3.Row, conversation: sqlite3.Row) -> dict[str, Any]:
+        """Return a message of a conversation."""
+        return self._message(row, conversation)
 
     def conversations(self, *, limit: int, offset: int) -> dict[str, Any]:
         """Return one page of conversations, most recent activity first."""
         with self._database.transaction("BEGIN") as connection:
             total: int = connection.execute(COUNT_CONVERSATIONS).fetchone()[0]
             rows = connection.execute(LIST_CONVERSATIONS, (limit, offset)).fetchall()
-        data = [self._conversation(row) | {"lastMessagePreview": row["preview"]} for row in rows]
+        data = [self.show(row) for row in rows]
         return {"data": data, "hasMore": offset + len(rows) < total, "total": total}
 
     def conversation(self, conversation_id: str, *, message_limit: int) -> dict[str, Any] | None:
