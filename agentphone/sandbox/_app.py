@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from agentphone.sandbox._behavior import Settings
 from agentphone.sandbox._controls import Controls
+from agentphone.sandbox._deliveries import DeliveryQueue
 from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
 from agentphone.sandbox._inputs import (
     FieldError,
@@ -42,7 +43,8 @@ HANG_SECONDS = 300.0
 MAX_BODY = 1024 * 1024
 DEFAULT_MESSAGE_LIMIT = 50
 DEFAULT_CONTEXT_LIMIT = 10
-OBSERVER_PATHS = ("/sandbox/events", "/sandbox/changes", "/sandbox/requests", "/sandbox/faults")
+EVENTS_PATH = "/sandbox/events"
+OBSERVER_PATHS = (EVENTS_PATH, "/sandbox/changes", "/sandbox/requests", "/sandbox/faults")
 """Paths that observe and control the sandbox: requests for them are not recorded, and no scripted fault hits them."""
 PHONE_HEADER = "x-agentphone-phone"
 """The header of the phone's own requests, which are treated like those for `OBSERVER_PATHS`."""
@@ -86,6 +88,7 @@ class App:
 
     Attributes:
         request_log: The requests with their outcomes.
+        queue: The webhook deliveries.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class App:
         self._faults = faults
         self._requests = requests
         self.request_log: RequestLog = RequestLog(settings)
+        self.queue: DeliveryQueue = store.queue
         self._controls = Controls(store, self.request_log, _found)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,12 +154,12 @@ class App:
             self._authenticate(request, body)
             return self._handler(request.method, path)(request, body)
         except FieldError as error:
-            return _error_response(422, str(error), details=error.details)
+            return error_response(422, str(error), details=error.details)
         except HTTPError as error:
-            return _error_response(error.status, str(error), error.headers)
+            return error_response(error.status, str(error), error.headers)
         except Exception:
             logger.exception("%s %s failed", request.method, path)
-            return _error_response(500, "The sandbox failed; see its log.")
+            return error_response(500, "The sandbox failed; see its log.")
 
     def _authenticate(self, request: Request, body: bytes) -> None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -279,9 +283,10 @@ def _json_response(status: int, content: object, headers: Mapping[str, str] | No
     return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
 
-def _error_response(
+def error_response(
     status: int, message: str, headers: Mapping[str, str] | None = None, details: object = ()
 ) -> Response:
+    """Return an error in the API's envelope."""
     code, kind = ERROR_CODES.get(status, ERROR_CODES[500 if status >= 500 else 400])
     error = {"message": message, "code": code, "type": kind, "details": details}
     return _json_response(status, {"error": error}, headers)
@@ -312,7 +317,7 @@ def _fault_response(fault: Fault) -> Response:
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     match fault.body:
         case None:
-            return _error_response(fault.status, "Scripted fault.", headers)
+            return error_response(fault.status, "Scripted fault.", headers)
         case str():
             return Response(fault.body, fault.status, headers, "text/html")
         case bytes():
