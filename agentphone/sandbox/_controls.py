@@ -47,6 +47,8 @@ class Controls:
                 return {"GET": self._changes}
             case ["requests"]:
                 return {"GET": self._requests}
+            case ["requests", number]:
+                return {"GET": lambda *_: self._respond(self._request_log.get(number))}
             case ["search"]:
                 return {"GET": self._search}
             case ["deliveries"]:

@@ -102,6 +102,10 @@ class RequestLog:
         newest = [entry.details() for entry in reversed(entries[-limit:])]
         return {"data": newest, "hasMore": len(entries) > limit}
 
+    def get(self, number: str) -> dict[str, Any] | None:
+        """Return a request by its number, or None if it is not among them."""
+        return next((entry.details() for entry in tuple(self._entries) if str(entry.id) == number), None)
+
     def _mark(self, entry: LoggedRequest) -> None:
         # `next` is atomic, so two threads never get the same version.
         entry.version = self.version = next(self._versions)
