@@ -109,7 +109,7 @@ def sandbox(
 
     if webhook is not None:
         with usage_errors(ctx):
-            parse_webhook(webhook, secret, 0)
+            parse_webhook(webhook, secret, 0, 30.0)
     return serve(
         host=host,
         port=port,

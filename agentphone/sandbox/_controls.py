@@ -12,7 +12,6 @@ from starlette.responses import Response
 from agentphone.sandbox._events import EventResponse, EventSource
 from agentphone.sandbox._inputs import FieldError, integer_parameter
 from agentphone.sandbox._request_log import RequestLog
-from agentphone.sandbox._search import search
 from agentphone.sandbox._store import Store
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1000  # of deliveries and requests
@@ -82,7 +81,7 @@ class Controls:
         if not 0 < len(query) <= MAX_QUERY:
             raise FieldError("q", f"must have 1 to {MAX_QUERY} characters.")
         limit = integer_parameter(request, "limit", 50, minimum=1, maximum=100)
-        return self._respond(search(self._store, query, limit=limit))
+        return self._respond(self._store.search.page(query, limit=limit))
 
     def _deliveries(self, request: Request, _: bytes) -> Response:
         limit = integer_parameter(request, "limit", DEFAULT_PAGE, minimum=1, maximum=MAX_PAGE)
