@@ -96,15 +96,19 @@ def serve(
 
             with (
                 suppress(KeyboardInterrupt),  # a Ctrl-C before or after uvicorn handles signals
-                nullcontext() if quiet else _printing_activity(sandbox),
+                nullcontext() if quiet else printing_activity(sandbox),
             ):
                 _Server(sandbox, when_ready=print_urls, allowed_hosts={host, *allowed_hosts}).run([listener])
     return 0
 
 
 @contextmanager
-def _printing_activity(sandbox: Sandbox) -> Generator[None]:
-    """Print a line per request and per webhook attempt."""
+def printing_activity(sandbox: Sandbox) -> Generator[None]:
+    """Print a line per request to a sandbox and per webhook attempt of this process, on stdout.
+
+    Args:
+        sandbox: The sandbox.
+    """
     writer = LineWriter(sys.stdout)
     sandbox.app.request_log.on_finish = lambda entry: writer.write(request_line(entry))
     sandbox.app.queue.on_finish = lambda *attempt: writer.write(delivery_line(*attempt))
@@ -115,19 +119,20 @@ def _printing_activity(sandbox: Sandbox) -> Generator[None]:
 
 
 @contextmanager
-def running(sandbox: Sandbox) -> Iterator[str]:
-    """Serve a sandbox over HTTP from a thread, on a free port of 127.0.0.1, and yield its URL.
+def running(sandbox: Sandbox, *, port: int = 0) -> Iterator[str]:
+    """Serve a sandbox over HTTP from a thread, on 127.0.0.1, and yield its URL.
 
     The sandbox can be used meanwhile, and stays open afterwards.
 
     Args:
         sandbox: The sandbox to serve.
+        port: The port, 0 to 65535; 0 chooses a free one.
 
     Raises:
-        OSError: There is no free port.
+        OSError: The port is in use, or there is no free one.
     """
     ready: Future[None] = Future()
-    with _listen("127.0.0.1", 0) as listener:
+    with _listen("127.0.0.1", port) as listener:
         server = _Server(sandbox, when_ready=lambda: ready.set_result(None))
 
         def run() -> None:

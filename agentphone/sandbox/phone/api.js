@@ -33,21 +33,23 @@ export async function renewKey(rejected) {
 
 export const currentKey = () => key;
 
-export async function call(method, path, body, { signal } = {}) {
+/** Return the JSON of a response. Raises ApiError, with status 0 if the sandbox cannot be reached. */
+export async function call(method, path, body) {
   for (;;) {
     const used = key;
     const response = await fetch(path, {
       method,
-      signal,
       cache: "no-store",
       headers: headers(body === undefined ? {} : { "Content-Type": "application/json" }),
       body: body === undefined ? undefined : JSON.stringify(body),
+    }).catch(() => {
+      throw new ApiError(0, "The sandbox cannot be reached.");
     });
     if (response.status === 401) {
       await renewKey(used);
       continue;
     }
-    const text = await response.text();
+    const text = await response.text().catch(() => "");
     let content = null;
     try {
       content = text === "" ? null : JSON.parse(text);
@@ -67,7 +69,7 @@ export const getConversation = (conversation, limit) =>
 export const listMessages = (conversation, limit, before) =>
   call("GET", `/v1/conversations/${id(conversation)}/messages?limit=${limit}${before ? `&before=${id(before)}` : ""}`);
 export const text = (from, to, body) => call("POST", "/sandbox/messages", { direction: "inbound", from, to, body });
-export const search = (query, signal) => call("GET", `/sandbox/search?q=${id(query)}`, undefined, { signal });
+export const search = (query) => call("GET", `/sandbox/search?q=${id(query)}`);
 export const listDeliveries = (conversation, limit) =>
   call("GET", `/sandbox/deliveries?conversation_id=${id(conversation)}&limit=${limit}`);
 export const getDelivery = (delivery) => call("GET", `/sandbox/deliveries/${id(delivery)}`);

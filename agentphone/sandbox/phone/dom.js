@@ -64,6 +64,8 @@ export function coalesced(run, delay = 30) {
     isRunning = true;
     try {
       await run();
+    } catch (error) {
+      if (error.status !== 0) throw error; // A lost server is noticed by the stream; then everything is read again.
     } finally {
       isRunning = false;
       if (isWanted) {

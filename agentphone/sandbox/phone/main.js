@@ -81,7 +81,7 @@ async function refreshCurrent() {
     if (error.status === 404 && opened === current) {
       list.remove(opened.id);
       await open(null);
-    } else if (error instanceof api.ApiError) report(Promise.reject(error));
+    } else throw error;
   }
 }
 const refreshCurrentSoon = coalesced(refreshCurrent, 20);
@@ -297,8 +297,7 @@ async function report(action, done) {
     await action;
     if (done) announce(done);
   } catch (error) {
-    const isLost = !(error instanceof api.ApiError);
-    announce(isLost ? "The sandbox cannot be reached." : error.message, { isError: true });
+    announce(error.message, { isError: true });
   }
 }
 

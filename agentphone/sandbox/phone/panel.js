@@ -171,7 +171,7 @@ function deliverySummary(delivery) {
   const outcome =
     delivery.status === "pending" && !last
       ? el("span", { class: "badge waiting", text: "…" })
-      : badge(last?.status ?? null, delivery.status === "delivered");
+      : badge(last?.status ?? null, last?.error === null);
   const attempts = delivery.attempts.length;
   return [
     el("span", { class: "target", text: delivery.event }),
