@@ -78,18 +78,27 @@ async def test_reload_keeps_the_place(sandbox: Sandbox, pages: Pages) -> None:
     async with pages.page() as page:
         await page.locator("#list a", has_text="0110").click()
         await page.get_by_role("textbox", name="Text as").fill("A draft")
-        await page.locator("#thread").hover()
         place = bubbles(page, "Text 120.")
-        while await place.count() == 0:
-            await page.mouse.wheel(0, -1000)
-            await page.wait_for_timeout(20)
-        await place.scroll_into_view_if_needed()
+        await expect(bubbles(page, "Text 299.")).to_be_visible()
+        assert await page.evaluate(SCROLL_UP_TO, "Text 120.")
         await page.wait_for_timeout(200)
         before = (await place.bounding_box() or {})["y"]
         await page.reload()
         await expect(place).to_be_in_viewport()
         await expect(page.get_by_role("textbox", name="Text as")).to_have_value("A draft")
         assert abs((await place.bounding_box() or {})["y"] - before) < 5
+
+
+SCROLL_UP_TO = """async (text) => {
+    const thread = document.getElementById("thread");
+    for (let step = 0; step < 100; step += 1) {
+        const found = [...thread.querySelectorAll("article")].find((row) => row.textContent.includes(text));
+        if (found) return found.scrollIntoView({ block: "center" }) ?? true;
+        thread.scrollTop -= 400;
+        for (let frame = 0; frame < 3; frame += 1) await new Promise(requestAnimationFrame);
+    }
+    return false;
+}"""
 
 
 async def test_pages_see_the_same_and_mark_what_is_unread(sandbox: Sandbox, pages: Pages) -> None:
