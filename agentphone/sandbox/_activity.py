@@ -35,15 +35,15 @@ def delivery_line(delivery: Delivery, status: str, attempts: list[dict[str, Any]
     if status != "delivered":
         outcome = "will be retried" if status == "pending" else "gave up"
         error = "" if attempt["status"] is not None else f", {attempt['error']}"
-        note = f"attempt {len(attempts)}{error}: {outcome}"
-    target = f"POST   {delivery.webhook.url}"
+        note = f"attempt {len(attempts)}{error}; {outcome}"
+    target = f"→      {delivery.webhook.url}"
     return _line(attempt["at"], target, attempt["status"], attempt["seconds"], note)
 
 
 def _line(at: str, target: str, status: int | None, seconds: float, note: str) -> str:
     time_of_day = at.partition("T")[2][:8]
     shown = target if len(target) <= MAX_TARGET else f"{target[: MAX_TARGET - 1]}…"
-    outcome = f"{'---' if status is None else status}  {seconds * 1000:6.0f} ms"
+    outcome = f"{'no answer' if status is None else status!s:<9}  {seconds * 1000:5.0f} ms"
     text = f"{time_of_day}  {shown:<{TARGET_WIDTH}}  {outcome}{note and '  '}{note}"
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
@@ -72,7 +72,8 @@ class LineWriter:
         self._thread.join(FLUSH_SECONDS)
 
     def _run(self) -> None:
+        encoding = self._stream.encoding or "utf-8"
         with suppress(OSError, ValueError):  # closed by the program that reads it
             while (line := self._lines.get()) is not None:
-                self._stream.write(f"{line}\n")
+                self._stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
                 self._stream.flush()

@@ -48,7 +48,7 @@ MAX_BODY = 1024 * 1024
 DEFAULT_MESSAGE_LIMIT = 50
 DEFAULT_CONTEXT_LIMIT = 10
 EVENTS_PATH = "/sandbox/events"
-OBSERVER_PATHS = (EVENTS_PATH, "/sandbox/changes", "/sandbox/requests", "/sandbox/faults")
+OBSERVER_PATHS = (EVENTS_PATH, "/sandbox/changes", "/sandbox/requests", "/sandbox/search", "/sandbox/faults")
 """Paths that observe and control the sandbox: requests for them are not recorded, and no scripted fault hits them."""
 PHONE_HEADER = "x-agentphone-phone"
 """The header of the phone's own requests, which are treated like those for `OBSERVER_PATHS`."""
@@ -127,7 +127,7 @@ class App:
             page = page_response(request, path)
             if page is not None:
                 await page(scope, receive, send)
-            elif path in OBSERVER_PATHS or PHONE_HEADER in request.headers:
+            elif path.startswith(OBSERVER_PATHS) or PHONE_HEADER in request.headers:
                 await self._respond(request, path, body)(scope, receive, send)
             else:
                 received = ReceivedRequest.from_request(request, path, body)

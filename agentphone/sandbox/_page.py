@@ -52,7 +52,7 @@ def page_response(request: Request, path: str) -> Response | None:
     headers = HEADERS | {"ETag": etag}
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
-    return Response(content if request.method == "GET" else b"", headers=headers, media_type=media_type)
+    return Response(content, headers=headers, media_type=media_type)
 
 
 @cache

@@ -19,7 +19,7 @@ from agentphone.sandbox.server import running
 from .agent import Agent, answering
 
 if TYPE_CHECKING:
-    from playwright.async_api import Browser, Page
+    from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request
 
 HOW_TO = "the tests of the phone need a browser: pip install '.[browser]' && apt-get install chromium"
 FLAGS = [
@@ -32,7 +32,7 @@ FLAGS = [
     "--no-first-run",
     "--disable-quic",
 ]
-WAIT = int(os.environ.get('W', 20_000))
+WAIT = 20_000
 """Milliseconds after which an expectation fails: a limit that turns a hang into a failure, not a measure."""
 
 
@@ -92,31 +92,30 @@ class Pages:
         self._browser = browser
         self.url = url
         self.errors: list[str] = []
-        self.allowed_errors: tuple[str, ...] = (
-            "Failed to load resource",
-        )  # the browser's own, of a server that is gone
 
     @asynccontextmanager
-    async def context(self, **settings: Any) -> AsyncIterator[Any]:
+    async def context(self, **settings: Any) -> AsyncIterator[BrowserContext]:
         """Open a browser window of its own: pages in it share storage and streams."""
         context = await self._browser.new_context(
             **{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **settings}
         )
         context.set_default_timeout(WAIT)
         context.on("weberror", lambda error: self.errors.append(str(error.error)))
-        context.on(
-            "console",
-            lambda message: (
-                message.type in ("error", "warning")
-                and not message.text.startswith(self.allowed_errors)
-                and self.errors.append(message.text)
-            ),
-        )
-        context.on("request", lambda request: request.url.startswith(self.url) or self.errors.append(request.url))
+        context.on("console", self._check_message)
+        context.on("request", self._check_request)
         try:
             yield context
         finally:
             await context.close()
+
+    def _check_message(self, message: ConsoleMessage) -> None:
+        # The browser itself reports requests to a server that is gone.
+        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
+            self.errors.append(message.text)
+
+    def _check_request(self, request: Request) -> None:
+        if not request.url.startswith(self.url):
+            self.errors.append(f"request for {request.url}")
 
     @asynccontextmanager
     async def page(self, path: str = "/", **settings: Any) -> AsyncIterator[Page]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,12 @@ def expect(target: Any) -> Any:
 
 def bubbles(page: Page, text: str | re.Pattern[str]) -> Any:
     return page.locator("article .body", has_text=text)
+
+
+async def top_of(target: Any) -> float:
+    """Return the distance of an element from the top of the window."""
+    box = await target.bounding_box()
+    return float(box["y"])
 
 
 async def say(page: Page, text: str) -> None:
@@ -82,11 +87,11 @@ async def test_reload_keeps_the_place(sandbox: Sandbox, pages: Pages) -> None:
         await expect(bubbles(page, "Text 299.")).to_be_visible()
         assert await page.evaluate(SCROLL_UP_TO, "Text 120.")
         await page.wait_for_timeout(200)
-        before = (await place.bounding_box() or {})["y"]
+        before = await top_of(place)
         await page.reload()
         await expect(place).to_be_in_viewport()
         await expect(page.get_by_role("textbox", name="Text as")).to_have_value("A draft")
-        assert abs((await place.bounding_box() or {})["y"] - before) < 5
+        assert abs(await top_of(place) - before) < 5
 
 
 SCROLL_UP_TO = """async (text) => {
@@ -266,10 +271,10 @@ async def test_place_is_kept_while_texts_arrive_below(sandbox: Sandbox, pages: P
         await page.mouse.wheel(0, -1500)
         await page.wait_for_timeout(200)
         place = page.locator("article").nth(10)
-        before = (await place.bounding_box() or {})["y"]
+        before = await top_of(place)
         receive(sandbox, "News")
         await expect(page.get_by_text("New messages", exact=True)).to_be_visible()
-        assert abs((await place.bounding_box() or {})["y"] - before) < 2
+        assert abs(await top_of(place) - before) < 2
         await page.get_by_role("button", name="Go to the newest message").click()
         await expect(bubbles(page, "News")).to_be_in_viewport()
 
@@ -346,7 +351,7 @@ async def test_faults_and_repetitions_are_a_click_away(sandbox: Sandbox, url: st
 
 
 @pytest.fixture
-def shown(sandbox: Sandbox) -> Iterator[Sandbox]:
+def shown(sandbox: Sandbox) -> Sandbox:
     """Everything that a bubble can show."""
     first = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="שלום, איפה ההזמנה שלי? 😀", channel="imessage")
     media = ["https://example.com/a%20photo.jpg"]
