@@ -12,8 +12,10 @@ from attrs import NOTHING, NothingType, evolve
 
 from agentphone._config import DEFAULT_BASE_URL, Config, resolve_api_key, resolve_base_url
 from agentphone._conversations import AsyncConversations
+from agentphone._hints import AsyncClientHints
 from agentphone._http.pool import Connections
 from agentphone._http.transport import NO_COPY, Transport
+from agentphone._messages import AsyncMessages
 from agentphone._secret import Secret
 from agentphone.errors import ConfigurationError
 
@@ -22,11 +24,12 @@ SANDBOX_HOST = "http://sandbox.localhost"
 SANDBOX_KEY = "sandbox"
 
 
-class AsyncClient:
+class AsyncClient(AsyncClientHints):
     """A client of AgentPhone's conversations for asyncio and trio.
 
     Create one and keep it: it owns the connections, and can be shared by all tasks, event loops and threads. Creating
-    it opens no connection. Close it with `aclose()` or `async with`.
+    it opens no connection. Close it with `aclose()` or `async with`. In a hook or a transport of a blocking `Client`,
+    its calls raise `RuntimeError`.
 
     Args:
         api_key: The API key. Default: the environment variable AGENTPHONE_API_KEY.
@@ -122,12 +125,19 @@ class AsyncClient:
     def _wire_up(self, config: Config, connections: Connections) -> None:
         self._config = config
         self._connections = connections
-        self._conversations = AsyncConversations(Transport(config, connections))
+        transport = Transport(config, connections)
+        self._conversations = AsyncConversations(transport)
+        self._messages = AsyncMessages(transport)
 
     @property
     def conversations(self) -> AsyncConversations:
         """The conversations of the API key's project."""
         return self._conversations
+
+    @property
+    def messages(self) -> AsyncMessages:
+        """Sending messages and reactions."""
+        return self._messages
 
     def with_options(
         self,

@@ -22,9 +22,9 @@ from cattrs.errors import AttributeValidationNote, BaseValidationError, Iterable
 from cattrs.gen import make_dict_structure_fn_from_attrs, override
 
 from agentphone._compiled_decoder import Hook, compile_list_decoder, inner_of_optional, is_compilable
-from agentphone._json import DecodeError, parse_json, to_camel_case
+from agentphone._json import DecodeError, parse_json
 from agentphone._timestamps import parse_timestamp
-from agentphone.models import EXTRA, NULLABLE_LIST
+from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL, json_key
 
 T = TypeVar("T")
 
@@ -268,7 +268,7 @@ def _init_fields(cls: Any) -> list[attrs.Attribute[Any]]:
             f" function, call attrs.resolve_types({cls.__name__}, localns=locals()) there."
         ) from None
     fields = [field for field in attrs.fields(cls) if field.init]
-    if len({to_camel_case(field.name) for field in fields}) < len(fields):
+    if len({json_key(cls, field.name) for field in fields}) < len(fields):
         raise TypeError(f"two fields of {cls.__name__} have the same key in JSON")
     return fields
 
@@ -363,26 +363,37 @@ class StrictConverter(Converter):
             return self._class_hooks[shape]
         # For a field that holds the same class: the hook is looked up when it is called.
         self._class_hooks[shape] = lambda value, _: self._class_hooks[shape](value, None)
-        fields = {to_camel_case(field.name): field for field in _init_fields(cls)}
+        fields = {json_key(cls, field.name): field for field in _init_fields(cls)}
         has_extra = not self._is_state and any(EXTRA in field.metadata for field in fields.values())
         if has_extra:
             del fields["extra"]
         types = dict(zip(getattr(cls, "__parameters__", ()), get_args(shape), strict=False))
         hooks = {key: self._field(cls, field, types) for key, field in fields.items()}
-        structure_known: Hook = make_dict_structure_fn_from_attrs(
-            [field.evolve(name=_KEY + key, alias=field.alias, type=None) for key, field in fields.items()],
+        optional = {key: field for key, field in fields.items() if has_extra and field.metadata.get(OPTIONAL)}
+        described = {key: field for key, field in fields.items() if key not in optional}
+        structure_described: Hook = make_dict_structure_fn_from_attrs(
+            [field.evolve(name=_KEY + key, alias=field.alias, type=None) for key, field in described.items()],
             cls,
             self,
             {parameter.__name__: Any for parameter in getattr(cls, "__parameters__", ())},
             _cattrs_use_linecache=False,
-            **{_KEY + key: override(rename=key, struct_hook=hook) for key, hook in hooks.items()},  # type: ignore[arg-type]  # its keyword arguments mix overrides and switches
+            **{_KEY + key: override(rename=key, struct_hook=hooks[key]) for key in described},  # type: ignore[arg-type]  # its keyword arguments mix overrides and switches
         )
 
         def structure(value: Any, _: Any) -> Any:
-            created = structure_known(_check_dict(value, None), None)
-            if has_extra and not value.keys() <= fields.keys():
-                # The one place that changes a frozen model: nobody else has seen it yet.
-                object.__setattr__(created, "extra", {key: value[key] for key in value if key not in fields})
+            created = structure_described(_check_dict(value, None), None)
+            if has_extra and not value.keys() <= described.keys():
+                extra = {}
+                for key in (key for key in optional if key in value):
+                    try:
+                        # The one place that changes a frozen model: nobody else has seen it yet.
+                        object.__setattr__(created, optional[key].name, hooks[key](value[key], None))
+                    except RecursionError:
+                        raise
+                    except Exception:  # noqa: BLE001  # whatever is wrong, it does not fit
+                        extra[key] = value[key]
+                extra |= {key: value[key] for key in value if key not in fields}
+                object.__setattr__(created, "extra", extra)
             if self._is_state and (record := _created.get()) is not None:
                 record.append((created, value))
             return created

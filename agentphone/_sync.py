@@ -6,7 +6,7 @@ Every method runs its async namesake on the event loop of `_portal`.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, overload
@@ -17,14 +17,27 @@ from attrs import NOTHING, NothingType
 from agentphone import _portal
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations
+from agentphone._events import MessageEvent
+from agentphone._hints import ClientHints, PagerHints
+from agentphone._messages import AsyncMessages
 from agentphone._portal import Stream
 from agentphone._state_block import AsyncState
 from agentphone._streams import AsyncPager
-from agentphone.models import Conversation, ConversationDetail, Cursor, Message, NewMessage, Page
+from agentphone.models import (
+    Conversation,
+    ConversationDetail,
+    Cursor,
+    Message,
+    NewMessage,
+    Page,
+    SentMessage,
+    SentReaction,
+)
 
 __all__ = [
     "Client",
     "Conversations",
+    "Messages",
     "Pager",
     "State",
 ]
@@ -32,7 +45,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-class Pager(Generic[T]):
+class Pager(PagerHints, Generic[T]):
     """A list that is read on demand: iterate over its items or its pages, or read its first page.
 
     Creating one sends nothing. Each `for` starts again at the beginning, and requests pages as it needs them.
@@ -50,7 +63,9 @@ class Pager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return _portal.iterate(self._async.__aiter__())
 
@@ -64,7 +79,9 @@ class Pager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return _portal.iterate(self._async.pages())
 
@@ -78,6 +95,7 @@ class Pager(Generic[T]):
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
+            ClientClosedError: The client was closed, before or during the call.
         """
         return _portal.run(self._async.page)
 
@@ -101,6 +119,7 @@ class State(Generic[T]):
         Raises:
             StateDecodeError: The stored metadata does not match the class.
             AgentPhoneError: It could not be read.
+            ClientClosedError: The client was closed.
             RuntimeError: The block of this object is already open.
         """
         return _portal.run(self._async.__aenter__)
@@ -119,6 +138,7 @@ class State(Generic[T]):
             TypeError: A value has a type that JSON does not have, or that the class could not read back.
             ValueError: JSON cannot represent a value, or a timestamp has no offset.
             AgentPhoneError: It could not be written.
+            ClientClosedError: The client was closed.
         """
         _portal.run(self._async.__aexit__, exc_type, exc_value, traceback)
 
@@ -175,7 +195,8 @@ class Conversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or `message_limit` is out of range.
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or `message_limit` is out of range.
             TypeError: An argument has the wrong type.
         """
         return _portal.run(self._async.get, conversation_id, message_limit=message_limit)
@@ -199,10 +220,81 @@ class Conversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or JSON cannot represent a value of the metadata
+                (NaN, a cycle).
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return _portal.run(self._async.update, conversation_id, metadata=metadata)
+
+    def reply(
+        self,
+        conversation: Conversation | NewMessage | MessageEvent | str,
+        body: str = "",
+        *,
+        media_urls: Sequence[str] = (),
+        reply_to: Message | str | None = None,
+        send_style: str | None = None,
+        confirm: float = 10.0,
+    ) -> SentMessage:
+        """Send a message in a conversation, from its own number to its person or group. It is never sent twice.
+
+        It is retried only if the API certainly has not accepted it: no connection could be made, or the response was a
+        429. If the outcome is unclear, the conversation's newest messages are read until the reply is among them: an
+        outbound message with the same text and media, no older than the attempt. A call that is cancelled may have sent
+        it. Two processes that send the same words in one conversation at the same moment cannot be told apart.
+
+        Source: `POST /v1/messages`, `GET /v1/conversations/{id}` for an id, and `GET .../messages` to look for a reply.
+
+        Args:
+            conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id, which
+                takes one request more.
+            body: The text; it may be empty with media. See `messages.send`.
+            media_urls: Up to 20 `https://` URLs of media.
+            reply_to: The message that this one answers, or its id; it has no effect on SMS.
+            send_style: An effect of iMessage: `"confetti"`, `"slam"`, ...; it has no effect on SMS.
+            confirm: How long to look for a reply whose outcome is unclear, in seconds; 0 not to look.
+
+        Returns:
+            The message as the API accepted it, or as it was found.
+
+        Raises:
+            SendUnconfirmedError: It may have been sent, and was not found: do not send it again before you have looked.
+            APIConnectionError: The API could not be reached. Nothing was sent.
+            DeadlineExceededError: The client's `deadline` ended before anything was sent.
+            APIStatusError: The API rejected it. Nothing was sent.
+            ClientClosedError: The client is closed. Nothing was sent.
+            ValueError: There is nothing to send, or an argument is out of range.
+            TypeError: An argument has the wrong type.
+        """
+        return _portal.run(
+            self._async.reply,
+            conversation,
+            body,
+            media_urls=media_urls,
+            reply_to=reply_to,
+            send_style=send_style,
+            confirm=confirm,
+        )
+
+    def typing(self, conversation: Conversation | NewMessage | MessageEvent | str) -> bool:
+        """Show the person that the agent is typing, where the channel can (iMessage). One attempt, no retries.
+
+        Source: `POST /v1/conversations/{id}/typing`.
+
+        Args:
+            conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id.
+
+        Returns:
+            False if the channel cannot show it (400).
+
+        Raises:
+            NotFoundError: The conversation does not exist, or the key has no access to it.
+            AgentPhoneError: The request failed in another way, as that of `get` can.
+            ValueError: The id is empty.
+            TypeError: An argument has the wrong type.
+        """
+        return _portal.run(self._async.typing, conversation)
 
     def messages(
         self,
@@ -287,7 +379,7 @@ class Conversations:
             empty dict.
 
         Raises:
-            ValueError: The id is empty.
+            ValueError: The id is empty or has control characters.
             TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         return State(self._async.state(conversation_id, cls))
@@ -328,8 +420,11 @@ class Conversations:
             NotFoundError: The conversation does not exist, or the key has no access to it.
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -385,8 +480,11 @@ class Conversations:
         Raises:
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -400,11 +498,104 @@ class Conversations:
         )
 
 
-class Client:
+class Messages:
+    """Sending, available as `client.messages`. To answer in a conversation, use `client.conversations.reply`."""
+
+    def __init__(self, wrapped: AsyncMessages) -> None:
+        self._async = wrapped
+
+    def send(
+        self,
+        body: str = "",
+        *,
+        to: str | None = None,
+        recipients: Sequence[str] | None = None,
+        from_number: str | None = None,
+        number_id: str | None = None,
+        agent_id: str | None = None,
+        media_urls: Sequence[str] = (),
+        reply_to: Message | str | None = None,
+        send_style: str | None = None,
+        channel: str | None = None,
+    ) -> SentMessage:
+        """Send a message to a number, an e-mail address or a group. It is never sent twice.
+
+        It is retried only if the API certainly has not accepted it: no connection could be made, or the response was a
+        429. A call that is cancelled may have sent it.
+
+        Source: `POST /v1/messages`.
+
+        Args:
+            body: The text; it may be empty with media. It is sent as it is. The API documents no longest text; carriers
+                split an SMS of more than 160 characters (70 with emoji), bill each part, and may reject long ones.
+            to: The receiver: a phone number, an e-mail address (iMessage), or a group's id (`grp_...`).
+            recipients: Or 2 to 32 receivers, for a new group.
+            from_number: The agent's number to send from, E.164. This, `number_id` or `agent_id` is required.
+            number_id: The id of that number (`num_...`).
+            agent_id: The id of an agent (`agt_...`), whose first number is used.
+            media_urls: Up to 20 `https://` URLs of media.
+            reply_to: The message that this one answers, or its id; it has no effect on SMS.
+            send_style: An effect of iMessage: `"confetti"`, `"slam"`, ...; it has no effect on SMS.
+            channel: `"whatsapp"` to send there; None to let the API choose.
+
+        Returns:
+            The message as the API accepted it. The status `"sent"` means that the carrier has it.
+
+        Raises:
+            SendUnconfirmedError: It may have been sent: do not send it again before you have looked.
+            APIConnectionError: The API could not be reached. Nothing was sent.
+            DeadlineExceededError: The client's `deadline` ended before anything was sent.
+            APIStatusError: The API rejected it. Nothing was sent.
+            ClientClosedError: The client is closed. Nothing was sent.
+            ValueError: There is no receiver or two kinds, no sender or nothing to send, or too many media.
+            TypeError: An argument has the wrong type.
+        """
+        return _portal.run(
+            self._async.send,
+            body,
+            to=to,
+            recipients=recipients,
+            from_number=from_number,
+            number_id=number_id,
+            agent_id=agent_id,
+            media_urls=media_urls,
+            reply_to=reply_to,
+            send_style=send_style,
+            channel=channel,
+        )
+
+    def react(self, message: Message | str, reaction: str) -> SentReaction:
+        """React to a message. The reaction is never sent twice, and cannot be removed.
+
+        Source: `POST /v1/messages/{id}/reactions`.
+
+        Args:
+            message: The message, or its id.
+            reaction: `"love"`, `"like"`, `"dislike"`, `"laugh"`, `"emphasize"`, `"question"`, or one emoji.
+
+        Returns:
+            The reaction as the API accepted it.
+
+        Raises:
+            SendUnconfirmedError: It may have been sent.
+            BadRequestError: The message's channel has no reactions (SMS).
+            NotFoundError: The message does not exist, or the key has no access to it.
+            APIConnectionError: The API could not be reached. Nothing was sent.
+            DeadlineExceededError: The client's `deadline` ended before anything was sent.
+            APIStatusError: The API rejected it. Nothing was sent.
+            ClientClosedError: The client is closed. Nothing was sent.
+            ValueError: The reaction or the id is empty.
+            TypeError: An argument has the wrong type.
+        """
+        return _portal.run(self._async.react, message, reaction)
+
+
+class Client(ClientHints):
     """A blocking client of AgentPhone's conversations.
 
     Create one and keep it: it owns the connections, and can be shared by all threads. Creating
-    it opens no connection. Close it with `close()` or `with`.
+    it opens no connection. Close it with `close()` or `with`. In a hook or a transport of a blocking `Client`,
+    its calls raise `RuntimeError`.
 
     Args:
         api_key: The API key. Default: the environment variable AGENTPHONE_API_KEY.
@@ -479,6 +670,11 @@ class Client:
     def conversations(self) -> Conversations:
         """The conversations of the API key's project."""
         return Conversations(self._async.conversations)
+
+    @property
+    def messages(self) -> Messages:
+        """Sending messages and reactions."""
+        return Messages(self._async.messages)
 
     def with_options(
         self,

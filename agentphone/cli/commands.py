@@ -10,6 +10,7 @@ from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
 from agentphone.cli.export import export
 from agentphone.cli.sandbox import sandbox
+from agentphone.cli.sending import messages, reply
 
 EXAMPLES = """\
 getting started:
@@ -24,10 +25,11 @@ getting started:
 environment:
   AGENTPHONE_API_KEY                  the API key
   AGENTPHONE_BASE_URL                 the API's URL, if not AgentPhone's
+  AGENTPHONE_LOG                      a log on stderr: debug, info or warning
   NO_COLOR                            if set, plain text without colors
 
 exit codes: 0 success; 1 failure, explained on stderr; 2 wrong command line or
-setting; 130 Ctrl-C
+setting; 3 a message may have been sent; 130 Ctrl-C
 
 tab completion, with this line in your shell's startup file:
   bash  eval "$(_AGENTPHONE_COMPLETE=bash_source agentphone)"
@@ -36,7 +38,7 @@ tab completion, with this line in your shell's startup file:
 """
 HEADINGS = {
     "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names]
-    + ["export"],
+    + ["messages send", "export"],
     "without an account": ["demo", "sandbox", "sandbox text"],
 }
 
@@ -55,7 +57,9 @@ def agentphone(ctx: click.Context) -> None:
         raise click.UsageError(f"{ctx.invoked_subcommand} takes no {given[0]} before its name.", ctx)
 
 
+conversations.add_command(reply)
 agentphone.add_command(conversations)
+agentphone.add_command(messages)
 agentphone.add_command(export)
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from typing import Any, cast
 from urllib.parse import quote, unquote
 
@@ -88,6 +89,7 @@ class App:
 
     Args:
         store: The data.
+        settings: The clock, for the `Date` of responses.
         api_key: The only bearer key to accept; None accepts any non-empty key.
         faults: The scripted faults, which replace ordinary responses.
         requests: Where every request is recorded.
@@ -99,9 +101,10 @@ class App:
     """
 
     def __init__(
-        self, store: Store, api_key: str | None, faults: Faults, requests: Requests, settings: Settings
+        self, store: Store, settings: Settings, api_key: str | None, faults: Faults, requests: Requests
     ) -> None:
         self._store = store
+        self._settings = settings
         self._api_key = api_key
         self._faults = faults
         self._requests = requests
@@ -123,7 +126,7 @@ class App:
             await anyio.lowlevel.checkpoint()
             request = Request(scope, receive)
             path = _raw_path(scope)
-            send = _with_request_id(send)
+            send = self._with_headers(send)
             page = page_response(request, path)
             if page is not None:
                 await page(scope, receive, send)
@@ -163,6 +166,25 @@ class App:
             await _send_truncated(response, note_status)
         else:
             await response(request.scope, request.receive, note_status)
+
+    def _with_headers(self, send: Send) -> Send:
+        """Add the headers that every response has."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = {"x-request-id": f"req_{secrets.token_hex(8)}", "date": self._http_date()}
+                encoded = [(name.encode(), value.encode()) for name, value in added.items()]
+                message = {**message, "headers": [*message["headers"], *encoded]}
+            await send(message)
+
+        return send_with_headers
+
+    def _http_date(self) -> str:
+        """Return the time of the clock that dates the messages; the real time if it returns none."""
+        try:
+            return formatdate(self._settings.clock(), usegmt=True)
+        except Exception:  # noqa: BLE001  # a function of the user's, which may raise or return anything
+            return formatdate(usegmt=True)
 
     def _respond(self, request: Request, path: str, body: bytes) -> Response:
         try:
@@ -301,16 +323,6 @@ class App:
         self._store.queue.set_webhook(webhook)
         shown = {"url": webhook.url, "contextLimit": webhook.context_limit, "timeout": webhook.timeout}
         return _json_response(200, shown)
-
-
-def _with_request_id(send: Send) -> Send:
-    async def send_with_id(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            header = (b"x-request-id", f"req_{secrets.token_hex(8)}".encode())
-            message = {**message, "headers": [*message["headers"], header]}
-        await send(message)
-
-    return send_with_id
 
 
 async def _read_body(receive: Receive) -> bytes | None:
