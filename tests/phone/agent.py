@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,6 +12,17 @@ from typing import Any
 import httpx
 
 HEADERS = {"Authorization": "Bearer agent"}
+
+
+Answer = tuple[str, dict[str, Any]]
+"""The text to send, and the state to store before it."""
+
+
+def repeat(event: dict[str, Any]) -> Answer:
+    """Answer with the text itself, and count the texts."""
+    state = event["conversationState"] or {}
+    text = event["data"]["message"]
+    return f"You said: {text}", {**state, "texts": state.get("texts", 0) + 1, "last": text}
 
 
 class Agent:
@@ -23,18 +34,17 @@ class Agent:
         received: The deliveries that were accepted.
     """
 
-    def __init__(self, sandbox_url: str) -> None:
+    def __init__(self, sandbox_url: str, compose: Callable[[dict[str, Any]], Answer]) -> None:
         self.url: str = ""
         self.statuses: list[int] = []
         self.received: list[dict[str, Any]] = []
         self._sandbox_url = sandbox_url
+        self._compose = compose
 
     def answer(self, event: dict[str, Any]) -> None:
         """Store the state of a conversation, and send the answer to a text."""
         data = event["data"]
-        state = event["conversationState"] or {}
-        state = {**state, "texts": state.get("texts", 0) + 1, "last": data["message"]}
-        body = f"You said: {data['message']}"
+        body, state = self._compose(event)
         sent = {"from_number": data["to"], "to_number": data["from"], "body": body}
         with httpx.Client(base_url=self._sandbox_url, headers=HEADERS, timeout=30) as client:
             path = f"/v1/conversations/{data['conversationId']}"
@@ -43,9 +53,9 @@ class Agent:
 
 
 @contextmanager
-def answering(sandbox_url: str) -> Iterator[Agent]:
+def answering(sandbox_url: str, compose: Callable[[dict[str, Any]], Answer] = repeat) -> Iterator[Agent]:
     """Serve an agent's webhook on a free port."""
-    agent = Agent(sandbox_url)
+    agent = Agent(sandbox_url, compose)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -43,6 +43,12 @@ def skip(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def find_browser() -> str | None:
+    """Return the path of a Chromium, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("AGENTPHONE_BROWSER") or next(filter(None, map(shutil.which, names)), None)
+
+
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     """Playwright runs on asyncio only."""
@@ -51,7 +57,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
-    path = os.environ.get("AGENTPHONE_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
+    path = find_browser()
     try:
         from playwright.async_api import async_playwright, expect
     except ModuleNotFoundError:

@@ -6,7 +6,7 @@ import { ConversationList } from "./list.js";
 import { Messages } from "./messages.js";
 import { Panel } from "./panel.js";
 import { connect } from "./stream.js";
-import { number, phoneNumber } from "./text.js";
+import { channelName, number, phoneNumber } from "./text.js";
 import { Thread } from "./thread.js";
 
 const AGENT_NUMBER = "+15555550100"; // for a sandbox that has no conversation yet
@@ -110,7 +110,7 @@ function showHeader(conversation) {
   byId("participant").textContent = conversation ? (conversation.groupName ?? phoneNumber(conversation.participant)) : "";
   const count = conversation?.messageCount ?? 0;
   byId("about-conversation").textContent = conversation
-    ? `with ${phoneNumber(conversation.phoneNumber)} · ${number(count)} ${count === 1 ? "message" : "messages"} · ${conversation.channel ?? "sms"}`
+    ? `with ${phoneNumber(conversation.phoneNumber)} · ${number(count)} ${count === 1 ? "message" : "messages"} · ${channelName(conversation.channel)}`
     : "";
   const label = conversation ? `Text as ${phoneNumber(conversation.participant)}` : "Text";
   byId("composer-text").placeholder = label;

@@ -163,8 +163,8 @@ function requestSummary(request) {
   ];
 }
 
-/** A path with its ids shortened: what tells requests apart stays visible. */
-const shortPath = (path) => path.replace(/\b(conv|msg|dlv)_([0-9a-z]{4})[0-9a-z]+/gi, "$1_$2…");
+/** A path with its ids shortened, so that what follows them can be seen. */
+const shortPath = (path) => path.replace(/\b(?:conv|msg|dlv)_[0-9a-z]+([0-9a-z]{2})/gi, "…$1");
 
 function deliverySummary(delivery) {
   const last = delivery.attempts.at(-1);

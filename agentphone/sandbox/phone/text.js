@@ -47,6 +47,10 @@ export function phoneNumber(value) {
   return parts ? `+1 ${parts[1]} ${parts[2]} ${parts[3]}` : (value ?? "");
 }
 
+const CHANNELS = { sms: "SMS", mms: "MMS", imessage: "iMessage", whatsapp: "WhatsApp" };
+
+export const channelName = (channel) => CHANNELS[channel] ?? channel ?? "SMS";
+
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "";
   if (seconds < 1) return `${Math.max(1, Math.round(seconds * 1000))} ms`;
