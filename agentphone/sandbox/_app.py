@@ -2,10 +2,11 @@
 
 Parsing is in `_inputs`, all data in `_store`. Paths are matched as sent, one percent-encoded segment at a time, so that
 an id with `%2F` is an unknown id and never another path. Every response has an `x-request-id`. Every request is
-recorded before it can be rejected.
+recorded before it can be rejected, except those of the phone and those that observe the sandbox.
 
 ASGI cannot reset a connection, nor close it without a response. A server or transport that is able to puts functions
-for it into the scope, as the extensions `RESET_EXTENSION` and `DISCONNECT_EXTENSION`.
+for it into the scope, as the extensions `RESET_EXTENSION` and `DISCONNECT_EXTENSION`. A server that web pages can reach
+puts the names that it may be called by there, as `HOSTS_EXTENSION`.
 """
 
 import hmac
@@ -27,6 +28,7 @@ from agentphone.sandbox._behavior import Settings
 from agentphone.sandbox._controls import Controls
 from agentphone.sandbox._deliveries import DEFAULT_TIMEOUT, DeliveryQueue
 from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
+from agentphone.sandbox._hosts import is_local_host
 from agentphone.sandbox._inputs import (
     FieldError,
     check_string,
@@ -44,10 +46,12 @@ from agentphone.sandbox._store import NotFoundError, Store, UnsupportedError
 
 RESET_EXTENSION = "agentphone.sandbox.reset"
 DISCONNECT_EXTENSION = "agentphone.sandbox.disconnect"
+HOSTS_EXTENSION = "agentphone.sandbox.hosts"
 HANG_SECONDS = 300.0
 MAX_BODY = 1024 * 1024
 DEFAULT_MESSAGE_LIMIT = 50
 DEFAULT_CONTEXT_LIMIT = 10
+HOST_ADVICE = "Use an address such as 127.0.0.1, or start the sandbox with --allow-host NAME."
 EVENTS_PATH = "/sandbox/events"
 OBSERVER_PATHS = (EVENTS_PATH, "/sandbox/changes", "/sandbox/requests", "/sandbox/search", "/sandbox/faults")
 """Paths that observe and control the sandbox: requests for them are not recorded, and no scripted fault hits them."""
@@ -127,6 +131,11 @@ class App:
             request = Request(scope, receive)
             path = _raw_path(scope)
             send = self._with_headers(send)
+            allowed_hosts = (scope.get("extensions") or {}).get(HOSTS_EXTENSION)
+            host = request.headers.get("host", "")
+            if allowed_hosts is not None and not is_local_host(host, allowed_hosts):
+                await _error_response(403, f"The host {host!r} is not allowed. {HOST_ADVICE}")(scope, receive, send)
+                return
             page = page_response(request, path)
             if page is not None:
                 await page(scope, receive, send)
@@ -191,16 +200,16 @@ class App:
             self._authenticate(request, body)
             return self._handler(request.method, path)(request, body)
         except FieldError as error:
-            return error_response(422, str(error), details=error.details)
+            return _error_response(422, str(error), details=error.details)
         except HTTPError as error:
-            return error_response(error.status, str(error), error.headers, code=error.code)
+            return _error_response(error.status, str(error), error.headers, code=error.code)
         except NotFoundError as error:
-            return error_response(404, str(error), code=error.code)
+            return _error_response(404, str(error), code=error.code)
         except UnsupportedError as error:
-            return error_response(400, str(error))
+            return _error_response(400, str(error))
         except Exception:
             logger.exception("%s %s failed", request.method, path)
-            return error_response(500, "The sandbox failed; see its log.")
+            return _error_response(500, "The sandbox failed; see its log.")
 
     def _authenticate(self, request: Request, body: bytes) -> None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -354,14 +363,13 @@ def _json_response(status: int, content: object, headers: Mapping[str, str] | No
     return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
 
-def error_response(
+def _error_response(
     status: int,
     message: str,
     headers: Mapping[str, str] | None = None,
     details: object = (),
     code: str | None = None,
 ) -> Response:
-    """Return an error in the API's envelope."""
     usual, kind = ERROR_CODES.get(status, ERROR_CODES[500 if status >= 500 else 400])
     error = {"message": message, "code": code or usual, "type": kind, "details": details}
     return _json_response(status, {"error": error}, headers)
@@ -397,7 +405,7 @@ def _fault_response(fault: Fault, status: int) -> Response:
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     match fault.body:
         case None:
-            return error_response(status, "Scripted fault.", headers)
+            return _error_response(status, "Scripted fault.", headers)
         case str():
             return Response(fault.body, status, headers, "text/html")
         case bytes():

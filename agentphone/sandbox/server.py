@@ -25,11 +25,9 @@ from starlette.types import Receive, Scope, Send
 from agentphone._checks import check_integer
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox._activity import LineWriter, delivery_line, request_line
-from agentphone.sandbox._app import DISCONNECT_EXTENSION, EVENTS_PATH, RESET_EXTENSION, error_response
-from agentphone.sandbox._hosts import is_local_host
+from agentphone.sandbox._app import DISCONNECT_EXTENSION, EVENTS_PATH, HOSTS_EXTENSION, RESET_EXTENSION
 
 STOP_SECONDS = 30.0
-HOST_ADVICE = "Use an address such as 127.0.0.1, or start the sandbox with --allow-host NAME."
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # by which a browser reaches a server on all addresses
 
 
@@ -179,13 +177,10 @@ class _Server(uvicorn.Server):
         self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-        if not is_local_host(host, self._allowed_hosts):
-            await error_response(403, f"The host {host!r} is not allowed. {HOST_ADVICE}")(scope, receive, send)
-            return
         scope["extensions"] = {
             **(scope.get("extensions") or {}),
             RESET_EXTENSION: lambda: self._disconnect(scope["client"], reset=True),
+            HOSTS_EXTENSION: self._allowed_hosts,
             DISCONNECT_EXTENSION: lambda: self._disconnect(scope["client"], reset=False),
         }
         await self._sandbox.app(scope, receive, send)

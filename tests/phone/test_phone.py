@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agentphone.sandbox import Sandbox
+from agentphone.sandbox import Behavior, Sandbox
 from agentphone.sandbox.server import running
 
 from .agent import Agent
@@ -110,7 +110,7 @@ async def test_pages_see_the_same_and_mark_what_is_unread(sandbox: Sandbox, page
     """More tabs than the six connections that a browser opens to a server."""
     ada, ben = receive(sandbox, "Hello"), receive(sandbox, "Hi", person=BEN)
     async with pages.context() as context:
-        tabs = [await context.new_page() for _ in range(8)]
+        tabs = [await context.new_page() for _ in range(7)]
         for tab in tabs:
             await tab.goto(f"{pages.url}/?conversation={ben}")
             await expect(tab.locator("#connection")).to_have_text("Live")
@@ -277,6 +277,41 @@ async def test_place_is_kept_while_texts_arrive_below(sandbox: Sandbox, pages: P
         assert abs(await top_of(place) - before) < 2
         await page.get_by_role("button", name="Go to the newest message").click()
         await expect(bubbles(page, "News")).to_be_in_viewport()
+
+
+async def test_found_message_is_shown_in_its_place(sandbox: Sandbox, pages: Pages) -> None:
+    fill(sandbox, 700)
+    ben = receive(sandbox, "Hi", person=BEN)
+    async with pages.page(f"/?conversation={ben}") as page:
+        await page.get_by_role("searchbox").fill("text 88.")
+        await expect(page.locator("#list li")).to_have_count(1)
+        await page.locator("#list a").click()
+        await expect(page.locator("article.found")).to_contain_text("Text 88.")
+        await expect(page.locator("article.found")).to_be_in_viewport()
+        await page.go_back()
+        await expect(bubbles(page, "Hi")).to_be_visible()
+
+
+async def test_list_loads_more_while_it_is_scrolled(sandbox: Sandbox, pages: Pages) -> None:
+    for number in range(130):
+        receive(sandbox, f"Hi {number}", person=f"+1555556{number:04}")
+    async with pages.page() as page:
+        await expect(page.locator("#list li")).to_have_count(100)
+        await page.locator("#list li").last.scroll_into_view_if_needed()
+        await expect(page.locator("#list li")).to_have_count(130)
+        receive(sandbox, "Again", person="+15555560000")
+        await expect(page.locator("#list a").first).to_contain_text("Again")
+        await expect(page.locator("#list li")).to_have_count(130)
+
+
+async def test_message_that_the_history_shows_late_appears(sandbox: Sandbox, url: str, pages: Pages) -> None:
+    receive(sandbox, "Hello")
+    sandbox.behavior = Behavior(sent_message_delay=1.0)
+    async with pages.page() as page:
+        await expect(bubbles(page, "Hello")).to_be_visible()
+        sent = {"from_number": AGENT, "to_number": ADA, "body": "Late"}
+        await page.request.post(f"{url}/v1/messages", headers={"Authorization": "Bearer x"}, data=sent)
+        await expect(bubbles(page, "Late")).to_be_visible()
 
 
 async def test_everything_works_by_keyboard(sandbox: Sandbox, pages: Pages) -> None:

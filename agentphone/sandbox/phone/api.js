@@ -77,4 +77,5 @@ export const redeliver = (delivery) => call("POST", `/sandbox/deliveries/${id(de
 export const listRequests = (limit) => call("GET", `/sandbox/requests?limit=${limit}`);
 export const getRequest = (number) => call("GET", `/sandbox/requests/${number}`);
 export const addFault = (fault) => call("POST", "/sandbox/faults", fault);
+export const clearFaults = () => call("DELETE", "/sandbox/faults");
 export const changesSince = (last) => call("GET", `/sandbox/changes${last === null ? "" : `?after=${last}`}`);

@@ -34,6 +34,7 @@ export class ConversationList {
       }
     });
     this.#searchSoon = coalesced(() => this.#search(), 120);
+    this.#showTitle();
   }
 
   #searchSoon;
@@ -78,8 +79,12 @@ export class ConversationList {
 
   #keepUnread() {
     memory.write("unread", [...this.unread]);
-    document.title = `${this.unread.size > 0 ? `(${this.unread.size}) ` : ""}AgentPhone sandbox`;
+    this.#showTitle();
     this.render();
+  }
+
+  #showTitle() {
+    document.title = `${this.unread.size > 0 ? `(${this.unread.size}) ` : ""}AgentPhone sandbox`;
   }
 
   setCurrent(conversation) {

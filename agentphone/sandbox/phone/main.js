@@ -77,6 +77,7 @@ async function refreshCurrent() {
     if (opened !== current) return;
     showMessages();
     for (const message of added) announceMessage(message);
+    if (opened.isWaiting()) setTimeout(refreshCurrentSoon, 1000);
   } catch (error) {
     if (error.status === 404 && opened === current) {
       list.remove(opened.id);
@@ -310,7 +311,7 @@ function onEvent(name, data) {
   else if (name === "change") onChange(data);
 }
 
-function onChange({ kind, conversationId, receivedAt }) {
+function onChange({ kind, conversationId, messageId, receivedAt }) {
   const isOpen = conversationId === current?.id;
   if (kind === "delivery") {
     if (isOpen) panel.refreshDeliveries();
@@ -324,7 +325,10 @@ function onChange({ kind, conversationId, receivedAt }) {
   if (kind === "message") {
     list.refreshSoon();
     if (!isOpen || document.hidden) list.setUnread(conversationId);
-    if (isOpen && receivedAt) current.reread(receivedAt).catch(() => {});
+    if (isOpen) {
+      current.expect(messageId, receivedAt);
+      current.reread(receivedAt).catch(() => {});
+    }
   }
   if (isOpen && (kind === "message" || kind === "metadata")) refreshCurrentSoon();
 }

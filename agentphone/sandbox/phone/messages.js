@@ -6,6 +6,7 @@ import { timeKey } from "./text.js";
 const NEWEST = 100;
 const PAGE = 200;
 const CATCH_UP_PAGES = 5;
+const PATIENCE = 30; // refreshes until an announced message is given up
 
 /** Sort a page from the oldest to the newest; servers list either way. */
 function ascending(page) {
@@ -26,6 +27,22 @@ export class Messages {
     this.hasOlder = true;
     this.known = new Map();
     this.loading = null;
+    this.expected = new Map(); // announced messages that the history does not show yet: how often to look for them
+  }
+
+  /** Take note of a message that was announced. A sandbox may show sent messages with a delay. */
+  expect(message, timestamp) {
+    const newest = this.list.at(-NEWEST) ?? this.list[0];
+    if (!this.known.has(message) && newest && newest.sortKey <= timeKey(timestamp)) this.expected.set(message, PATIENCE);
+  }
+
+  /** Whether there is a message to look for again; each call uses up some patience. */
+  isWaiting() {
+    for (const [message, patience] of this.expected) {
+      if (this.known.has(message) || patience === 0) this.expected.delete(message);
+      else this.expected.set(message, patience - 1);
+    }
+    return this.expected.size > 0;
   }
 
   /** Read the newest messages and the conversation; return the messages that were not known and are new. */

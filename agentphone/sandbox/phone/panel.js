@@ -1,6 +1,6 @@
 // Beside the thread: the state of the conversation, its webhook deliveries, and the latest requests of the API.
 
-import { addFault, getDelivery, getRequest, listDeliveries, listRequests, redeliver } from "./api.js";
+import { addFault, clearFaults, getDelivery, getRequest, listDeliveries, listRequests, redeliver } from "./api.js";
 import { byId, coalesced, el, icon, keyed } from "./dom.js";
 import { duration, preciseTime, pretty } from "./text.js";
 
@@ -15,6 +15,7 @@ export class Panel {
     this.states = new Map(); // by conversation: the state now, the one before, and when it changed
     this.requests = new Map();
     this.refreshDeliveries = coalesced(() => this.#loadDeliveries());
+    byId("clear-faults").addEventListener("click", () => this.report(clearFaults(), "No request is made to fail any more."));
     for (const button of document.querySelectorAll("[data-fault]")) {
       button.addEventListener("click", () => {
         const { fault, name } = button.dataset;
