@@ -6,7 +6,7 @@ const day = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric"
 const dayOfYear = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long", year: "numeric" });
 const weekday = new Intl.DateTimeFormat(undefined, { weekday: "short" });
 const shortDay = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
-const shortDayOfYear = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
+const shortDayOfYear = new Intl.DateTimeFormat(undefined, { day: "2-digit", month: "2-digit", year: "2-digit" });
 const whole = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
 const count = new Intl.NumberFormat();
 
