@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from attrs import define, field
 
-from agentphone import Client
-from agentphone.cli._output import JsonLines, Output
 from agentphone.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agentphone import Client
+    from agentphone.cli._output import Output
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,6 +51,8 @@ class Settings:
                 "No API key. Pass --api-key KEY or set AGENTPHONE_API_KEY;"
                 " --base-url sandbox: tries the SDK without one."
             )
+        from agentphone import Client
+
         try:
             return Client(self.api_key, base_url=self.base_url, on_retry=on_retry)
         except ConfigurationError as error:
@@ -58,6 +62,7 @@ class Settings:
     def output(self) -> Output:
         """Choose the output format: tables in a terminal, JSON lines elsewhere."""
         # Imported for both: a command that fails only in a terminal, where rich is missing, would be hard to explain.
+        from agentphone.cli._output import JsonLines
         from agentphone.cli._tables import Tables
 
         return Tables() if sys.stdout.isatty() and not self.json else JsonLines()
