@@ -304,6 +304,25 @@ async def test_list_loads_more_while_it_is_scrolled(sandbox: Sandbox, pages: Pag
         await expect(page.locator("#list li")).to_have_count(130)
 
 
+async def test_member_of_a_group_and_whatsapp_are_texted_in_their_conversation(
+    sandbox: Sandbox, url: str, pages: Pages
+) -> None:
+    sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="By WhatsApp", channel="whatsapp")
+    receive(sandbox, "By SMS")
+    async with pages.page() as page:
+        sent = {"from_number": AGENT, "recipients": [ADA, BEN], "body": "Welcome"}
+        await page.request.post(f"{url}/v1/messages", headers={"Authorization": "Bearer x"}, data=sent)
+        await page.locator("#list a", has_text="Welcome").click()
+        await page.get_by_label("The member of the group").select_option(BEN)
+        await page.get_by_role("textbox", name="Text the group").fill("Hi all")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("article.person", has_text="Hi all").locator(".sender")).to_have_text(BEN)
+        await page.locator("#list a", has_text="By WhatsApp").click()
+        await expect(page.get_by_label("The member of the group")).to_be_hidden()
+        await say(page, "Still by WhatsApp")
+        await expect(page.locator("#about-conversation")).to_contain_text("2 messages · WhatsApp")
+
+
 async def test_message_that_the_history_shows_late_appears(sandbox: Sandbox, url: str, pages: Pages) -> None:
     receive(sandbox, "Hello")
     sandbox.behavior = Behavior(sent_message_delay=1.0)

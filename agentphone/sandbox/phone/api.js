@@ -68,7 +68,9 @@ export const getConversation = (conversation, limit) =>
   call("GET", `/v1/conversations/${id(conversation)}?message_limit=${limit}`);
 export const listMessages = (conversation, limit, before) =>
   call("GET", `/v1/conversations/${id(conversation)}/messages?limit=${limit}${before ? `&before=${id(before)}` : ""}`);
-export const text = (from, to, body) => call("POST", "/sandbox/messages", { direction: "inbound", from, to, body });
+/** Text as a person. `more` says where: the group, or the channel where it is a conversation of its own. */
+export const text = (from, to, body, more = {}) =>
+  call("POST", "/sandbox/messages", { direction: "inbound", from, to, body, ...more });
 export const search = (query) => call("GET", `/sandbox/search?q=${id(query)}`);
 export const listDeliveries = (conversation, limit) =>
   call("GET", `/sandbox/deliveries?conversation_id=${id(conversation)}&limit=${limit}`);

@@ -84,6 +84,16 @@ export function coalesced(run, delay = 30) {
   return call;
 }
 
+/** Make an asynchronous function run once at a time: the result of an earlier call never replaces a later one's. */
+export function inTurn(run) {
+  let last = Promise.resolve();
+  return () => {
+    const next = last.then(run, run);
+    last = next.catch(() => {});
+    return next;
+  };
+}
+
 export const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 /** What this tab remembers across a reload. The key is never among it. */

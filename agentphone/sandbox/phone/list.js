@@ -1,7 +1,7 @@
 // The conversations, most recent first, and the results of a search.
 
 import { listConversations, search } from "./api.js";
-import { byId, coalesced, el, keyed, memory } from "./dom.js";
+import { byId, coalesced, el, inTurn, keyed, memory } from "./dom.js";
 import { hue, initials, number, phoneNumber, shortTime, timeKey, wholeTime } from "./text.js";
 
 const PAGE = 100;
@@ -17,6 +17,7 @@ export class ConversationList {
     this.current = null;
     this.results = null;
     this.unread = new Set(memory.read("unread", []));
+    this.refresh = inTurn(() => this.#refresh());
     this.refreshSoon = coalesced(() => this.refresh(), 60);
     this.list.addEventListener("click", (event) => this.#choose(event));
     this.list.addEventListener("keydown", (event) => this.#moveFocus(event));
@@ -40,7 +41,7 @@ export class ConversationList {
   #searchSoon;
 
   /** Read the most recent conversations again. */
-  async refresh() {
+  async #refresh() {
     const { data, total } = await listConversations(PAGE, 0);
     for (const conversation of data) this.all.set(conversation.id, conversation);
     this.total = total;

@@ -1,7 +1,7 @@
 // The page: which conversation is open, what happens to it, and what the person does.
 
 import * as api from "./api.js";
-import { byId, coalesced, memory, sleep } from "./dom.js";
+import { byId, coalesced, keyed, memory, sleep } from "./dom.js";
 import { ConversationList } from "./list.js";
 import { Messages } from "./messages.js";
 import { Panel } from "./panel.js";
@@ -57,7 +57,7 @@ async function open(id, { message = null, push = true, focus = true } = {}) {
     if (opened.detail === null) await opened.refresh();
     if (place !== null) await opened.loadUntil(place.receivedAt);
   } catch (error) {
-    if (opened !== current) return;
+    if (opened !== current || error.status === 0) return; // Everything is read again once the sandbox is back.
     if (error.status !== 404) throw error;
     list.remove(id);
     await open(null, { push: false });
@@ -113,7 +113,10 @@ function showHeader(conversation) {
   byId("about-conversation").textContent = conversation
     ? `with ${phoneNumber(conversation.phoneNumber)} · ${number(count)} ${count === 1 ? "message" : "messages"} · ${channelName(conversation.channel)}`
     : "";
-  const label = conversation ? `Text as ${phoneNumber(conversation.participant)}` : "Text";
+  const members = (conversation?.isGroup && conversation.participants?.map(({ identifier }) => identifier)) || [];
+  byId("member").hidden = members.length === 0;
+  keyed(byId("member"), members, { key: (member) => member, create: (member) => new Option(phoneNumber(member), member) });
+  const label = !conversation ? "Text" : members.length > 0 ? "Text the group" : `Text as ${phoneNumber(conversation.participant)}`;
   byId("composer-text").placeholder = label;
   byId("composer-text").setAttribute("aria-label", label);
 }
@@ -130,8 +133,10 @@ async function send(bodies) {
   if (!detail) return;
   const opened = current;
   thread.toBottom();
+  const person = detail.isGroup ? byId("member").value : detail.participant;
+  const where = detail.isGroup ? { group: detail.groupId } : detail.channel === "whatsapp" ? { channel: "whatsapp" } : {};
   for (const body of bodies) {
-    const message = await api.text(detail.participant, detail.phoneNumber, body);
+    const message = await api.text(person, detail.phoneNumber, body, where);
     if (message.conversationId !== opened.id) return void (await open(message.conversationId)); // another channel's
     opened.add(message);
     if (opened === current) showMessages();
@@ -364,7 +369,7 @@ async function start() {
     last = await api.changesSince(null).then((changes) => changes.last, () => sleep(500).then(() => null));
   }
   connect(last, { onEvent, onState });
-  await list.refresh();
+  await list.refresh().catch(() => {});
   panel.loadRequests().catch(() => {});
   const id = new URLSearchParams(location.search).get("conversation");
   const first = matchMedia("(min-width: 720px)").matches ? (list.sorted()[0]?.id ?? null) : null;

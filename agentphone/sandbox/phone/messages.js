@@ -1,6 +1,7 @@
 // The messages of one conversation: loaded from the newest backwards without gaps, and kept up to date.
 
 import { getConversation, listMessages } from "./api.js";
+import { inTurn } from "./dom.js";
 import { timeKey } from "./text.js";
 
 const NEWEST = 100;
@@ -27,6 +28,7 @@ export class Messages {
     this.hasOlder = true;
     this.known = new Map();
     this.loading = null;
+    this.refresh = inTurn(() => this.#refresh());
     this.expected = new Map(); // announced messages that the history does not show yet: how often to look for them
   }
 
@@ -46,7 +48,7 @@ export class Messages {
   }
 
   /** Read the newest messages and the conversation; return the messages that were not known and are new. */
-  async refresh() {
+  async #refresh() {
     const detail = await getConversation(this.id, NEWEST);
     this.detail = detail;
     const page = ascending(detail.messages);
