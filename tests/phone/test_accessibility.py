@@ -33,7 +33,7 @@ def axe() -> str:
 
 async def problems(page: Page) -> list[str]:
     """Return what axe-core finds serious, a line for each kind of problem."""
-    found: list[dict[str, Any]] = (await page.evaluate("axe.run()"))["violations"]
+    found: list[dict[str, Any]] = (await page.evaluate("axe.run({ resultTypes: ['violations'] })"))["violations"]
     return [
         f"{problem['id']}: {problem['help']}: {problem['nodes'][0]['html'][:200]}"
         for problem in found
@@ -45,13 +45,14 @@ async def problems(page: Page) -> list[str]:
 async def test_axe_finds_no_serious_problem(
     axe: str, sandbox: Sandbox, agent: Agent, pages: Pages, scheme: str
 ) -> None:
-    sandbox.load_demo_data()
+    for number in range(4):
+        sandbox.send_sms(from_number=AGENT, to_number=f"+1555555012{number}", body="Hello, 😀")
     agent.statuses = [503]
     sandbox.receive_sms(from_number="+15555550110", to_number=AGENT, body="Hello")
     async with pages.page(color_scheme=scheme) as page:
         await expect(bubbles(page, "You said: Hello")).to_be_visible()
         await page.evaluate(axe)
-        sandbox.receive_sms(from_number="+15555550112", to_number=AGENT, body="Unread")
+        sandbox.receive_sms(from_number="+15555550122", to_number=AGENT, body="Unread")
         await expect(page.locator("#list .unread")).to_be_visible()
         await page.locator("#deliveries summary").click()
         await page.locator("#requests summary").first.click()
@@ -65,6 +66,6 @@ async def test_axe_finds_no_serious_problem(
         await page.keyboard.press("Escape")
         await page.get_by_role("button", name="Back to the conversations").click()
         await page.get_by_role("searchbox").fill("hello")
-        await expect(page.locator("#list mark")).to_be_visible()
+        await expect(page.locator("#list mark").first).to_be_visible()
         await page.get_by_role("button", name="New text").first.click()
         assert await problems(page) == []
