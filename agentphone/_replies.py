@@ -18,7 +18,7 @@ from agentphone._events import MessageEvent
 from agentphone._http.requests import RequestSpec, get_conversation, list_messages, send_message
 from agentphone._http.retry import Repeat
 from agentphone._http.transport import Transport
-from agentphone.errors import AgentPhoneError, ClientClosedError, SendUnconfirmedError
+from agentphone.errors import ClientClosedError, SendUnconfirmedError
 from agentphone.models import Conversation, Message, NewMessage, SentMessage
 
 Target = Conversation | NewMessage | MessageEvent
@@ -134,12 +134,16 @@ async def send_reply(
     try:
         sent = await transport.send(spec, deadline_at=deadline_at)
     except SendUnconfirmedError as error:
-        ends_at = min(anyio.current_time() + confirm, deadline_at)
-        found = await _look_for(transport, address, body, tuple(media_urls), began_at=began_at, ends_at=ends_at)
+        failed_at = anyio.current_time()
+        ends_at = min(failed_at + confirm, deadline_at)
+        found, looks = await _look_for(transport, address, body, tuple(media_urls), began_at=began_at, ends_at=ends_at)
         error.since = transport.server_time_at(began_at)  # the looks may have shown the server's time
         if found is None:
-            if confirm:
-                error.advice = f"It did not appear in the conversation within {confirm:g} s. {error.advice}"
+            seconds = round(anyio.current_time() - failed_at, 1)
+            if looks:
+                error.advice = f"It did not appear in the conversation within {seconds:g} s. {error.advice}"
+            elif confirm:
+                error.advice = f"The conversation could not be read to look for it. {error.advice}"
             raise
         sent = _as_sent(found, address)
     transport.sent_ids.append(sent.id)
@@ -148,24 +152,29 @@ async def send_reply(
 
 async def _look_for(
     transport: Transport, address: Address, body: str, media: tuple[str, ...], *, began_at: float, ends_at: float
-) -> Message | None:
-    """Read the conversation's newest messages until one is the reply; return None when the time is over."""
+) -> tuple[Message | None, int]:
+    """Read the conversation's newest messages until one is the reply, or the time is over.
+
+    Returns:
+        The reply, or None; and how often the messages could be read.
+    """
     spec = evolve(list_messages(address.conversation_id, limit=LOOKED_AT, before=None, after=None), repeat=Repeat.NEVER)
-    pause = FIRST_PAUSE
+    pause, looks = FIRST_PAUSE, 0
     while (now := anyio.current_time()) < ends_at:
-        # Whatever fails here, the error that the caller should see is the send's.
-        with suppress(AgentPhoneError), anyio.move_on_after(min(LOOK_TIMEOUT, ends_at - now)):
+        # Whatever fails here, also in a hook, the error that the caller must see is the send's.
+        with suppress(Exception), anyio.move_on_after(min(LOOK_TIMEOUT, ends_at - now)):
             page = await transport.send(spec, deadline_at=math.inf)
+            looks += 1
             since = transport.server_time_at(began_at)
             found = find_reply(page.data, body, media, since=since, known=transport.sent_ids)
             if found is not None:
-                return found
+                return found, looks
         try:
             await transport.sleep_until(transport.clock() + min(pause, ends_at - anyio.current_time()))
         except ClientClosedError:
-            return None
+            return None, looks
         pause = min(2 * pause, LONGEST_PAUSE)
-    return None
+    return None, looks
 
 
 def find_reply(
@@ -185,12 +194,17 @@ def find_reply(
         if (
             message.direction == "outbound"
             and (message.body or "") == body
-            and message.media_urls == media
+            and _media_of(message) == media
             and message.received_at >= since - CLOCK_MARGIN
             and message.id not in excluded
         ):
             return message
     return None
+
+
+def _media_of(message: Message) -> tuple[str, ...]:
+    url = message.extra.get("mediaUrl")  # instead of `mediaUrls`, or its first
+    return message.media_urls or ((url,) if isinstance(url, str) and url else ())
 
 
 def _as_sent(message: Message, address: Address) -> SentMessage:
@@ -201,6 +215,6 @@ def _as_sent(message: Message, address: Address) -> SentMessage:
         from_number=message.from_number,
         to_number=message.to_number,
         conversation_id=address.conversation_id,
-        media_urls=message.media_urls,
+        media_urls=_media_of(message),
         reply_to_message_id=message.reply_to.message_id if message.reply_to else None,
     )

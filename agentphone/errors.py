@@ -170,8 +170,9 @@ class DeadlineExceededError(APITimeoutError):
 class SendUnconfirmedError(_RequestError):
     """A message or reaction may have been sent, or not: the outcome is unclear. It was not sent again.
 
-    The connection was lost after the request was written, or the response was a timeout, a 5xx, a 408, a 409 with the
-    code `DELIVERY_UNCONFIRMED`, or a success that cannot be read. The underlying error is the `__cause__`.
+    After the request was written, the connection was lost, `timeout` or `deadline` ended, or the client was closed. Or
+    the response was a 408, a 409 with the code `DELIVERY_UNCONFIRMED`, a 5xx, or a success that cannot be read. The
+    underlying error is the `__cause__`.
 
     Attributes:
         since: When the first attempt began, by the server's clock where it is known: if the message was sent, the

@@ -37,7 +37,7 @@ _NETWORK_PACKAGES = {"agentphone", "anyio", "asyncio", "h11", "httpcore", "httpx
 
 
 @contextmanager
-def map_exceptions(request: str, secret: Secret) -> Iterator[None]:
+def map_exceptions(request: str, secret: Secret, *, sending: httpx.Request | None = None) -> Iterator[None]:
     """Raise an SDK error for any failure between here and the API.
 
     Not every such failure is httpx's: under asyncio a broken TLS record comes through httpcore as a bare `SSLError`.
@@ -45,6 +45,7 @@ def map_exceptions(request: str, secret: Secret) -> Iterator[None]:
     Args:
         request: The method and target, for the error.
         secret: The key, which the error must not show.
+        sending: The request, while no response to it has begun; None afterwards.
 
     Raises:
         APITimeoutError: Something timed out.
@@ -54,14 +55,28 @@ def map_exceptions(request: str, secret: Secret) -> Iterator[None]:
     try:
         yield
     except (httpx.TimeoutException, TimeoutError) as error:
-        is_unsent = isinstance(error, _UNSENT)
+        is_unsent = _is_unsent(error, sending)
         raise APITimeoutError(_describe(error, handled, secret), request=request, is_unsent=is_unsent) from error
     except (httpx.RequestError, OSError) as error:
         advice = _permanent_advice(error, handled)
         reason = _describe(error, handled, secret)
-        raise APIConnectionError(
-            reason, request=request, is_unsent=isinstance(error, _UNSENT), permanent_advice=advice
-        ) from error
+        is_unsent = _is_unsent(error, sending)
+        raise APIConnectionError(reason, request=request, is_unsent=is_unsent, permanent_advice=advice) from error
+
+
+def _is_unsent(error: Exception, sending: httpx.Request | None) -> bool:
+    """Return whether nothing of the request was written.
+
+    The error may be that of another request: after this one was sent, a hook of an `http_client` or a transport of the
+    user's may have failed to reach a server of its own.
+    """
+    if sending is None or not isinstance(error, _UNSENT):
+        return False
+    try:
+        failed = error.request
+    except RuntimeError:  # httpx has not set it
+        return True
+    return (failed.method, failed.url) == (sending.method, sending.url)
 
 
 def outcome_of(error: CallError | ClientClosedError) -> str:

@@ -58,6 +58,8 @@ class Connections:
         self._was_closed = False
         self.retry_budget: RetryBudget = RetryBudget()
         self.sent_ids: deque[str] = deque(maxlen=1000)
+        self.latest_date: tuple[str | None, float] = None, 0.0
+        """The latest `Date` header of any response, and when it was received (`time.monotonic()`)."""
 
     @property
     def is_closed(self) -> bool:

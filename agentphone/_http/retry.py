@@ -120,14 +120,19 @@ def is_unconfirmed(error: AgentPhoneError) -> bool:
     """Return whether a request that failed like this may have been carried out nevertheless.
 
     It certainly has not been if nothing of it was sent, or if the API rejected it: 3xx and 4xx, except 408 (which
-    proxies return for a slow API, too) and 409 with the code `DELIVERY_UNCONFIRMED`.
+    proxies return for a slow API, too) and those with the code `DELIVERY_UNCONFIRMED` (documented for 409).
     """
     if isinstance(error, APIConnectionError):
         return not error.is_unsent
-    if isinstance(error, APIStatusError):
-        is_rejected = 300 <= error.status_code < 500 and error.status_code != 408
-        return not is_rejected or (error.status_code == 409 and error.code == DELIVERY_UNCONFIRMED)
-    return True  # a success whose body cannot be read
+    return not is_rejected(error)  # also a success whose body cannot be read
+
+
+def is_rejected(error: AgentPhoneError) -> bool:
+    """Return whether the API certainly has not carried out a request, and says so."""
+    if not isinstance(error, APIStatusError) or error.status_code == 408 or not 300 <= error.status_code < 500:
+        return False
+    # Wherever the body has the code: errors come in several forms.
+    return error.code != DELIVERY_UNCONFIRMED and DELIVERY_UNCONFIRMED.encode() not in error.body
 
 
 def parse_retry_after(value: str | None, now: float, date: str | None = None) -> float | None:

@@ -18,7 +18,7 @@ from agentphone._http.exceptions import CALL_ERRORS, CallError, map_exceptions, 
 from agentphone._http.pool import CLOSED_MESSAGE, KEEPALIVE_SECONDS, MAX_IDLE_FOR_SENDS, Connections, Pool
 from agentphone._http.requests import PROGRESS, Progress, RequestSpec
 from agentphone._http.responses import ACCEPTED_ENCODINGS, BodyReader, RawResponse, parse_response
-from agentphone._http.retry import Repeat, RetryPolicy, is_unconfirmed, parse_http_date
+from agentphone._http.retry import Repeat, RetryPolicy, is_rejected, is_unconfirmed, parse_http_date
 from agentphone._logging import logger
 from agentphone.errors import (
     APIConnectionError,
@@ -56,8 +56,8 @@ class Transport:
             self._timeout = config.timeout
         self._extensions = {"timeout": phases.as_dict()}
         self._secret = config.api_key
-        self._date: tuple[str | None, float] = None, 0.0
-        """The `Date` header of the latest response, and when it was received (`time.monotonic()`)."""
+        self._date: str | None = None
+        """The `Date` header of the latest response."""
         # httpx.Headers and not a dict: its repr hides the key, also where a traceback prints the locals.
         self._headers = httpx.Headers(
             {
@@ -108,9 +108,10 @@ class Transport:
                 except _HookError as wrapper:
                     raise wrapper.error from wrapper.error.__cause__
                 except CALL_ERRORS as error:
-                    if self._connections.is_closed:
+                    is_closed = self._connections.is_closed
+                    if is_closed and not (spec.repeat is Repeat.IF_NOT_ACCEPTED and is_rejected(error)):
                         break
-                    delay = self._policy.delay(error, len(attempts) + 1, spec.repeat)
+                    delay = None if is_closed else self._policy.delay(error, len(attempts) + 1, spec.repeat)
                     now = anyio.current_time()
                     if delay is not None and not (
                         now + delay < deadline_at and self._connections.retry_budget.try_acquire(time.monotonic())
@@ -136,7 +137,8 @@ class Transport:
         else:
             reason = f"no complete response within {self._config.deadline:g} s"
             ended = DeadlineExceededError(reason, request=str(spec), is_unsent=not progress.is_sent)
-            attempts += (Attempt(outcome_of(ended), max(0.0, anyio.current_time() - started_at), 0.0),)
+        attempts += (Attempt(outcome_of(ended), max(0.0, anyio.current_time() - started_at), 0.0),)
+        if isinstance(ended, DeadlineExceededError):
             ended.attempts = attempts
         if spec.repeat is Repeat.IF_NOT_ACCEPTED and progress.is_sent:
             raise self._unconfirmed(spec, ended, attempts, began_at) from ended
@@ -173,18 +175,15 @@ class Transport:
 
     def server_time(self) -> datetime | None:
         """Return the time in the `Date` header of the latest response; None without a valid one."""
-        seconds = parse_http_date(self._date[0] or "")
-        try:
-            return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-        except (ValueError, OverflowError, OSError):
-            return None
+        return _to_datetime(self._date)
 
     def server_time_at(self, when: float) -> datetime:
         """Return the server's time at a moment of `time.monotonic()`; by the local clock while it is not known.
 
         It is never late, but up to a second and the duration of a request early: the `Date` header has no fractions.
         """
-        date, received_at = self.server_time(), self._date[1]
+        header, received_at = self._connections.latest_date
+        date = _to_datetime(header)
         if date is None:
             date, received_at = datetime.now(UTC), time.monotonic()
         try:
@@ -261,7 +260,9 @@ class Transport:
             try:
                 with anyio.CancelScope(deadline=started_at + self._timeout):
                     response = await self._send_once(spec, connection, progress)
-                    self._date = response.headers.get("date"), time.monotonic()
+                    self._date = response.headers.get("date")
+                    if self._date is not None:  # the error pages of some proxies have none
+                        self._connections.latest_date = self._date, time.monotonic()
                     _log(spec, str(response.status), number, started_at)
                     result = parse_response(spec, response, now=time.time(), secret=self._secret)
                     pool.release(connection)
@@ -295,8 +296,10 @@ class Transport:
         if spec.body is not None:
             request.headers["Content-Type"] = "application/json"
         _call_hook(config.on_request, request)
+        if spec.repeat is Repeat.IF_NOT_ACCEPTED and anyio.current_effective_deadline() <= anyio.current_time():
+            await anyio.sleep_forever()  # until the cancellation that is due: nothing is written yet
         progress.is_sent = True  # a connection that is not ours does not say when
-        with map_exceptions(str(spec), self._secret):
+        with map_exceptions(str(spec), self._secret, sending=request):
             response = await connection.handle_async_request(request)
         response.request = request  # httpx's client layer would do this, and hooks rely on it
         try:
@@ -331,6 +334,15 @@ class Transport:
 
 async def _single_chunk(body: bytes) -> AsyncIterator[bytes]:
     yield body
+
+
+def _to_datetime(header: str | None) -> datetime | None:
+    """Return the time in a `Date` header; None if there is none, or it is not valid."""
+    seconds = parse_http_date(header or "")
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 _offset: anyio.lowlevel.RunVar[float] = anyio.lowlevel.RunVar("agentphone clock offset")

@@ -25,10 +25,13 @@ from agentphone import (
     AsyncClient,
     Client,
     ClientClosedError,
+    SendUnconfirmedError,
+    UnprocessableEntityError,
 )
 from agentphone._http import connection as connection_module
 from tests.support.fault_server import (
     SLOW,
+    Connection,
     FaultServer,
     answering,
     never_answer,
@@ -149,9 +152,15 @@ async def connected(server: FaultServer, connections: int) -> None:
 
 async def test_aclose_ends_running_calls_and_opens_nothing() -> None:
     ended: list[AgentPhoneError] = []
+    received: list[object] = []
+
+    def read_and_wait(connection: Connection) -> None:
+        received.append(connection.read())
+        never_answer(connection)
+
     gc.disable()
     try:
-        with serving(never_answer, times=ALWAYS) as server, anyio.fail_after(SECONDS):
+        with serving(read_and_wait, times=ALWAYS) as server, anyio.fail_after(SECONDS):
             client = AsyncClient(KEY, base_url=server.url, max_connections=2)
 
             async def call() -> None:
@@ -163,10 +172,11 @@ async def test_aclose_ends_running_calls_and_opens_nothing() -> None:
             async with anyio.create_task_group() as tasks:
                 for _ in range(6):
                     tasks.start_soon(call)
-                await connected(server, 2)
+                while len(received) < 2:  # noqa: ASYNC110  # the server is another thread
+                    await anyio.sleep(0.01)
                 await client.aclose()
             assert [type(error) for error in ended] == [ClientClosedError] * 6
-            assert "it may have been sent" in str(ended[0])
+            assert sum("it may have been sent" in str(error) for error in ended) == 2
             server.over.set()
             assert await anyio.to_thread.run_sync(server.wait_until_left)
             assert server.connections == 2
@@ -245,6 +255,22 @@ async def test_client_closed_while_an_attempt_fails_is_a_client_closed_error(sta
     client = AsyncClient(KEY, transport=httpx.MockTransport(close_and_fail))
     with anyio.fail_after(SECONDS), pytest.raises(ClientClosedError):
         await client.conversations.get("conv_1")
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(200, SendUnconfirmedError), (422, UnprocessableEntityError), (503, SendUnconfirmedError)]
+)
+async def test_client_closed_while_a_send_is_answered(status: int, error: type[AgentPhoneError]) -> None:
+    """A rejection stays certain."""
+
+    async def close_and_answer(_: httpx.Request) -> httpx.Response:
+        await anyio.to_thread.run_sync(anyio.run, client.aclose)
+        return httpx.Response(status, content=b"")
+
+    client = AsyncClient(KEY, transport=httpx.MockTransport(close_and_answer))
+    with anyio.fail_after(SECONDS), pytest.raises(error) as caught:
+        await client.messages.send("Hello", to="+15555550110", number_id="num_1")
+    assert len(caught.value.attempts) == 1  # type: ignore[attr-defined]
 
 
 def test_close_from_another_thread_ends_sync_calls() -> None:

@@ -31,8 +31,11 @@ from tests.support.fault_server import Connection, Received
 from tests.support.helpers import KEY
 from tests.support.send_server import SendServer, send_server
 
-TIMEOUT = 0.5
-CONFIRM = 0.6
+SILENCE_TIMEOUT = 0.5
+LONG_TIMEOUT = 10.0
+CONFIRM_ABSENT = 0.6
+CONFIRM_PRESENT = 10.0
+"""Short only where the whole time must pass, so that a slow machine changes no outcome."""
 
 OnPost = Callable[[Connection, Received, SendServer], None]
 
@@ -99,6 +102,16 @@ class Case:
     is_applied: bool
     is_kept_alive: bool
 
+    def settings(self, url: str) -> dict[str, Any]:
+        """Return the settings of the client."""
+        timeout = SILENCE_TIMEOUT if self.name.startswith("silence") else LONG_TIMEOUT
+        return {"api_key": KEY, "base_url": url, "timeout": timeout}
+
+    @property
+    def confirm(self) -> float:
+        """How long to look for the message."""
+        return CONFIRM_PRESENT if self.is_applied else CONFIRM_ABSENT
+
     def server(self) -> SendServer:
         """Return a server that meets the first POST with the fault."""
         left = [self.fault.times]
@@ -149,19 +162,15 @@ CASES = [
 ]
 
 
-def settings(url: str) -> dict[str, Any]:
-    return {"api_key": KEY, "base_url": url, "timeout": TIMEOUT}
-
-
 async def reply(case: Case) -> None:
     with send_server(case.server()) as server:
-        async with AsyncClient(**settings(server.url)) as client:
+        async with AsyncClient(**case.settings(server.url)) as client:
             target = await client.conversations.get("conv_1")
             if not case.is_kept_alive:
                 await drop_idle(client)
             outcome: SentMessage | Exception
             try:
-                outcome = await client.conversations.reply(target, "Hello", confirm=CONFIRM)
+                outcome = await client.conversations.reply(target, "Hello", confirm=case.confirm)
             except AgentPhoneError as error:
                 outcome = error
     case.check(outcome, server)
@@ -184,7 +193,7 @@ async def test_async_reply_is_on_the_wire_once() -> None:
 
 def test_blocking_reply_is_on_the_wire_once() -> None:
     def blocking(case: Case) -> None:
-        with send_server(case.server()) as server, Client(**settings(server.url)) as client:
+        with send_server(case.server()) as server, Client(**case.settings(server.url)) as client:
             target = client.conversations.get("conv_1")
             if not case.is_kept_alive:
                 from agentphone import _portal
@@ -192,7 +201,7 @@ def test_blocking_reply_is_on_the_wire_once() -> None:
                 _portal.run(drop_idle, client._async)
             outcome: SentMessage | Exception
             try:
-                outcome = client.conversations.reply(target, "Hello", confirm=CONFIRM)
+                outcome = client.conversations.reply(target, "Hello", confirm=case.confirm)
             except AgentPhoneError as error:
                 outcome = error
         case.check(outcome, server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -132,6 +133,8 @@ def test_wrong_target_is_rejected(target: Any) -> None:
         (False, {"direction": "inbound"}),
         (False, {"direction": None}),
         (False, {"media_urls": ("https://media.example/1.jpg",)}),
+        (False, {"extra": {"mediaUrl": "https://media.example/1.jpg"}}),
+        (True, {"extra": {"mediaUrl": None}}),
         (False, {"id": "msg_known"}),
     ],
     ids=str,
@@ -143,9 +146,11 @@ def test_which_message_is_the_reply(found: bool, changes: dict[str, Any]) -> Non
     assert result == (candidate if found else None)
 
 
-def test_message_of_media_alone_is_found() -> None:
+@pytest.mark.parametrize("field", ["mediaUrls", "mediaUrl"])
+def test_message_of_media_alone_is_found(field: str) -> None:
     media = ("https://media.example/1.jpg",)
-    candidate = a_message(body=None, media_urls=media)
+    given = {"media_urls": media} if field == "mediaUrls" else {"extra": {field: media[0]}}
+    candidate = a_message(body=None, **given)
     assert find_reply([candidate], "", media, since=NOW, known=()) == candidate
 
 
@@ -233,6 +238,20 @@ async def test_errors_while_looking_do_not_hide_the_error() -> None:
                 await client.conversations.reply(a_conversation(), "Hello", confirm=0.5)
     assert isinstance(caught.value.__cause__, APIConnectionError)
     assert caught.value.status_code is None
+    assert "could not be read to look for it" in str(caught.value)
+
+
+@pytest.mark.anyio
+async def test_hook_that_raises_while_looking_does_not_hide_the_error() -> None:
+    def fail_on_get(response: httpx.Response) -> None:
+        if response.request.method == "GET":
+            raise ValueError("hook")
+
+    with send_server(SendServer(on_post=lose_unapplied)) as server:
+        async with AsyncClient(**settings(server, on_response=fail_on_get)) as client:
+            with pytest.raises(SendUnconfirmedError):
+                await client.conversations.reply(a_conversation(), "Hello", confirm=0.2)
+    assert server.gets
 
 
 @pytest.mark.anyio
@@ -267,9 +286,10 @@ async def test_deadline_covers_sending_and_looking() -> None:
                 await client.conversations.reply(a_conversation(), "Hello")
             assert time.monotonic() - began < 5
             assert isinstance(caught.value.__cause__, DeadlineExceededError)
+            assert "within 10 s" not in str(caught.value)  # there was no time left to look for it
             server.on_post = lose_unapplied
             began = time.monotonic()
-            with pytest.raises(SendUnconfirmedError):
+            with pytest.raises(SendUnconfirmedError, match=r"did not appear in the conversation within \d(\.\d)? s"):
                 await client.conversations.reply(a_conversation(), "Hello")
             assert time.monotonic() - began < 5  # not the 10 s of `confirm`
     assert len(server.posts) == 2
@@ -297,6 +317,52 @@ async def test_deadline_before_anything_was_sent() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("body", ["Hello", "Hello" * 10_000], ids=["small", "large"])
+async def test_deadline_that_passes_in_a_hook(body: str) -> None:
+    """On a connection that is open, nothing else waits before the request is written."""
+    pauses = [0.0, 0.1]
+    with send_server(SendServer()) as server:
+        async with AsyncClient(**settings(server, on_request=lambda _: time.sleep(pauses.pop(0)))) as client:
+            await client.messages.send("Hello", to="+15555550110", number_id="num_1")
+            with pytest.raises(DeadlineExceededError) as caught:
+                await client.with_options(deadline=0.05).messages.send(body, to="+15555550110", number_id="num_1")
+    assert caught.value.is_unsent
+    assert len(server.posts) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("where", ["response without a Date", "client made by with_options"])
+async def test_server_clock_that_an_earlier_response_showed(where: str) -> None:
+    with send_server(SendServer(clock_offset=timedelta(days=1))) as server:
+        async with AsyncClient(**settings(server)) as client:
+            await client.conversations.get("conv_1")
+            if where == "client made by with_options":
+                client, server.on_post = client.with_options(max_retries=0), lose
+            else:
+                server.on_post = lambda connection, *_: connection.answer(503)
+            with pytest.raises(SendUnconfirmedError) as caught:
+                await client.messages.send("Hello", to="+15555550110", number_id="num_1")
+    assert abs(caught.value.since - server.now()) < timedelta(seconds=10)
+
+
+@pytest.mark.anyio
+async def test_connection_that_the_server_closed_while_idle() -> None:
+    def accept_and_close(connection: Connection, post: Received, server: SendServer) -> None:
+        server.accept(connection, post)
+        connection.close()
+        closed.set()
+
+    closed = threading.Event()
+    with send_server(SendServer(on_post=accept_and_close)) as server:
+        async with AsyncClient(**settings(server)) as client:
+            for _ in range(3):
+                closed.clear()
+                await client.conversations.reply(a_conversation(), "Hello", confirm=0)
+                assert await anyio.to_thread.run_sync(closed.wait, 5)
+    assert server.connections == len(server.posts) == len(server.history) == 3
+
+
+@pytest.mark.anyio
 async def test_cancelled_send_is_sent_once_and_leaves_nothing() -> None:
     with send_server(SendServer(on_post=silent)) as server:
         async with AsyncClient(**settings(server)) as client:
@@ -307,7 +373,7 @@ async def test_cancelled_send_is_sent_once_and_leaves_nothing() -> None:
             assert (await client.conversations.get("conv_1")).id == "conv_1"
             pool: Any = await client._connections.pool()
             assert len(pool._connections) == 1  # that of the GET: the one of the send was closed
-            assert pool.limiter.value == pool.limiter.max_value or pool.limiter.max_value is None
+            assert pool.limiter.value == 20
     assert len(server.posts) == 1
     assert server.gets == ["/v1/conversations/conv_1"]
 
@@ -330,6 +396,7 @@ async def test_client_closed_in_the_middle_is_unconfirmed() -> None:
             await client.aclose()
     assert isinstance(caught[0], SendUnconfirmedError)
     assert isinstance(caught[0].__cause__, ClientClosedError)
+    assert [attempt.outcome for attempt in caught[0].attempts] == ["ClientClosedError"]
     assert len(server.posts) == 1
 
 

@@ -49,6 +49,10 @@ TABLE: list[tuple[AgentPhoneError, str]] = [
     (DeadlineExceededError("late", request=POST), UNCONFIRMED),
     (ResponseDecodeError("not JSON", request=POST, path="", status_code=200, request_id=None, body=b""), UNCONFIRMED),
     (status(409, code="DELIVERY_UNCONFIRMED"), UNCONFIRMED),
+    (status(409, body=b'{"code": "DELIVERY_UNCONFIRMED"}'), UNCONFIRMED),
+    (status(409, body=b'{"detail": {"code": "DELIVERY_UNCONFIRMED"}}'), UNCONFIRMED),
+    (status(429, code="DELIVERY_UNCONFIRMED"), UNCONFIRMED),
+    (status(409, body=b'{"detail": "There is no such number."}'), RAISED),
     *[(status(code), UNCONFIRMED) for code in (408, 500, 501, 502, 503, 504, 507, 520, 599, 600, 199)],
     (status(503, retry_after=1.0), UNCONFIRMED),
 ]

@@ -232,3 +232,42 @@ async def test_error_never_holds_the_key() -> None:
     with pytest.raises(AgentPhoneError) as caught:
         await client.messages.send("Hello", **ARGUMENTS)
     assert KEY not in f"{caught.value!r} {caught.value} {vars(caught.value)} {vars(caught.value.__cause__)}"
+
+
+async def fail_to_report(_: object) -> None:
+    """Report to a server that is away, as a hook may."""
+    async with httpx.AsyncClient(transport=httpx.MockTransport(refuse)) as other:
+        await other.post("https://metrics.example/")
+
+
+def refuse(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("refused", request=request)
+
+
+class ReportingTransport(httpx.AsyncHTTPTransport):
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        await fail_to_report(response)
+        return response
+
+
+@pytest.mark.parametrize("where", ["hook of http_client", "transport"])
+async def test_connect_error_of_another_request(where: str) -> None:
+    """What fails after the message was sent is not a failure to send it."""
+    with send_server(SendServer()) as server:
+        async with httpx.AsyncClient(event_hooks={"response": [fail_to_report]}) as http_client:
+            settings = {"transport": ReportingTransport()} if where == "transport" else {"http_client": http_client}
+            async with AsyncClient(KEY, base_url=server.url, **settings) as client:
+                with pytest.raises(SendUnconfirmedError):
+                    await client.messages.send("Hello", **ARGUMENTS)
+    assert len(server.posts) == 1
+
+
+async def test_connect_error_of_respx_is_repeated() -> None:
+    """It names a copy of the request."""
+    with respx.mock:
+        effects: list[Any] = [httpx.ConnectError, httpx.ConnectTimeout, httpx.Response(200, json=SENT)]
+        route = respx.post(f"{BASE}/v1/messages").mock(side_effect=effects)
+        async with AsyncClient(KEY, base_url=BASE) as client:
+            assert (await client.messages.send("Hello", **ARGUMENTS)).id == "msg_9"
+    assert route.call_count == 3
