@@ -222,24 +222,20 @@ async def test_long_thread_keeps_only_what_is_visible(sandbox: Sandbox, pages: P
         await page.locator("#thread").evaluate("thread => { thread.scrollTop = -thread.scrollHeight }")
         await expect(bubbles(page, re.compile(r"^Text 0\."))).to_be_in_viewport()
         assert most < 100
-        # A frame of scrolling through it all. The median counts, so that one slow frame of a busy machine does not.
-        median = await page.evaluate(FRAMES)
-        assert median < 50
+        assert await page.evaluate(MOST_ROWS_WHILE_SCROLLING) < 100
         await page.get_by_role("button", name="Go to the newest message").click()
         await expect(bubbles(page, "Text 9999.")).to_be_in_viewport()
 
 
-FRAMES = """async () => {
+MOST_ROWS_WHILE_SCROLLING = """async () => {
     const thread = document.getElementById("thread");
-    const times = [];
-    let last = performance.now();
+    let most = 0;
     for (let step = 0; step < 40; step += 1) {
         thread.scrollTop += 700;
         await new Promise(requestAnimationFrame);
-        times.push(performance.now() - last);
-        last = performance.now();
+        most = Math.max(most, thread.querySelectorAll("article").length);
     }
-    return times.sort((a, b) => a - b)[20];
+    return most;
 }"""
 
 
