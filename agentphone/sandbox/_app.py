@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from agentphone._logging import logger as package_logger
 from agentphone.sandbox._behavior import Settings
 from agentphone.sandbox._controls import Controls
 from agentphone.sandbox._deliveries import DEFAULT_TIMEOUT, DeliveryQueue
@@ -71,7 +72,7 @@ ERROR_CODES = {
 }
 """The `code` and `type` of an error, by its HTTP status."""
 
-logger = logging.getLogger("agentphone.sandbox")
+logger: logging.Logger = package_logger.getChild("sandbox")
 
 Handler = Callable[[Request, bytes], Response]
 

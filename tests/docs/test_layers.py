@@ -54,7 +54,7 @@ ASIDE: dict[str, str] = {
 }
 LAZY = "export sandbox"
 """Modules above `__init__` that it names for type checkers, and imports when they are used."""
-SANDBOX_MAY_IMPORT = "_checks _loop_thread"
+SANDBOX_MAY_IMPORT = "_checks _logging _loop_thread"
 """Leaves that know nothing of the API, so that a misreading of it cannot be on both sides at once."""
 FOREIGN: dict[str, str] = {
     # The third-party packages that a module may import.
