@@ -14,10 +14,8 @@ import attrs
 
 from agentphone._json import to_camel_case
 from agentphone._timestamps import parse_timestamp
+from agentphone._value_hooks import Hook
 from agentphone.models import EXTRA
-
-Hook = Callable[[Any, Any], Any]
-"""Creates a value from JSON; the second argument is cattrs' (the type), and ignored."""
 
 
 def inner_of_optional(shape: Any) -> Any:

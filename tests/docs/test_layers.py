@@ -24,7 +24,10 @@ LAYERS: tuple[tuple[str, str], ...] = (
     # From layer 0 upwards: the modules, and what they do. A module imports only from layers below its own; inside a
     # package, only from the modules that are listed before it in PACKAGES.
     ("_version _secret _timestamps _json _checks _loop_thread", "leaves: they know nothing of the API"),
-    ("errors models", "every exception, every model"),
+    (
+        "errors models _value_hooks _state_classes",
+        "every exception, every model; checks of JSON values, and the classes that a state can be",
+    ),
     ("_config _compiled_decoder", "settings of a client; the accelerator of the decoder"),
     ("_decoding _delivery_log", "JSON to models, by one cattrs converter; handled webhook deliveries, in SQLite"),
     ("_state", "typed conversation state: metadata to a class and back"),
@@ -57,10 +60,10 @@ FOREIGN: dict[str, str] = {
     "_loop_thread": "anyio sniffio",
     "errors": "attrs",
     "models": "attrs",
+    "_state_classes": "attrs",
     "_config": "attrs httpx",
     "_compiled_decoder": "attrs",
     "_decoding": "attrs cattrs",
-    "_state": "attrs",
     "_paging": "attrs",
     "_http": "anyio attrs h11 httpcore httpx",
     "_events": "attrs",
