@@ -5,10 +5,11 @@ Start with `AsyncClient` for asyncio and trio, or with `Client`, which has the s
 
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations
+from agentphone._messages import AsyncMessages
 from agentphone._portal import Stream
 from agentphone._state_block import AsyncState
 from agentphone._streams import AsyncPager, AsyncStream
-from agentphone._sync import Client, Conversations, Pager, State
+from agentphone._sync import Client, Conversations, Messages, Pager, State
 from agentphone._version import __version__
 from agentphone.errors import (
     AgentPhoneError,
@@ -27,12 +28,22 @@ from agentphone.errors import (
     PermissionDeniedError,
     RateLimitError,
     ResponseDecodeError,
+    SendUnconfirmedError,
     ServerError,
     StateDecodeError,
     UnprocessableEntityError,
     WebhookVerificationError,
 )
-from agentphone.models import Conversation, ConversationDetail, Cursor, Message, NewMessage, Page
+from agentphone.models import (
+    Conversation,
+    ConversationDetail,
+    Cursor,
+    Message,
+    NewMessage,
+    Page,
+    SentMessage,
+    SentReaction,
+)
 
 __all__ = [
     "APIConnectionError",
@@ -41,6 +52,7 @@ __all__ = [
     "AgentPhoneError",
     "AsyncClient",
     "AsyncConversations",
+    "AsyncMessages",
     "AsyncPager",
     "AsyncState",
     "AsyncStream",
@@ -57,6 +69,7 @@ __all__ = [
     "Cursor",
     "DeadlineExceededError",
     "Message",
+    "Messages",
     "NewMessage",
     "NotFoundError",
     "Page",
@@ -65,6 +78,9 @@ __all__ = [
     "PermissionDeniedError",
     "RateLimitError",
     "ResponseDecodeError",
+    "SendUnconfirmedError",
+    "SentMessage",
+    "SentReaction",
     "ServerError",
     "State",
     "StateDecodeError",

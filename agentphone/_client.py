@@ -14,6 +14,7 @@ from agentphone._config import DEFAULT_BASE_URL, Config, resolve_api_key, resolv
 from agentphone._conversations import AsyncConversations
 from agentphone._http.pool import Connections
 from agentphone._http.transport import NO_COPY, Transport
+from agentphone._messages import AsyncMessages
 from agentphone._secret import Secret
 from agentphone.errors import ConfigurationError
 
@@ -122,12 +123,19 @@ class AsyncClient:
     def _wire_up(self, config: Config, connections: Connections) -> None:
         self._config = config
         self._connections = connections
-        self._conversations = AsyncConversations(Transport(config, connections))
+        transport = Transport(config, connections)
+        self._conversations = AsyncConversations(transport)
+        self._messages = AsyncMessages(transport)
 
     @property
     def conversations(self) -> AsyncConversations:
         """The conversations of the API key's project."""
         return self._conversations
+
+    @property
+    def messages(self) -> AsyncMessages:
+        """Sending messages and reactions."""
+        return self._messages
 
     def with_options(
         self,

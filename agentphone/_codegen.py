@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-SOURCES = ("_streams.py", "_state_block.py", "_conversations.py", "_client.py")
+SOURCES = ("_streams.py", "_state_block.py", "_conversations.py", "_messages.py", "_client.py")
 TARGET = "_sync.py"
 WIDTH = 120
 

@@ -12,10 +12,9 @@ from typing import Any, Union, cast, get_args, get_origin
 
 import attrs
 
-from agentphone._json import to_camel_case
 from agentphone._timestamps import parse_timestamp
 from agentphone._value_hooks import Hook
-from agentphone.models import EXTRA
+from agentphone.models import EXTRA, json_key
 
 
 def inner_of_optional(shape: Any) -> Any:
@@ -59,7 +58,7 @@ def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hoo
     names: dict[str, Any] = {
         "UTC": UTC,
         "cls": cls,
-        "known": frozenset(to_camel_case(field.name) for field in fields),
+        "known": frozenset(json_key(cls, field.name) for field in fields),
         "new": object.__new__,
         "parse_timestamp": parse_timestamp,
         "parse_iso": datetime.fromisoformat,
@@ -72,7 +71,7 @@ def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hoo
         f"model, unknown = new(mutable_base), len(raw) - {len(fields)}",
     ]
     for field in fields:
-        key, default = to_camel_case(field.name), field.default
+        key, default = json_key(cls, field.name), field.default
         set_field = _set_field(field, f"raw[{key!r}]", hook_of, names)
         if default is not attrs.NOTHING:
             call = "()" if isinstance(default, attrs.Factory) else ""  # type: ignore[arg-type]  # a class, which its stub calls a function

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar, overload
 
 from agentphone import _state
 from agentphone._checks import check_integer, check_seconds
+from agentphone._events import MessageEvent
 from agentphone._http.requests import (
     RequestSpec,
     get_conversation,
     list_conversations,
     list_messages,
+    start_typing,
     update_conversation,
 )
 from agentphone._http.transport import Transport
@@ -23,9 +25,11 @@ from agentphone._paging.offset import OffsetPaginator
 from agentphone._paging.polling import PollBackoff
 from agentphone._paging.requests import MAX_CONVERSATIONS, MAX_MESSAGES, CursorRequest, MessagesRequest, OffsetRequest
 from agentphone._paging.watch import GONE, WatchPaginator
+from agentphone._replies import address_of, send_reply
 from agentphone._state_block import AsyncState
 from agentphone._streams import AsyncPager, AsyncStream, PageStream, PollingStream
-from agentphone.models import Conversation, ConversationDetail, Cursor, Message, NewMessage, Page
+from agentphone.errors import BadRequestError
+from agentphone.models import Conversation, ConversationDetail, Cursor, Message, NewMessage, Page, SentMessage
 
 T = TypeVar("T")
 
@@ -130,6 +134,85 @@ class AsyncConversations:
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return await self._transport.send(update_conversation(conversation_id, metadata=metadata))
+
+    async def reply(
+        self,
+        conversation: Conversation | NewMessage | MessageEvent | str,
+        body: str = "",
+        *,
+        media_urls: Sequence[str] = (),
+        reply_to: Message | str | None = None,
+        send_style: str | None = None,
+        confirm: float = 10.0,
+    ) -> SentMessage:
+        """Send a message in a conversation, from its own number to its person or group. It is never sent twice.
+
+        It is retried only if the API certainly has not accepted it: no connection could be made, or the response was a
+        429. If the outcome is unclear, the conversation's newest messages are read until the reply is among them: an
+        outbound message with the same text and media, no older than the attempt. A call that is cancelled may have sent
+        it. Two processes that send the same words in one conversation at the same moment cannot be told apart.
+
+        Source: `POST /v1/messages`; `GET /v1/conversations/{id}` for an id; to look for a reply,
+        `GET /v1/conversations/{id}/messages`.
+
+        Args:
+            conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id, which
+                takes one request more.
+            body: The text; it may be empty with media. See `messages.send`.
+            media_urls: Up to 20 `https://` URLs of media.
+            reply_to: The message that this one answers, or its id; it has no effect on SMS.
+            send_style: An effect of iMessage: `"confetti"`, `"slam"`, ...; it has no effect on SMS.
+            confirm: How long to look for a reply whose outcome is unclear, in seconds; 0 not to look.
+
+        Returns:
+            The message as the API accepted it, or as it was found.
+
+        Raises:
+            SendUnconfirmedError: It may have been sent, and was not found: do not send it again before you have looked.
+            APIConnectionError: No connection could be made. Nothing was sent.
+            DeadlineExceededError: The client's `deadline` ended before anything was sent.
+            APIStatusError: The API rejected it. Nothing was sent.
+            ClientClosedError: The client is closed. Nothing was sent.
+            ValueError: There is nothing to send, or an argument is out of range.
+            TypeError: An argument has the wrong type.
+        """
+        check_seconds("confirm", confirm, allow_zero=True, maximum=MAX_SECONDS)
+        return await send_reply(
+            self._transport,
+            conversation,
+            body,
+            media_urls=media_urls,
+            reply_to=reply_to,
+            send_style=send_style,
+            confirm=confirm,
+        )
+
+    async def typing(self, conversation: Conversation | NewMessage | MessageEvent | str) -> bool:
+        """Show the person that the agent is typing, where the channel can (iMessage). One attempt, no retries.
+
+        Source: `POST /v1/conversations/{id}/typing`.
+
+        Args:
+            conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id.
+
+        Returns:
+            False if the channel cannot show it (400).
+
+        Raises:
+            NotFoundError: The conversation does not exist, or the key has no access to it.
+            APIConnectionError: No complete response was received.
+            APIStatusError: The API returned another error status.
+            ResponseDecodeError: The response is not JSON.
+            ClientClosedError: The client is closed.
+            ValueError: The id is empty.
+            TypeError: An argument has the wrong type.
+        """
+        spec = start_typing(conversation if isinstance(conversation, str) else address_of(conversation).conversation_id)
+        try:
+            await self._transport.send(spec)
+        except BadRequestError:
+            return False
+        return True
 
     def messages(
         self,

@@ -20,7 +20,7 @@ from cattrs.errors import AttributeValidationNote, BaseValidationError, Iterable
 from cattrs.gen import make_dict_structure_fn_from_attrs, override
 
 from agentphone._compiled_decoder import compile_list_decoder, inner_of_optional, is_compilable
-from agentphone._json import DecodeError, parse_json, to_camel_case
+from agentphone._json import DecodeError, parse_json
 from agentphone._state_classes import (
     QUALIFIERS,
     Created,
@@ -32,7 +32,7 @@ from agentphone._state_classes import (
     validate,
 )
 from agentphone._value_hooks import HOOKS, Hook, check_dict, check_list, null_is_empty, one_of, optional, unchanged
-from agentphone.models import EXTRA, NULLABLE_LIST
+from agentphone.models import EXTRA, NULLABLE_LIST, json_key
 
 T = TypeVar("T")
 
@@ -277,7 +277,7 @@ class StrictConverter(Converter):
         # For a field that holds the same class: the hook is looked up when it is called.
         self._class_hooks[shape] = lambda value, _: self._class_hooks[shape](value, None)
         state_fields(cls)  # which resolves the types
-        fields = {to_camel_case(field.name): field for field in attrs.fields(cls) if field.init}
+        fields = {json_key(cls, field.name): field for field in attrs.fields(cls) if field.init}
         has_extra = not self._is_state and any(EXTRA in field.metadata for field in fields.values())
         if has_extra:
             del fields["extra"]

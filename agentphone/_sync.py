@@ -6,7 +6,7 @@ Every method runs its async namesake on the event loop of `_portal`.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, overload
@@ -17,14 +17,26 @@ from attrs import NOTHING, NothingType
 from agentphone import _portal
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations
+from agentphone._events import MessageEvent
+from agentphone._messages import AsyncMessages
 from agentphone._portal import Stream
 from agentphone._state_block import AsyncState
 from agentphone._streams import AsyncPager
-from agentphone.models import Conversation, ConversationDetail, Cursor, Message, NewMessage, Page
+from agentphone.models import (
+    Conversation,
+    ConversationDetail,
+    Cursor,
+    Message,
+    NewMessage,
+    Page,
+    SentMessage,
+    SentReaction,
+)
 
 __all__ = [
     "Client",
     "Conversations",
+    "Messages",
     "Pager",
     "State",
 ]
@@ -203,6 +215,79 @@ class Conversations:
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return _portal.run(self._async.update, conversation_id, metadata=metadata)
+
+    def reply(
+        self,
+        conversation: Conversation | NewMessage | MessageEvent | str,
+        body: str = "",
+        *,
+        media_urls: Sequence[str] = (),
+        reply_to: Message | str | None = None,
+        send_style: str | None = None,
+        confirm: float = 10.0,
+    ) -> SentMessage:
+        """Send a message in a conversation, from its own number to its person or group. It is never sent twice.
+
+        It is retried only if the API certainly has not accepted it: no connection could be made, or the response was a
+        429. If the outcome is unclear, the conversation's newest messages are read until the reply is among them: an
+        outbound message with the same text and media, no older than the attempt. A call that is cancelled may have sent
+        it. Two processes that send the same words in one conversation at the same moment cannot be told apart.
+
+        Source: `POST /v1/messages`; `GET /v1/conversations/{id}` for an id; to look for a reply,
+        `GET /v1/conversations/{id}/messages`.
+
+        Args:
+            conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id, which
+                takes one request more.
+            body: The text; it may be empty with media. See `messages.send`.
+            media_urls: Up to 20 `https://` URLs of media.
+            reply_to: The message that this one answers, or its id; it has no effect on SMS.
+            send_style: An effect of iMessage: `"confetti"`, `"slam"`, ...; it has no effect on SMS.
+            confirm: How long to look for a reply whose outcome is unclear, in seconds; 0 not to look.
+
+        Returns:
+            The message as the API accepted it, or as it was found.
+
+        Raises:
+            SendUnconfirmedError: It may have been sent, and was not found: do not send it again before you have looked.
+            APIConnectionError: No connection could be made. Nothing was sent.
+            DeadlineExceededError: The client's `deadline` ended before anything was sent.
+            APIStatusError: The API rejected it. Nothing was sent.
+            ClientClosedError: The client is closed. Nothing was sent.
+            ValueError: There is nothing to send, or an argument is out of range.
+            TypeError: An argument has the wrong type.
+        """
+        return _portal.run(
+            self._async.reply,
+            conversation,
+            body,
+            media_urls=media_urls,
+            reply_to=reply_to,
+            send_style=send_style,
+            confirm=confirm,
+        )
+
+    def typing(self, conversation: Conversation | NewMessage | MessageEvent | str) -> bool:
+        """Show the person that the agent is typing, where the channel can (iMessage). One attempt, no retries.
+
+        Source: `POST /v1/conversations/{id}/typing`.
+
+        Args:
+            conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id.
+
+        Returns:
+            False if the channel cannot show it (400).
+
+        Raises:
+            NotFoundError: The conversation does not exist, or the key has no access to it.
+            APIConnectionError: No complete response was received.
+            APIStatusError: The API returned another error status.
+            ResponseDecodeError: The response is not JSON.
+            ClientClosedError: The client is closed.
+            ValueError: The id is empty.
+            TypeError: An argument has the wrong type.
+        """
+        return _portal.run(self._async.typing, conversation)
 
     def messages(
         self,
@@ -401,6 +486,98 @@ class Conversations:
         )
 
 
+class Messages:
+    """Sending, available as `client.messages`. To answer in a conversation, use `client.conversations.reply`."""
+
+    def __init__(self, wrapped: AsyncMessages) -> None:
+        self._async = wrapped
+
+    def send(
+        self,
+        body: str = "",
+        *,
+        to: str | None = None,
+        recipients: Sequence[str] | None = None,
+        from_number: str | None = None,
+        number_id: str | None = None,
+        agent_id: str | None = None,
+        media_urls: Sequence[str] = (),
+        reply_to: Message | str | None = None,
+        send_style: str | None = None,
+        channel: str | None = None,
+    ) -> SentMessage:
+        """Send a message to a number, an e-mail address or a group. It is never sent twice.
+
+        It is retried only if the API certainly has not accepted it: no connection could be made, or the response was a
+        429. A call that is cancelled may have sent it.
+
+        Source: `POST /v1/messages`.
+
+        Args:
+            body: The text; it may be empty with media. It is sent as it is. The API documents no longest text; carriers
+                split an SMS of more than 160 characters (70 with emoji), bill each part, and may reject long ones.
+            to: The receiver: a phone number, an e-mail address (iMessage), or a group's id (`grp_...`).
+            recipients: Or 2 to 32 receivers, for a new group.
+            from_number: The agent's number to send from, E.164. This, `number_id` or `agent_id` is required.
+            number_id: The id of that number (`num_...`).
+            agent_id: The id of an agent (`agt_...`), whose first number is used.
+            media_urls: Up to 20 `https://` URLs of media.
+            reply_to: The message that this one answers, or its id; it has no effect on SMS.
+            send_style: An effect of iMessage: `"confetti"`, `"slam"`, ...; it has no effect on SMS.
+            channel: `"whatsapp"` to send there; None to let the API choose.
+
+        Returns:
+            The message as the API accepted it. The status `"sent"` means that the carrier has it.
+
+        Raises:
+            SendUnconfirmedError: It may have been sent: do not send it again before you have looked.
+            APIConnectionError: No connection could be made. Nothing was sent.
+            DeadlineExceededError: The client's `deadline` ended before anything was sent.
+            APIStatusError: The API rejected it. Nothing was sent.
+            ClientClosedError: The client is closed. Nothing was sent.
+            ValueError: There is no receiver or two kinds, no sender or nothing to send, or too many media.
+            TypeError: An argument has the wrong type.
+        """
+        return _portal.run(
+            self._async.send,
+            body,
+            to=to,
+            recipients=recipients,
+            from_number=from_number,
+            number_id=number_id,
+            agent_id=agent_id,
+            media_urls=media_urls,
+            reply_to=reply_to,
+            send_style=send_style,
+            channel=channel,
+        )
+
+    def react(self, message: Message | str, reaction: str) -> SentReaction:
+        """React to a message. The reaction is never sent twice, and cannot be removed.
+
+        Source: `POST /v1/messages/{id}/reactions`.
+
+        Args:
+            message: The message, or its id.
+            reaction: `"love"`, `"like"`, `"dislike"`, `"laugh"`, `"emphasize"`, `"question"`, or one emoji.
+
+        Returns:
+            The reaction as the API accepted it.
+
+        Raises:
+            SendUnconfirmedError: It may have been sent.
+            BadRequestError: The message's channel has no reactions (SMS).
+            NotFoundError: The message does not exist, or the key has no access to it.
+            APIConnectionError: No connection could be made. Nothing was sent.
+            DeadlineExceededError: The client's `deadline` ended before anything was sent.
+            APIStatusError: The API rejected it. Nothing was sent.
+            ClientClosedError: The client is closed. Nothing was sent.
+            ValueError: The reaction or the id is empty.
+            TypeError: An argument has the wrong type.
+        """
+        return _portal.run(self._async.react, message, reaction)
+
+
 class Client:
     """A blocking client of AgentPhone's conversations.
 
@@ -480,6 +657,11 @@ class Client:
     def conversations(self) -> Conversations:
         """The conversations of the API key's project."""
         return Conversations(self._async.conversations)
+
+    @property
+    def messages(self) -> Messages:
+        """Sending messages and reactions."""
+        return Messages(self._async.messages)
 
     def with_options(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 from agentphone.models import Message
 from agentphone.webhooks import HistoryItem, MessageEvent
 
+
 def history(messages: Iterable[Message | HistoryItem | MessageEvent]) -> list[dict[str, Any]]:
     """Return a conversation's messages as a language model takes them.
 
@@ -27,11 +28,11 @@ def history(messages: Iterable[Message | HistoryItem | MessageEvent]) -> list[di
     Raises:
         TypeError: `messages` is not an iterable of such messages.
     """
-    if not isinstance(messages, Iterable):
-        what = type(messages).__name__
-        advice = ": pass its messages" if hasattr(messages, "messages") else ""
-        advice = ": collect it first, [message async for message in ...]" if hasattr(messages, "__aiter__") else advice
-        raise TypeError(f"messages must be an iterable of messages, got {what}{advice}")
+    given: Any = messages
+    if not isinstance(given, Iterable):
+        advice = ": pass its messages" if hasattr(given, "messages") else ""
+        advice = ": collect it first, [message async for message in ...]" if hasattr(given, "__aiter__") else advice
+        raise TypeError(f"messages must be an iterable of messages, got {type(given).__name__}{advice}")
     entries: dict[Any, tuple[datetime, str, dict[str, Any]]] = {}
     for number, message in enumerate(messages):
         received_at, its_id, text, media_urls = _parts(message)

@@ -8,6 +8,7 @@
     │       └── DeadlineExceededError    ... within `deadline`, the seconds for the whole call
     ├── ResponseDecodeError          a response or webhook is not what the API promises
     │   └── StateDecodeError         ... or a stored state does not match its class
+    ├── SendUnconfirmedError         a message may have been sent: look before you send it again
     ├── PaginationError              contradictory pages: continuing would loop or lose items
     ├── WebhookVerificationError     a webhook delivery is not from AgentPhone, or too old
     └── APIStatusError               the API returned an error status
@@ -22,6 +23,7 @@ pickled (Celery, multiprocessing), and none contains the API key.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, TypeVar
 
 from attrs import frozen
@@ -117,9 +119,9 @@ class _RequestError(AgentPhoneError):
 class APIConnectionError(_RequestError):
     """No complete response arrived: the network, a proxy or TLS failed, or the server closed the connection.
 
-    The request may or may not have reached the API. Every request of this SDK can be repeated safely.
-
     Attributes:
+        is_unsent: True if nothing of the last attempt's request was sent: no connection could be made. Otherwise the
+            API may have received and carried it out.
         is_permanent: True if every retry fails until a setting is changed: a certificate that is not trusted, or a
             proxy that rejects the connection.
     """
@@ -138,9 +140,16 @@ class APIConnectionError(_RequestError):
     )
 
     def __init__(
-        self, reason: str, *, request: str, attempts: tuple[Attempt, ...] = (), permanent_advice: str | None = None
+        self,
+        reason: str,
+        *,
+        request: str,
+        attempts: tuple[Attempt, ...] = (),
+        is_unsent: bool = False,
+        permanent_advice: str | None = None,
     ) -> None:
         super().__init__(reason, request=request, attempts=attempts)
+        self.is_unsent = is_unsent
         self.is_permanent: bool = permanent_advice is not None
         if permanent_advice is not None:
             self.advice = permanent_advice
@@ -156,6 +165,37 @@ class DeadlineExceededError(APITimeoutError):
     """The time for the whole call, `deadline`, ran out during an attempt."""
 
     advice = "Try again later, or raise the client's `deadline` (seconds for a call with its retries)."
+
+
+class SendUnconfirmedError(_RequestError):
+    """A message or reaction may have been sent, or not: the outcome is unclear. It was not sent again.
+
+    The connection was lost after the request was written, or the response was a timeout, a 5xx, a 408, a 409 with the
+    code `DELIVERY_UNCONFIRMED`, or a success that cannot be read. The underlying error is the `__cause__`.
+
+    Attributes:
+        since: When the first attempt began, by the server's clock where it is known: if the message was sent, the
+            conversation's history has it no earlier than this (less the difference of the clocks).
+        status_code: The HTTP status of the response; None if there was none.
+    """
+
+    advice: str = (
+        "It may have been sent, so it was not sent again. Look for it in the conversation's newest messages before you"
+        " send it again."
+    )
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        request: str,
+        since: datetime,
+        status_code: int | None = None,
+        attempts: tuple[Attempt, ...] = (),
+    ) -> None:
+        super().__init__(reason, request=request, attempts=attempts)
+        self.since = since
+        self.status_code = status_code
 
 
 class ResponseDecodeError(_RequestError):

@@ -66,11 +66,22 @@ class Model:
         return known | unknown
 
 
+class SnakeCaseModel(Model):
+    """The base of models whose fields have the same names in the API: the answers to what is sent."""
+
+    __slots__ = ()
+
+
+def json_key(cls: Any, name: str) -> str:
+    """Return the API's name of a field: camelCase, except in the answers to what is sent."""
+    return name if issubclass(cls, SnakeCaseModel) else to_camel_case(name)
+
+
 @cache
 def json_keys(cls: Any) -> tuple[tuple[str, str], ...]:
     """Return the fields of a model except `extra`, each with the API's name."""
     names = [each.name for each in attrs.fields(cls) if each.name != "extra"]
-    return tuple((name, to_camel_case(name)) for name in names)
+    return tuple((name, json_key(cls, name)) for name in names)
 
 
 def _to_utc(timestamp: datetime) -> datetime:
@@ -214,6 +225,55 @@ class NewMessage(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `json.dumps` accepts: `{"conversation": ..., "message": ...}`."""
         return {"conversation": self.conversation.to_dict(), "message": self.message.to_dict()}
+
+
+@frozen(kw_only=True)
+class SentMessage(SnakeCaseModel):
+    """A message that the API has accepted.
+
+    Source: the response of `POST /v1/messages`; or, where `reply` had to look for it, `data[]` of
+    `GET /v1/conversations/{id}/messages`.
+    """
+
+    id: str
+    """Opaque id (`msg_...`)."""
+    status: str | None = None
+    """`"sent"` when it was handed to the carrier; an open set."""
+    channel: str | None = None
+    """`"sms"`, `"mms"`, `"imessage"`, `"whatsapp"`, ...; an open set."""
+    from_number: str | None = None
+    """The agent's number that it was sent from, E.164."""
+    to_number: str | None = None
+    """The receiver: a number, an e-mail address (iMessage) or a group (`grp_...`)."""
+    conversation_id: str | None = None
+    """The id of its conversation; None where the API does not tell."""
+    media_urls: tuple[str, ...] = nullable_list()
+    """The URLs of its media."""
+    reply_to_message_id: str | None = None
+    """The id of the message that it answers."""
+    reply_parent_unresolved: bool | None = None
+    """True if the API knows the message that it answers, but the channel could not show it as an answer."""
+    extra: Mapping[str, Any] = extra_field()
+    """Every other field of the response, under the API's own name, as received."""
+
+
+@frozen(kw_only=True)
+class SentReaction(SnakeCaseModel):
+    """A reaction that the API has accepted.
+
+    Source: the response of `POST /v1/messages/{id}/reactions`.
+    """
+
+    id: str
+    """Opaque id."""
+    reaction_type: str | None = None
+    """`"love"`, `"like"`, `"dislike"`, `"laugh"`, `"emphasize"`, `"question"`, or an emoji; an open set."""
+    message_id: str | None = None
+    """The id of the message."""
+    channel: str | None = None
+    """`"imessage"`, ...; an open set."""
+    extra: Mapping[str, Any] = extra_field()
+    """Every other field of the response, under the API's own name, as received."""
 
 
 @frozen(kw_only=True)

@@ -21,6 +21,7 @@ import h11
 import httpcore
 import httpx
 
+from agentphone._http.requests import PROGRESS, Progress
 from agentphone.errors import ConfigurationError
 
 READ_SIZE = 64 * 1024
@@ -73,9 +74,13 @@ class HTTP11Connection(httpcore.AsyncConnectionInterface):
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         timeouts = request.extensions.get("timeout", {})
+        progress: Progress = request.extensions.get(PROGRESS) or Progress()
+        progress.is_sent = False  # until the connection is open and the request complete
         body = b"".join([chunk async for chunk in cast("AsyncIterable[bytes]", request.stream)])
         stream = await self._connect(request.url.origin, timeouts.get("connect"))
-        await self._send(stream, self.serialize_request(request, body), timeouts.get("write"))
+        data = self.serialize_request(request, body)
+        progress.is_sent = True
+        await self._send(stream, data, timeouts.get("write"))
         event = await self.next_event(stream, timeouts.get("read"))
         while isinstance(event, h11.InformationalResponse):
             event = await self.next_event(stream, timeouts.get("read"))
@@ -276,16 +281,26 @@ class ProxiedConnection(httpx.AsyncBaseTransport):
         self._stream: httpcore.AsyncNetworkStream | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        request.extensions = {**request.extensions, "trace": partial(self._trace, request.extensions.get("trace"))}
+        progress: Progress = request.extensions.get(PROGRESS) or Progress()
+        trace = partial(self._trace, progress, request.extensions.get("trace"))
+        request.extensions = {**request.extensions, "trace": trace}
         if isinstance(request.stream, httpx.ByteStream):
             request.stream = _ByteStream(request.content)
         return await self._transport.handle_async_request(request)
 
     async def _trace(
-        self, hook: Callable[[str, dict[str, Any]], Awaitable[None]] | None, event: str, info: dict[str, Any]
+        self,
+        progress: Progress,
+        hook: Callable[[str, dict[str, Any]], Awaitable[None]] | None,
+        event: str,
+        info: dict[str, Any],
     ) -> None:
-        if event.endswith("connect_tcp.complete"):
+        if event.endswith("connect_tcp.started"):
+            progress.is_sent = False
+        elif event.endswith("connect_tcp.complete"):
             self._stream = info["return_value"]
+        elif event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
+            progress.is_sent = True
         if hook is not None:
             await hook(event, info)
 

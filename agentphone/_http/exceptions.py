@@ -17,11 +17,20 @@ import httpx
 
 from agentphone._http.retry import RETRIED_STATUSES
 from agentphone._secret import Secret
-from agentphone.errors import APIConnectionError, APIStatusError, APITimeoutError, ResponseDecodeError
+from agentphone.errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    ClientClosedError,
+    ResponseDecodeError,
+)
 
 CallError = APIConnectionError | APIStatusError | ResponseDecodeError
 """The errors of one call, which list its attempts."""
 CALL_ERRORS = (APIConnectionError, APIStatusError, ResponseDecodeError)
+
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+"""What httpx raises before it has written anything of a request."""
 
 # asyncio keeps the error of a write with the frame that has the bytes, and raises it later from elsewhere.
 _NETWORK_PACKAGES = {"agentphone", "anyio", "asyncio", "h11", "httpcore", "httpx", "socket", "socksio", "ssl", "trio"}
@@ -45,14 +54,17 @@ def map_exceptions(request: str, secret: Secret) -> Iterator[None]:
     try:
         yield
     except (httpx.TimeoutException, TimeoutError) as error:
-        raise APITimeoutError(_describe(error, handled, secret), request=request) from error
+        is_unsent = isinstance(error, _UNSENT)
+        raise APITimeoutError(_describe(error, handled, secret), request=request, is_unsent=is_unsent) from error
     except (httpx.RequestError, OSError) as error:
         advice = _permanent_advice(error, handled)
         reason = _describe(error, handled, secret)
-        raise APIConnectionError(reason, request=request, permanent_advice=advice) from error
+        raise APIConnectionError(
+            reason, request=request, is_unsent=isinstance(error, _UNSENT), permanent_advice=advice
+        ) from error
 
 
-def outcome_of(error: CallError) -> str:
+def outcome_of(error: CallError | ClientClosedError) -> str:
     """Return the outcome of a failed attempt as one word: the status, or the name of the underlying exception."""
     if isinstance(error, APIStatusError):
         return str(error.status_code)

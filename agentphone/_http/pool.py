@@ -9,6 +9,7 @@ import os
 import ssl
 import urllib.request
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import lru_cache, partial
@@ -26,6 +27,12 @@ from agentphone.errors import ClientClosedError, ConfigurationError
 
 KEEPALIVE_SECONDS = 30.0
 """How long an idle connection is kept. A server may close it earlier: it is checked before each use."""
+MAX_IDLE_FOR_SENDS = 1.0
+"""How long a connection may have been idle for a request that must not be repeated.
+
+If the server closes it at the same moment, it is unclear whether the request arrived. Servers close connections that
+have been idle for a while (uvicorn after 5 seconds, gunicorn after 2): one that was in use just now is not closed.
+"""
 
 CLOSED_MESSAGE = "This client is closed. Create a new one."
 
@@ -50,6 +57,7 @@ class Connections:
         self._pools: WeakKeyDictionary[object, Pool] = WeakKeyDictionary()
         self._was_closed = False
         self.retry_budget: RetryBudget = RetryBudget()
+        self.sent_ids: deque[str] = deque(maxlen=1000)
 
     @property
     def is_closed(self) -> bool:
@@ -122,8 +130,8 @@ class Pool(ABC):
         """True once no connection can be acquired any more."""
 
     @abstractmethod
-    async def acquire(self) -> httpx.AsyncBaseTransport:
-        """Return a connection for one request."""
+    async def acquire(self, max_idle: float = KEEPALIVE_SECONDS) -> httpx.AsyncBaseTransport:
+        """Return a connection for one request that has not been idle for more than `max_idle` seconds."""
 
     @abstractmethod
     def release(self, connection: httpx.AsyncBaseTransport) -> None:
@@ -149,7 +157,7 @@ class SharedPool(Pool):
     def is_closed(self) -> bool:
         return False  # the transport's owner closes it
 
-    async def acquire(self) -> httpx.AsyncBaseTransport:
+    async def acquire(self, max_idle: float = KEEPALIVE_SECONDS) -> httpx.AsyncBaseTransport:
         return self._transport
 
     def release(self, connection: httpx.AsyncBaseTransport) -> None:
@@ -183,13 +191,15 @@ class OwnedPool(Pool):
     def is_closed(self) -> bool:
         return self._guard.ag_frame is None
 
-    async def acquire(self) -> httpx.AsyncBaseTransport:
+    async def acquire(self, max_idle: float = KEEPALIVE_SECONDS) -> httpx.AsyncBaseTransport:
         """Return the connection that was used last, or a new one."""
         now = anyio.current_time()
         while self._idle and self._idle[0][0] < now - KEEPALIVE_SECONDS:
             await self.discard(self._idle.pop(0)[1])
-        if self._idle:
+        if self._idle and self._idle[-1][0] >= now - max_idle:
             return self._idle.pop()[1]
+        if self._idle:  # the new one takes the place of the oldest
+            await self.discard(self._idle.pop(0)[1])
         connection = self._connection_factory()
         self._connections.add(connection)
         return connection

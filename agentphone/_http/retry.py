@@ -2,7 +2,8 @@
 
 Pure: time and randomness are arguments, nothing sleeps here.
 
-Every request of this SDK may be repeated: GET only reads, and the one PATCH replaces the metadata, which is idempotent.
+GET only reads, and the one PATCH replaces the metadata, which is idempotent: both may be repeated. A message or a
+reaction may not: the API has no idempotency key, so a repeated one would arrive, and be billed, twice.
 """
 
 from __future__ import annotations
@@ -11,10 +12,26 @@ import math
 import random
 from collections.abc import Callable
 from email.utils import mktime_tz, parsedate_tz
+from enum import Enum
 
 from attrs import frozen
 
 from agentphone.errors import AgentPhoneError, APIConnectionError, APIStatusError, DeadlineExceededError
+
+
+class Repeat(Enum):
+    """When a request may be sent again after a failure."""
+
+    ALWAYS = "always"
+    """It is idempotent."""
+    IF_NOT_ACCEPTED = "if not accepted"
+    """Only if the API certainly has not carried it out. If that is unclear, the call ends as unconfirmed."""
+    NEVER = "never"
+    """It is not worth a retry."""
+
+
+DELIVERY_UNCONFIRMED = "DELIVERY_UNCONFIRMED"
+"""The API's code for a message that may be on its way."""
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 INITIAL_BACKOFF = 0.5
@@ -34,17 +51,20 @@ class RetryPolicy:
     rand: Callable[[], float] = random.random
     """Returns random numbers from 0 to 1."""
 
-    def delay(self, error: AgentPhoneError, attempt: int) -> float | None:
+    def delay(self, error: AgentPhoneError, attempt: int, repeat: Repeat = Repeat.ALWAYS) -> float | None:
         """Return the delay before the next attempt.
 
         Args:
             error: The failure of the latest attempt.
             attempt: The number of that attempt, from 1.
+            repeat: When the request may be sent again.
 
         Returns:
             Seconds, or None if the call ends with this error.
         """
         if attempt > self.max_retries or not is_retryable(error):
+            return None
+        if repeat is Repeat.NEVER or (repeat is Repeat.IF_NOT_ACCEPTED and is_unconfirmed(error)):
             return None
         if isinstance(error, APIStatusError) and error.retry_after is not None:
             if error.retry_after > self.max_retry_after:
@@ -94,6 +114,20 @@ def is_retryable(error: AgentPhoneError) -> bool:
     if isinstance(error, DeadlineExceededError):
         return False
     return isinstance(error, APIConnectionError) and not error.is_permanent
+
+
+def is_unconfirmed(error: AgentPhoneError) -> bool:
+    """Return whether a request that failed like this may have been carried out nevertheless.
+
+    It certainly has not been if nothing of it was sent, or if the API rejected it: 3xx and 4xx, except 408 (which
+    proxies return for a slow API, too) and 409 with the code `DELIVERY_UNCONFIRMED`.
+    """
+    if isinstance(error, APIConnectionError):
+        return not error.is_unsent
+    if isinstance(error, APIStatusError):
+        is_rejected = 300 <= error.status_code < 500 and error.status_code != 408
+        return not is_rejected or (error.status_code == 409 and error.code == DELIVERY_UNCONFIRMED)
+    return True  # a success whose body cannot be read
 
 
 def parse_retry_after(value: str | None, now: float, date: str | None = None) -> float | None:

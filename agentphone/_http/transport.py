@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import anyio
@@ -15,10 +16,10 @@ import httpx
 
 from agentphone._config import USER_AGENT, Config
 from agentphone._http.exceptions import CALL_ERRORS, CallError, map_exceptions, outcome_of
-from agentphone._http.pool import CLOSED_MESSAGE, Connections, Pool
-from agentphone._http.requests import RequestSpec
+from agentphone._http.pool import CLOSED_MESSAGE, KEEPALIVE_SECONDS, MAX_IDLE_FOR_SENDS, Connections, Pool
+from agentphone._http.requests import PROGRESS, Progress, RequestSpec
 from agentphone._http.responses import ACCEPTED_ENCODINGS, BodyReader, RawResponse, parse_response
-from agentphone._http.retry import RetryPolicy, parse_http_date
+from agentphone._http.retry import Repeat, RetryPolicy, is_unconfirmed, parse_http_date
 from agentphone.errors import (
     APIConnectionError,
     APIStatusError,
@@ -27,6 +28,8 @@ from agentphone.errors import (
     ClientClosedError,
     DeadlineExceededError,
     NotFoundError,
+    ResponseDecodeError,
+    SendUnconfirmedError,
 )
 
 T = TypeVar("T")
@@ -56,8 +59,8 @@ class Transport:
             self._timeout = config.timeout
         self._extensions = {"timeout": phases.as_dict()}
         self._secret = config.api_key
-        self._date: str | None = None
-        """The `Date` header of the latest response."""
+        self._date: tuple[str | None, float] = None, 0.0
+        """The `Date` header of the latest response, and when it was received (`time.monotonic()`)."""
         # httpx.Headers and not a dict: its repr hides the key, also where a traceback prints the locals.
         self._headers = httpx.Headers(
             {
@@ -71,29 +74,46 @@ class Transport:
     def __reduce__(self) -> str:
         raise TypeError(NO_COPY)  # everything made from a client refers to this
 
-    async def send(self, spec: RequestSpec[T]) -> T:
+    @property
+    def sent_ids(self) -> deque[str]:
+        """The ids of the latest messages that were sent over these connections."""
+        return self._connections.sent_ids
+
+    def deadline_at(self) -> float:
+        """Return when a call that begins now must end, in the event loop's time."""
+        return math.inf if self._config.deadline is None else anyio.current_time() + self._config.deadline
+
+    async def send(self, spec: RequestSpec[T], *, deadline_at: float | None = None) -> T:
         """Send a request, retry it as the policy says, and return the decoded response.
+
+        Args:
+            spec: The request.
+            deadline_at: The result of `deadline_at()` when a call of several requests began; None for a call of one.
 
         Raises:
             ClientClosedError: The connections were closed, before or during the call.
             APIConnectionError: No complete response arrived; its subclasses are for `timeout` and `deadline`.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response is not what the API promises.
+            SendUnconfirmedError: Instead of the errors above, for a request that must not be repeated and may have been
+                carried out. The error above is its cause.
         """
         pool = await self._connections.pool()
+        began_at = time.monotonic()
         started_at = anyio.current_time()
-        deadline_at = math.inf if self._config.deadline is None else started_at + self._config.deadline
+        deadline_at = self.deadline_at() if deadline_at is None else deadline_at
         attempts: tuple[Attempt, ...] = ()
+        progress = Progress()
         with anyio.CancelScope(deadline=deadline_at) as scope, pool.track_call(scope):
             while True:
                 try:
-                    result = await self._attempt(spec, pool, len(attempts) + 1)
+                    result = await self._attempt(spec, pool, len(attempts) + 1, progress)
                 except _HookError as wrapper:
                     raise wrapper.error from wrapper.error.__cause__
                 except CALL_ERRORS as error:
                     if self._connections.is_closed:
                         break
-                    delay = self._policy.delay(error, len(attempts) + 1)
+                    delay = self._policy.delay(error, len(attempts) + 1, spec.repeat)
                     now = anyio.current_time()
                     if delay is not None and not (
                         now + delay < deadline_at and self._connections.retry_budget.try_acquire(time.monotonic())
@@ -102,18 +122,46 @@ class Transport:
                     attempts += (Attempt(outcome_of(error), now - started_at, delay or 0.0),)
                     error.attempts = attempts
                     if delay is None:
+                        if spec.repeat is Repeat.IF_NOT_ACCEPTED and is_unconfirmed(error):
+                            raise self._unconfirmed(spec, error, attempts, began_at) from error
                         raise
                     self.notify_retry(error, delay)
+                    progress = Progress()
                 else:
                     self._connections.retry_budget.record_success()
                     return result
                 started_at = anyio.current_time() + delay
                 await anyio.sleep(delay)
+        ended: ClientClosedError | DeadlineExceededError
         if self._connections.is_closed:
-            raise ClientClosedError(f"{spec}: the client was closed before the response; it may have been sent.")
-        late = DeadlineExceededError(f"no complete response within {self._config.deadline:g} s", request=str(spec))
-        late.attempts = (*attempts, Attempt(outcome_of(late), max(0.0, anyio.current_time() - started_at), 0.0))
-        raise late
+            fate = "it may have been sent" if progress.is_sent else "nothing was sent"
+            ended = ClientClosedError(f"{spec}: the client was closed before the response; {fate}.")
+        else:
+            reason = f"no complete response within {self._config.deadline:g} s"
+            ended = DeadlineExceededError(reason, request=str(spec), is_unsent=not progress.is_sent)
+            attempts += (Attempt(outcome_of(ended), max(0.0, anyio.current_time() - started_at), 0.0),)
+            ended.attempts = attempts
+        if spec.repeat is Repeat.IF_NOT_ACCEPTED and progress.is_sent:
+            raise self._unconfirmed(spec, ended, attempts, began_at) from ended
+        raise ended
+
+    def _unconfirmed(
+        self,
+        spec: RequestSpec[Any],
+        error: CallError | ClientClosedError,
+        attempts: tuple[Attempt, ...],
+        began_at: float,
+    ) -> SendUnconfirmedError:
+        """Return the error of a request that must not be repeated and may have been carried out."""
+        is_closed = isinstance(error, ClientClosedError)
+        reason = "the client was closed before the response" if is_closed else str(error.args[0]).rstrip(".")
+        status = error.status_code if isinstance(error, APIStatusError | ResponseDecodeError) else None
+        if status is not None:
+            reason = f"{status} {reason}"
+        logger.warning("%s %s: %s; it may have been sent", spec.method, spec.path, outcome_of(error))
+        return SendUnconfirmedError(
+            reason, request=str(spec), since=self.server_time_at(began_at), status_code=status, attempts=attempts
+        )
 
     def notify_retry(self, error: CallError, delay: float) -> None:
         """Report through the log and `on_retry` that a request failed and is retried after `delay` seconds."""
@@ -128,11 +176,24 @@ class Transport:
 
     def server_time(self) -> datetime | None:
         """Return the time in the `Date` header of the latest response; None without a valid one."""
-        seconds = parse_http_date(self._date or "")
+        seconds = parse_http_date(self._date[0] or "")
         try:
             return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
         except (ValueError, OverflowError, OSError):
             return None
+
+    def server_time_at(self, when: float) -> datetime:
+        """Return the server's time at a moment of `time.monotonic()`; by the local clock while it is not known.
+
+        It is never late, but up to a second and the duration of a request early: the `Date` header has no fractions.
+        """
+        date, received_at = self.server_time(), self._date[1]
+        if date is None:
+            date, received_at = datetime.now(UTC), time.monotonic()
+        try:
+            return date - timedelta(seconds=received_at - when)
+        except OverflowError:  # a server in the year 1
+            return date
 
     async def sleep_until(self, when: float) -> None:
         """Wait until a time of `clock`.
@@ -192,17 +253,18 @@ class Transport:
                 raise
             return default_on_not_found
 
-    async def _attempt(self, spec: RequestSpec[T], pool: Pool, number: int) -> T:
+    async def _attempt(self, spec: RequestSpec[T], pool: Pool, number: int, progress: Progress) -> T:
         """Send a request once, on a connection that nothing else uses, within the time of one attempt."""
         async with pool.limiter:
             if self._connections.is_closed:  # while this waited for a slot
                 raise ClientClosedError(CLOSED_MESSAGE)
             started_at = anyio.current_time()
-            connection = await pool.acquire()
+            max_idle = KEEPALIVE_SECONDS if spec.repeat is Repeat.ALWAYS else MAX_IDLE_FOR_SENDS
+            connection = await pool.acquire(max_idle)
             try:
                 with anyio.CancelScope(deadline=started_at + self._timeout):
-                    response = await self._send_once(spec, connection)
-                    self._date = response.headers.get("date")
+                    response = await self._send_once(spec, connection, progress)
+                    self._date = response.headers.get("date"), time.monotonic()
                     _log(spec, str(response.status), number, started_at)
                     result = parse_response(spec, response, now=time.time(), secret=self._secret)
                     pool.release(connection)
@@ -215,12 +277,15 @@ class Transport:
                 raise
             except BaseException as error:
                 if isinstance(error, APIConnectionError):
+                    error.is_unsent = error.is_unsent or not progress.is_sent
                     _log(spec, outcome_of(error), number, started_at)
                 # Also after an unreadable response: the rest of it may still arrive.
                 await pool.discard(connection)
                 raise
 
-    async def _send_once(self, spec: RequestSpec[Any], connection: httpx.AsyncBaseTransport) -> RawResponse:
+    async def _send_once(
+        self, spec: RequestSpec[Any], connection: httpx.AsyncBaseTransport, progress: Progress
+    ) -> RawResponse:
         """Send one request and read its response; raise an SDK error for any failure on the way."""
         config = self._config
         request = httpx.Request(
@@ -228,11 +293,12 @@ class Transport:
             config.base_url + spec.target,
             headers=self._headers,
             content=spec.body,
-            extensions=self._extensions,
+            extensions={**self._extensions, PROGRESS: progress},
         )
         if spec.body is not None:
             request.headers["Content-Type"] = "application/json"
         _call_hook(config.on_request, request)
+        progress.is_sent = True  # a connection that is not ours does not say when
         with map_exceptions(str(spec), self._secret):
             response = await connection.handle_async_request(request)
         response.request = request  # httpx's client layer would do this, and hooks rely on it

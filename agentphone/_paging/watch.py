@@ -64,8 +64,10 @@ class _WatchedConversation:
 
     def has_later(self, timestamp: datetime) -> bool:
         """Return whether a message later than a timestamp is known. The list may not have shown it yet."""
-        seen = self.seen.received_at.values() if self.seen is not None else ()
-        return any(at > timestamp for at in (self.last_message_at, *seen) if at is not None)
+        known = [] if self.seen is None else list(self.seen.received_at.values())
+        if self.last_message_at is not None:
+            known.append(_latest_printed_as(self.last_message_at))
+        return any(at > timestamp for at in known)
 
 
 class WatchPaginator(LivePaginator[OffsetRequest | MessagesRequest, Page[Conversation] | Page[Message], NewMessage]):
@@ -241,7 +243,10 @@ class WatchPaginator(LivePaginator[OffsetRequest | MessagesRequest, Page[Convers
         previous, low_watermark = known.last_message_at, self._low_watermark
         if last is not None and previous is not None and low_watermark is not None and last <= low_watermark:
             low_watermark = previous  # it has moved, although its last message is below the watermark
-        return SeenMessages(low_watermark, lasting_bound(self._after))
+        start = lasting_bound(self._after)
+        if previous is not None and (start is None or start.timestamp < previous):
+            start = TimeBound(_latest_printed_as(previous))  # up to here it was listed before, and old
+        return SeenMessages(low_watermark, start)
 
     def _start_in(self, last_message_at: datetime | None) -> TimeBound | None:
         """Return the bound up to which a conversation that appears for the first time has nothing new."""

@@ -277,8 +277,9 @@ def cases(draw: st.DrawFn, conversations: int, *, allow_future: bool = True) -> 
     which = st.integers(0, conversations - 1)
     for _ in range(draw(st.integers(0, 15))):
         wait = draw(WAITS)
-        # Not a whole millisecond: it would look like a timestamp that was truncated to milliseconds.
-        account.receive(f"conv_{draw(which)}", wait=wait + (digits == 6 and (account.now + wait) % 1000 == 0))
+        # No whole second or millisecond: it would look like a timestamp that was truncated.
+        wait += 1000 * ((account.now + wait) % 1_000_000 < 1000) + ((account.now + wait) % 1000 == 0)
+        account.receive(f"conv_{draw(which)}", wait=wait)
     messages = account.all()
     after: TimeBound | None = None
     kind = draw(st.sampled_from(["now", "message", "timestamp"]))

@@ -118,3 +118,12 @@ def test_watch_resumes_after_any_message(case: Case, ends: list[int]) -> None:
                     last, remaining = new.message, None if remaining is None else remaining - 1
     assert sorted(message.id for message in items) == sorted(account.ids() - at_start)
     assert items == sorted(items, key=key)
+
+
+def test_list_with_fewer_digits_makes_no_old_message_new() -> None:
+    """The list prints an old message a millisecond earlier, exactly at the watermark of the first poll."""
+    account = FakeAccount(ServerBehavior(timestamp_digits=3))
+    account.receive("conv_1", wait=1000)
+    account.receive("conv_0", wait=4_600_000)
+    events = [[], [], [], [(1, 1_000_000, 0)]]
+    check(Case(account, after=None, events=events, list_digits=0), is_watch=True)

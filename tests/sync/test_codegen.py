@@ -17,10 +17,12 @@ import agentphone
 from agentphone import (
     AsyncClient,
     AsyncConversations,
+    AsyncMessages,
     AsyncPager,
     AsyncState,
     Client,
     Conversations,
+    Messages,
     Pager,
     State,
     _codegen,
@@ -242,6 +244,7 @@ FACADES: Mapping[type, type] = {
     AsyncPager: Pager,
     AsyncState: State,
     AsyncConversations: Conversations,
+    AsyncMessages: Messages,
     AsyncClient: Client,
 }
 OF_EVERY_CLASS = {"__module__", "__doc__", "__dict__", "__weakref__", "__orig_bases__", "__parameters__", "__init__"}
