@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 from attrs import define, field
 
-from agentphone import Client
+from agentphone import AsyncClient, Client
 from agentphone.cli._output import JsonLines, Output
 from agentphone.errors import ConfigurationError
 
@@ -42,6 +43,24 @@ class Settings:
         Raises:
             ConfigurationError: There is no key, or a setting cannot be used.
         """
+        with self._explained():
+            return Client(self.api_key, base_url=self.base_url, on_retry=on_retry)
+
+    def async_client(self, deadline: float | None = None) -> AsyncClient:
+        """Create an async client.
+
+        Args:
+            deadline: Seconds for a whole call with its retries.
+
+        Raises:
+            ConfigurationError: There is no key, or a setting cannot be used.
+        """
+        with self._explained():
+            return AsyncClient(self.api_key, base_url=self.base_url, deadline=deadline)
+
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        """Name the options in errors about settings."""
         base_url = os.environ.get("AGENTPHONE_BASE_URL") if self.base_url is None else self.base_url
         has_key = self.api_key or os.environ.get("AGENTPHONE_API_KEY")
         if not has_key and not (base_url or "").startswith("sandbox:"):
@@ -50,7 +69,7 @@ class Settings:
                 " --base-url sandbox: tries the SDK without one."
             )
         try:
-            return Client(self.api_key, base_url=self.base_url, on_retry=on_retry)
+            yield
         except ConfigurationError as error:
             error.add_note("(Set by --base-url or AGENTPHONE_BASE_URL, and --api-key or AGENTPHONE_API_KEY.)")
             raise
@@ -74,8 +93,8 @@ def _remember(ctx: click.Context, param: click.Parameter, value: str | bool | No
         setattr(settings, str(param.name), value)
 
 
-def account_options(command: F) -> F:
-    """Add the options to a command; their values go into its settings."""
+def client_options(command: F) -> F:
+    """Add the options for a client to a command; their values go into its settings."""
     add_api_key = click.option(
         "--api-key",
         metavar="KEY",
@@ -90,6 +109,11 @@ def account_options(command: F) -> F:
         callback=_remember,
         expose_value=False,
     )
+    return add_api_key(add_base_url(command))
+
+
+def account_options(command: F) -> F:
+    """Add the options for a client and for output to a command; their values go into its settings."""
     add_json = click.option(
         "--json",
         is_flag=True,
@@ -98,4 +122,4 @@ def account_options(command: F) -> F:
         callback=_remember,
         expose_value=False,
     )
-    return add_api_key(add_base_url(add_json(command)))
+    return client_options(add_json(command))

@@ -11,6 +11,7 @@ from agentphone.cli._base import Group
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
 from agentphone.cli.export import export
+from agentphone.cli.mcp import mcp
 
 EXAMPLES = """\
 getting started:
@@ -45,7 +46,7 @@ then, in the program under test:
 """
 HEADINGS = {
     "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names]
-    + ["export"],
+    + ["export", "mcp"],
     "without an account": ["demo", "sandbox"],
 }
 
@@ -66,6 +67,7 @@ def agentphone(ctx: click.Context) -> None:
 
 agentphone.add_command(conversations)
 agentphone.add_command(export)
+agentphone.add_command(mcp)
 
 
 @agentphone.command()
