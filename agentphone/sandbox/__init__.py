@@ -5,7 +5,7 @@ sides.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -15,10 +15,12 @@ import httpx
 from agentphone._checks import check_integer
 from agentphone.sandbox._app import DEFAULT_CONTEXT_LIMIT, DEFAULT_DELIVERIES, MAX_DELIVERIES, App
 from agentphone.sandbox._behavior import Behavior, Settings
+from agentphone.sandbox._deliveries import DEFAULT_TIMEOUT
 from agentphone.sandbox._demo_data import demo_data
 from agentphone.sandbox._dispatcher import WebhookDispatcher
 from agentphone.sandbox._faults import Faults, ReceivedRequest, Requests
-from agentphone.sandbox._inputs import parse_message, parse_webhook
+from agentphone.sandbox._inputs import check_string, parse_message, parse_webhook
+from agentphone.sandbox._sending import parse_reaction
 from agentphone.sandbox._store import Store
 from agentphone.sandbox._transport import InProcessTransport
 
@@ -109,7 +111,15 @@ class Sandbox:
         return InProcessTransport(self.app)
 
     def receive_sms(
-        self, *, from_number: str, to_number: str, body: str, at: datetime | str | None = None
+        self,
+        *,
+        from_number: str,
+        to_number: str,
+        body: str,
+        at: datetime | str | None = None,
+        channel: str | None = None,
+        media_urls: Sequence[str] = (),
+        group: str | None = None,
     ) -> dict[str, Any]:
         """Store a text from a person to the agent's number, as if it had just arrived.
 
@@ -121,51 +131,99 @@ class Sandbox:
             to_number: The agent's number.
             body: The text; may be empty.
             at: Its timestamp: an aware datetime or ISO 8601 text with an offset; None for now, by `clock`.
+            channel: `"sms"`, `"mms"`, `"imessage"` or `"whatsapp"`; None for the conversation's latest channel, SMS for
+                a new one. WhatsApp between the same numbers is a conversation of its own. Only iMessage shows typing,
+                and SMS takes no reactions.
+            media_urls: The `http://` or `https://` URLs of its media, at most 20; with any, an SMS is an MMS.
+            group: The group's id (`grp_...`), for a text of one of its members. Sending to several `recipients` creates
+                a group.
 
         Returns:
             The message as the API shows it, and its `conversationId`.
 
         Raises:
-            ValueError: `at` has no offset or is not ISO 8601, a number is empty, or an argument is not a str.
+            ValueError: `at` has no offset or is not ISO 8601, a number is empty, or another argument is invalid.
+            LookupError: The agent's number has no such group, or the person is not a member of it.
         """
-        return self._store.add(parse_message("inbound", from_number, to_number, body, at))
+        return self._store.add(parse_message("inbound", from_number, to_number, body, at, channel, media_urls, group))
 
     def send_sms(
-        self, *, from_number: str, to_number: str, body: str, at: datetime | str | None = None
+        self,
+        *,
+        from_number: str,
+        to_number: str,
+        body: str,
+        at: datetime | str | None = None,
+        channel: str | None = None,
+        media_urls: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Store a text from the agent's number to a person; otherwise the same as `receive_sms`.
+        """Store a text from the agent's number to a person, as delivered; otherwise the same as `receive_sms`.
+
+        `POST /v1/messages` is how the API sends one.
 
         Args:
             from_number: The agent's number.
-            to_number: The person's number.
+            to_number: The person's number, or a group's id.
             body: The text; may be empty.
             at: Its timestamp: an aware datetime or ISO 8601 text with an offset; None for now, by `clock`.
+            channel: Its channel, as for `receive_sms`.
+            media_urls: The URLs of its media, as for `receive_sms`.
 
         Returns:
             The message as the API shows it, and its `conversationId`.
 
         Raises:
-            ValueError: `at` has no offset or is not ISO 8601, a number is empty, or an argument is not a str.
+            ValueError: `at` has no offset or is not ISO 8601, a number is empty, or another argument is invalid.
         """
-        return self._store.add(parse_message("outbound", from_number, to_number, body, at))
+        return self._store.add(parse_message("outbound", from_number, to_number, body, at, channel, media_urls))
 
-    def set_webhook(self, url: str, secret: str, context_limit: int = DEFAULT_CONTEXT_LIMIT) -> None:
-        """Deliver every text received from now on to a URL, as the API does: signed, and retried if it fails.
+    def receive_reaction(self, message_id: str, reaction: str, *, from_number: str | None = None) -> dict[str, Any]:
+        """Store a person's reaction to a message. If a webhook is set, it is delivered as an `agent.reaction`.
+
+        Args:
+            message_id: The message's id.
+            reaction: `"love"`, `"like"`, `"dislike"`, `"laugh"`, `"emphasize"`, `"question"`, or one emoji.
+            from_number: Who reacts; None for the conversation's participant. Needed in a group.
+
+        Returns:
+            The reaction as the message shows it in its `reactions`, and its `channel`, `messageId` and
+            `conversationId`.
+
+        Raises:
+            ValueError: It is not a reaction, or the message is an SMS or MMS, which take none.
+            LookupError: There is no such message, or the person does not belong to its conversation.
+        """
+        sender = None if from_number is None else check_string("from", from_number)
+        return self._store.react(
+            check_string("message_id", message_id), parse_reaction(reaction), direction="inbound", from_number=sender
+        )
+
+    def set_webhook(
+        self,
+        url: str,
+        secret: str,
+        context_limit: int = DEFAULT_CONTEXT_LIMIT,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        """Deliver every text and reaction received from now on to a URL, as the API does: signed, and retried.
 
         The webhook is stored with the data. It replaces the previous one, for pending deliveries as well. A delivery
-        carries the conversation's metadata and history as they were when the text arrived. It succeeds with a 2xx
-        within 10 seconds, and fails after 6 attempts. Up to 16 attempts run at once, so deliveries may arrive out of
-        order. If a response is lost, the delivery arrives again with the same id.
+        carries the conversation's metadata and history as they were when the text arrived. It succeeds with a 2xx.
+        It is attempted again after a 5xx and if there is no response in time, up to 6 times in all; any other response
+        is final (see `Behavior.webhook_retries`). Up to 16 attempts run at once, so deliveries may arrive out of order.
+        If a response is lost, the delivery arrives again with the same id.
 
         Args:
             url: The receiver's URL, `http://` or `https://`; proxies are not used.
             secret: The key of the signatures.
             context_limit: How many earlier messages of the conversation each delivery carries, oldest first, 0 to 50.
+            timeout: How many seconds a response may take, more than 0. The API itself accepts 5 to 120.
 
         Raises:
             ValueError: An argument is invalid; the error does not contain the secret.
         """
-        self._store.queue.set_webhook(parse_webhook(url, secret, context_limit))
+        self._store.queue.set_webhook(parse_webhook(url, secret, context_limit, timeout))
 
     def deliveries(self, limit: int = DEFAULT_DELIVERIES) -> list[dict[str, Any]]:
         """Return the webhook deliveries, newest first, as `GET /sandbox/deliveries` does.

@@ -4,8 +4,8 @@ Parsing is in `_inputs`, all data in `_store`. Paths are matched as sent, one pe
 an id with `%2F` is an unknown id and never another path. Every response has an `x-request-id`. Every request is
 recorded before it can be rejected.
 
-ASGI cannot reset a connection. A server or transport that is able to puts a function for it into the scope, as the
-extension `RESET_EXTENSION`.
+ASGI cannot reset a connection, nor close it without a response. A server or transport that is able to puts functions
+for it into the scope, as the extensions `RESET_EXTENSION` and `DISCONNECT_EXTENSION`.
 """
 
 import hmac
@@ -22,18 +22,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from agentphone.sandbox._deliveries import DEFAULT_TIMEOUT
 from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
 from agentphone.sandbox._inputs import (
     FieldError,
+    check_string,
     integer_parameter,
+    parse_fault,
     parse_message,
     parse_object,
     parse_webhook,
     timestamp_parameter,
 )
-from agentphone.sandbox._store import Store
+from agentphone.sandbox._sending import parse_outgoing, parse_reaction
+from agentphone.sandbox._store import NotFoundError, Store, UnsupportedError
 
 RESET_EXTENSION = "agentphone.sandbox.reset"
+DISCONNECT_EXTENSION = "agentphone.sandbox.disconnect"
 HANG_SECONDS = 300.0
 MAX_BODY = 1024 * 1024
 DEFAULT_MESSAGE_LIMIT = 50
@@ -59,12 +64,15 @@ Handler = Callable[[Request, bytes], Response]
 
 
 class HTTPError(Exception):
-    """An error response."""
+    """An error response; `code` replaces the usual one of the status."""
 
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, headers: Mapping[str, str] | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers
+        self.code = code
 
 
 class App:
@@ -98,11 +106,19 @@ class App:
             request = Request(scope)
             path = _raw_path(scope)
             self._requests.append(ReceivedRequest.from_request(request, path, body))
-            fault = self._faults.next_for(path)
+            fault = self._faults.next_for(request.method, path)
             if fault is not None and fault.kind in ("hang", "reset"):
                 await _hang_or_reset(fault, scope, receive, send)
                 return
-            response = self._respond(request, path, body) if fault is None else _fault_response(fault)
+            if fault is None:
+                response = self._respond(request, path, body)
+            else:
+                if fault.kind == "lost":
+                    self._respond(request, path, body)
+                if fault.status is None:
+                    await _disconnect(DISCONNECT_EXTENSION, scope, send)
+                    return
+                response = _fault_response(fault, fault.status)
             response.headers["x-request-id"] = f"req_{secrets.token_hex(8)}"
             if fault is not None and fault.kind == "cut":
                 await _send_truncated(response, send)
@@ -116,7 +132,11 @@ class App:
         except FieldError as error:
             return _error_response(422, str(error), details=error.details)
         except HTTPError as error:
-            return _error_response(error.status, str(error), error.headers)
+            return _error_response(error.status, str(error), error.headers, code=error.code)
+        except NotFoundError as error:
+            return _error_response(404, str(error), code=error.code)
+        except UnsupportedError as error:
+            return _error_response(400, str(error))
         except Exception:
             logger.exception("%s %s failed", request.method, path)
             return _error_response(500, "The sandbox failed; see its log.")
@@ -143,8 +163,18 @@ class App:
                 }
             case ["", "v1", "conversations", conversation_id, "messages"] if conversation_id:
                 handlers = {"GET": lambda request, _: self._messages(request, conversation_id)}
+            case ["", "v1", "conversations", conversation_id, "typing"] if conversation_id:
+                handlers = {"POST": lambda _, __: _json_response(200, self._store.show_typing(conversation_id))}
+            case ["", "v1", "messages"]:
+                handlers = {"POST": lambda _, body: self._send(body)}
+            case ["", "v1", "messages", message_id, "reactions"] if message_id:
+                handlers = {"POST": lambda _, body: self._react(body, message_id)}
             case ["", "sandbox", "messages"]:
                 handlers = {"POST": lambda _, body: self._add_message(body)}
+            case ["", "sandbox", "messages", message_id, "reactions"] if message_id:
+                handlers = {"POST": lambda _, body: self._add_reaction(body, message_id)}
+            case ["", "sandbox", "faults"]:
+                handlers = {"POST": lambda _, body: self._add_fault(body), "DELETE": self._clear_faults}
             case ["", "sandbox", "webhook"]:
                 handlers = {"PUT": lambda _, body: self._set_webhook(body)}
             case ["", "sandbox", "deliveries"]:
@@ -189,17 +219,47 @@ class App:
         )
         return _found(page)
 
+    def _send(self, body: bytes) -> Response:
+        return _json_response(200, self._store.send(parse_outgoing(parse_object(body))))
+
+    def _react(self, body: bytes, message_id: str) -> Response:
+        reaction = parse_reaction(parse_object(body).get("reaction"))
+        added = self._store.react(message_id, reaction, direction="outbound")
+        answer = {"id": added["id"], "reaction_type": reaction, "message_id": message_id, "channel": added["channel"]}
+        return _json_response(200, answer)
+
     def _add_message(self, body: bytes) -> Response:
         fields = parse_object(body)
-        parts = (fields.get(name) for name in ("direction", "from", "to", "body", "at"))
-        return _json_response(201, self._store.add(parse_message(*parts)))
+        names = ("direction", "from", "to", "body", "at", "channel", "mediaUrls", "group")
+        return _json_response(201, self._store.add(parse_message(*(fields.get(name) for name in names))))
+
+    def _add_reaction(self, body: bytes, message_id: str) -> Response:
+        fields = parse_object(body)
+        sender = None if fields.get("from") is None else check_string("from", fields["from"])
+        reaction = parse_reaction(fields.get("reaction"))
+        added = self._store.react(message_id, reaction, direction="inbound", from_number=sender)
+        return _json_response(201, added)
+
+    def _add_fault(self, body: bytes) -> Response:
+        arguments = parse_fault(parse_object(body))
+        try:
+            self._faults.add(**arguments)
+        except (ValueError, TypeError) as error:
+            raise HTTPError(422, str(error)) from error
+        return _json_response(201, {})
+
+    def _clear_faults(self, _: Request, __: bytes) -> Response:
+        self._faults.clear()
+        return _json_response(200, {})
 
     def _set_webhook(self, body: bytes) -> Response:
         fields = parse_object(body)
         context_limit = fields.get("contextLimit", DEFAULT_CONTEXT_LIMIT)
-        webhook = parse_webhook(fields.get("url"), fields.get("secret"), context_limit)
+        timeout = fields.get("timeout", DEFAULT_TIMEOUT)
+        webhook = parse_webhook(fields.get("url"), fields.get("secret"), context_limit, timeout)
         self._store.queue.set_webhook(webhook)
-        return _json_response(200, {"url": webhook.url, "contextLimit": webhook.context_limit})
+        shown = {"url": webhook.url, "contextLimit": webhook.context_limit, "timeout": webhook.timeout}
+        return _json_response(200, shown)
 
     def _deliveries(self, request: Request, _: bytes) -> Response:
         limit = integer_parameter(request, "limit", DEFAULT_DELIVERIES, minimum=1, maximum=MAX_DELIVERIES)
@@ -236,10 +296,14 @@ def _json_response(status: int, content: object, headers: Mapping[str, str] | No
 
 
 def _error_response(
-    status: int, message: str, headers: Mapping[str, str] | None = None, details: object = ()
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    details: object = (),
+    code: str | None = None,
 ) -> Response:
-    code, kind = ERROR_CODES.get(status, ERROR_CODES[500 if status >= 500 else 400])
-    error = {"message": message, "code": code, "type": kind, "details": details}
+    usual, kind = ERROR_CODES.get(status, ERROR_CODES[500 if status >= 500 else 400])
+    error = {"message": message, "code": code or usual, "type": kind, "details": details}
     return _json_response(status, {"error": error}, headers)
 
 
@@ -249,11 +313,16 @@ async def _hang_or_reset(fault: Fault, scope: Scope, receive: Receive, send: Sen
         with anyio.move_on_after(HANG_SECONDS):
             await receive()
             return
-    reset = (scope.get("extensions") or {}).get(RESET_EXTENSION)
-    if reset is None:
+    await _disconnect(RESET_EXTENSION, scope, send)
+
+
+async def _disconnect(extension: str, scope: Scope, send: Send) -> None:
+    """End the connection without a response."""
+    disconnect = (scope.get("extensions") or {}).get(extension)
+    if disconnect is None:
         await _send_truncated(_json_response(200, {}), send)  # the closest that ASGI has
     else:
-        reset()
+        disconnect()
 
 
 async def _send_truncated(response: Response, send: Send) -> None:
@@ -264,14 +333,14 @@ async def _send_truncated(response: Response, send: Send) -> None:
     await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
 
 
-def _fault_response(fault: Fault) -> Response:
+def _fault_response(fault: Fault, status: int) -> Response:
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     match fault.body:
         case None:
-            return _error_response(fault.status, "Scripted fault.", headers)
+            return _error_response(status, "Scripted fault.", headers)
         case str():
-            return Response(fault.body, fault.status, headers, "text/html")
+            return Response(fault.body, status, headers, "text/html")
         case bytes():
-            return Response(fault.body, fault.status, headers, "application/json")
+            return Response(fault.body, status, headers, "application/json")
         case _:
-            return _json_response(fault.status, fault.body, headers)
+            return _json_response(status, fault.body, headers)

@@ -11,8 +11,15 @@ from typing import Literal
 
 import attrs
 
+from agentphone._checks import check_seconds
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_DELAY = 1e9  # seconds; far beyond any test, and still a time that can be stored
 TIMESPECS = {0: "seconds", 3: "milliseconds", 6: "microseconds"}  # of datetime.isoformat, which truncates
+
+
+def _check_delay(_: object, attribute: "attrs.Attribute[float]", value: object) -> None:
+    check_seconds(attribute.name, value, allow_zero=True, maximum=MAX_DELAY)
 
 
 @attrs.frozen(kw_only=True)
@@ -26,9 +33,15 @@ class Behavior:
         message_order: Whether the messages of one page, and those inside a conversation, come newest or oldest first.
         timestamp_digits: Fractional digits of every timestamp shown; the rest is truncated. Comparisons use six digits
             regardless.
+        sent_message_delay: How many seconds of real time a message that was sent through the API is missing from the
+            history. The conversation itself shows it at once: in its count, preview and `lastMessageAt`.
+        webhook_retries: Which failed deliveries are attempted again: after a 5xx and without a response, as the
+            vendor's newest text says, or `"any"`, also after 3xx and 4xx.
+        echo_outbound: Whether outbound messages are delivered to the webhook too.
 
     Raises:
         ValueError: An argument has another value.
+        TypeError: `sent_message_delay` or `echo_outbound` has another type.
     """
 
     boundary: Literal["exclusive", "inclusive"] = attrs.field(
@@ -41,6 +54,9 @@ class Behavior:
         default="newest", validator=attrs.validators.in_(("newest", "oldest"))
     )
     timestamp_digits: Literal[0, 3, 6] = attrs.field(default=6, validator=attrs.validators.in_((0, 3, 6)))
+    sent_message_delay: float = attrs.field(default=0.0, validator=_check_delay)
+    webhook_retries: Literal["5xx", "any"] = attrs.field(default="5xx", validator=attrs.validators.in_(("5xx", "any")))
+    echo_outbound: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
 
 @attrs.define(eq=False)

@@ -1,7 +1,7 @@
 """The sandbox's SQLite database: its one connection, transactions, locking between processes, and forks.
 
-It knows no tables. A file carries an application id, so that another program's database is rejected before anything is
-written to it.
+It knows no tables. A file carries an application id and the version of its tables, so that another program's database,
+or one with other tables, is rejected before anything is written to it.
 """
 
 import os
@@ -28,6 +28,7 @@ class Database:
     Args:
         path: The file, created if it is missing; None keeps the data in memory.
         schema: The statements that create the tables.
+        version: The version of the tables, at least 1.
 
     Attributes:
         is_in_memory: Whether the data is gone when the database is closed.
@@ -39,7 +40,7 @@ class Database:
         sqlite3.Error: The file cannot be opened, or is another program's database.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, schema: Sequence[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, schema: Sequence[str], version: int) -> None:
         if path is not None and str(os.fspath(path)).startswith((":memory:", "file:")):  # SQLite's other names
             raise ValueError(f"path must be a file, got {os.fspath(path)!r}; None keeps the data in memory")
         self.is_in_memory: bool = path is None
@@ -47,6 +48,7 @@ class Database:
         # Absolute, because a fork reopens the file, and the working directory may have changed by then.
         self._path = None if path is None else Path(path).absolute()
         self._schema = schema
+        self._version = version
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._is_closed = False
@@ -102,7 +104,7 @@ class Database:
         )
         connection.row_factory = sqlite3.Row
         try:
-            is_new = _check_application_id(connection)
+            is_new = _check_application_id(connection, self._version)
             _enable_wal(connection)
             # Commits survive a kill of the process. FULL would add an fsync per commit, which only matters if the
             # machine loses power.
@@ -111,6 +113,7 @@ class Database:
                 with connection:
                     connection.execute("BEGIN IMMEDIATE")
                     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    connection.execute(f"PRAGMA user_version = {self._version}")
                     for statement in self._schema:
                         connection.execute(statement)
                     self.on_create(connection)
@@ -163,18 +166,21 @@ class _Connection(sqlite3.Connection):
             self.close()
 
 
-def _check_application_id(connection: sqlite3.Connection) -> bool:
+def _check_application_id(connection: sqlite3.Connection, version: int) -> bool:
     """Return whether the database is new.
 
     Raises:
-        sqlite3.DatabaseError: It is another program's.
+        sqlite3.DatabaseError: It is another program's, or has tables of another version.
     """
     with connection:
         connection.execute("BEGIN")  # One snapshot: another process may be creating the tables right now.
         found: int = connection.execute("PRAGMA application_id").fetchone()[0]
+        found_version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if found != APPLICATION_ID and (found or tables):
         raise sqlite3.DatabaseError("the file is another program's database, not a sandbox; name another file")
+    if found == APPLICATION_ID and found_version != version:
+        raise sqlite3.DatabaseError("the file is of another version of the sandbox; name another file, or delete it")
     return found != APPLICATION_ID
 
 

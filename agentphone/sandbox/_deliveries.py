@@ -15,16 +15,19 @@ import attrs
 from agentphone.sandbox._behavior import Settings
 from agentphone.sandbox._database import Database
 
+DEFAULT_TIMEOUT = 30.0
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS webhook (
         only INTEGER PRIMARY KEY CHECK (only = 1),
         url TEXT NOT NULL,
         secret TEXT NOT NULL,
-        context_limit INTEGER NOT NULL)""",
+        context_limit INTEGER NOT NULL,
+        timeout REAL NOT NULL)""",
     # due: seconds since 1970. No attempt starts earlier; a claim moves it to the time at which the claim expires.
     """CREATE TABLE IF NOT EXISTS deliveries (
         serial INTEGER PRIMARY KEY,
         id TEXT NOT NULL,
+        event TEXT NOT NULL,
         conversation_id TEXT NOT NULL,
         message_id TEXT NOT NULL,
         payload BLOB NOT NULL,
@@ -35,11 +38,11 @@ SCHEMA = (
         claim TEXT)""",
     "CREATE INDEX IF NOT EXISTS by_due ON deliveries (due, serial) WHERE status = 'pending'",
 )
-GET_WEBHOOK = "SELECT url, secret, context_limit FROM webhook"
-SET_WEBHOOK = "INSERT OR REPLACE INTO webhook VALUES (1, ?, ?, ?)"
+GET_WEBHOOK = "SELECT url, secret, context_limit, timeout FROM webhook"
+SET_WEBHOOK = "INSERT OR REPLACE INTO webhook VALUES (1, ?, ?, ?, ?)"
 ENQUEUE = """INSERT INTO deliveries
-    (id, conversation_id, message_id, payload, created_at, status, attempts, due)
-    VALUES (:id, :conversation_id, :message_id, :payload, :created_at, 'pending', '[]', :due)"""
+    (id, event, conversation_id, message_id, payload, created_at, status, attempts, due)
+    VALUES (:id, :event, :conversation_id, :message_id, :payload, :created_at, 'pending', '[]', :due)"""
 NEXT_DUE = "SELECT due FROM deliveries WHERE status = 'pending' ORDER BY due, serial LIMIT 1"
 CLAIM = """UPDATE deliveries SET due = :until, claim = :claim WHERE serial IN (
         SELECT serial FROM deliveries WHERE status = 'pending' AND due <= :now ORDER BY due, serial LIMIT :limit)
@@ -59,11 +62,13 @@ class WebhookConfig:
         url: The receiver's URL.
         secret: The key of the signatures.
         context_limit: How many earlier messages each delivery carries.
+        timeout: How many seconds a response may take.
     """
 
     url: str
     secret: str = attrs.field(repr=False)
     context_limit: int
+    timeout: float = DEFAULT_TIMEOUT
 
 
 @attrs.frozen(eq=False)
@@ -73,6 +78,7 @@ class Delivery:
     Args:
         serial: Its number in the queue.
         id: The value of its `X-Webhook-ID` header.
+        event: The value of its `X-Webhook-Event` header.
         payload: The body to send.
         attempts: The attempts so far, as `deliveries` shows them.
         claim: The random name of the claim.
@@ -81,6 +87,7 @@ class Delivery:
 
     serial: int
     id: str
+    event: str
     payload: bytes
     attempts: list[dict[str, Any]]
     claim: str
@@ -106,7 +113,7 @@ class DeliveryQueue:
     def set_webhook(self, webhook: WebhookConfig) -> None:
         """Store the receiver of all deliveries from now on, pending ones included."""
         with self._database.transaction("BEGIN IMMEDIATE") as connection:
-            connection.execute(SET_WEBHOOK, (webhook.url, webhook.secret, webhook.context_limit))
+            connection.execute(SET_WEBHOOK, attrs.astuple(webhook))
         self.on_change()
 
     def has_webhook(self) -> bool:
@@ -125,6 +132,7 @@ class DeliveryQueue:
         """Add a delivery inside the transaction that stores its message."""
         values = {
             "id": f"dlv_{secrets.token_hex(8)}",
+            "event": payload["event"],
             "conversation_id": conversation_id,
             "message_id": message_id,
             # Escaped to ASCII, because metadata may contain lone surrogates, which UTF-8 cannot encode.
@@ -141,7 +149,7 @@ class DeliveryQueue:
         data = [
             {
                 "id": row["id"],
-                "event": "agent.message",
+                "event": row["event"],
                 "conversationId": row["conversation_id"],
                 "messageId": row["message_id"],
                 "status": row["status"],
@@ -158,23 +166,23 @@ class DeliveryQueue:
             row = connection.execute(NEXT_DUE).fetchone()
         return None if row is None else row["due"]
 
-    def claim(self, *, now: float, seconds: float, limit: int) -> list[Delivery]:
+    def claim(self, *, now: float, margin: float, limit: int) -> list[Delivery]:
         """Claim deliveries that are due, longest due first.
 
         Args:
             now: The real time, in seconds since 1970.
-            seconds: How long the claim lasts.
+            margin: How many seconds longer than an attempt can take the claim lasts.
             limit: The largest number of deliveries to claim.
         """
         claim = secrets.token_hex(8)
         with self._database.transaction("BEGIN IMMEDIATE") as connection:
-            webhook = connection.execute(GET_WEBHOOK).fetchone()
-            values = {"until": now + seconds, "claim": claim, "now": now, "limit": limit}
+            webhook = WebhookConfig(*connection.execute(GET_WEBHOOK).fetchone())
+            values = {"until": now + webhook.timeout + margin, "claim": claim, "now": now, "limit": limit}
             rows = connection.execute(CLAIM, values).fetchall()
         rows.sort(key=lambda row: row["serial"])
         return [
             Delivery(
-                row["serial"], row["id"], row["payload"], json.loads(row["attempts"]), claim, WebhookConfig(*webhook)
+                row["serial"], row["id"], row["event"], row["payload"], json.loads(row["attempts"]), claim, webhook
             )
             for row in rows
         ]

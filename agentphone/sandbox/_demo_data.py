@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from agentphone.sandbox._behavior import parse_timestamp
-from agentphone.sandbox._store import Direction, MessageInput
+from agentphone.sandbox._messages import Direction, MessageInput
 
 AGENT_NUMBERS = ("+15555550100", "+15555550101")
 LONGEST_CONVERSATION = 640

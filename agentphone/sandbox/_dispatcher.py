@@ -26,9 +26,9 @@ from agentphone.sandbox._deliveries import Delivery, DeliveryQueue
 
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
 MAX_CONCURRENCY = 16
-RESPONSE_TIMEOUT = 10.0
-CLAIM_SECONDS = 15.0
-"""Longer than an attempt can take. After a crash, another process may attempt the delivery when the claim expires."""
+CLAIM_MARGIN = 5.0
+"""How many seconds longer than an attempt can take a claim lasts. After a crash, another process may attempt the
+delivery when the claim expires."""
 POLL_SECONDS = 1.0
 """How soon deliveries that another process enqueued are noticed, and a file that could not be read is read again."""
 STOP_SECONDS = 10.0
@@ -155,7 +155,7 @@ class WebhookWorker:
         if due > now:
             return due - now if longest is None else min(longest, due - now)
         limit = MAX_CONCURRENCY - len(self._in_progress)
-        for delivery in self._queue.claim(now=now, seconds=CLAIM_SECONDS, limit=limit):
+        for delivery in self._queue.claim(now=now, margin=CLAIM_MARGIN, limit=limit):
             self._in_progress.add(delivery)
             group.create_task(self._deliver(delivery))
         return 0.0
@@ -165,14 +165,19 @@ class WebhookWorker:
         attempts = [*delivery.attempts, attempt]
         if attempt["error"] is None:
             self._record(delivery, "delivered", attempts)
-        elif len(attempts) <= len(RETRY_DELAYS):
+        elif len(attempts) <= len(RETRY_DELAYS) and self._is_retried(attempt["status"]):
             delay = RETRY_DELAYS[len(attempts) - 1] * self._retry_scale
             self._record(delivery, "pending", attempts, delay=delay)
         else:
-            logger.warning("webhook delivery %s failed after %d attempts", delivery.id, len(attempts))
+            plural = "" if len(attempts) == 1 else "s"
+            logger.warning("webhook delivery %s failed after %d attempt%s", delivery.id, len(attempts), plural)
             self._record(delivery, "failed", attempts)
         self._in_progress.discard(delivery)
         self._woken.set()
+
+    def _is_retried(self, status: int | None) -> bool:
+        """Return whether a failed attempt is repeated, by the status of its response."""
+        return status is None or status >= 500 or self._settings.behavior.webhook_retries == "any"
 
     def _record(self, delivery: Delivery, status: str, attempts: list[dict[str, Any]], *, delay: float = 0.0) -> None:
         """Store the outcome of a delivery."""
@@ -188,6 +193,7 @@ _inherited: list[WebhookWorker] = []
 
 async def _attempt(delivery: Delivery, settings: Settings) -> dict[str, Any]:
     """Send a delivery once and return the attempt; the status decides, however the response body ends."""
+    timeout = delivery.webhook.timeout
     at = settings.format(round(time.time() * 1_000_000))
     started_at = time.monotonic()
     status: int | None = None
@@ -195,11 +201,11 @@ async def _attempt(delivery: Delivery, settings: Settings) -> dict[str, Any]:
     try:
         now = settings.now()  # Inside the try: a user-supplied clock may raise or return a time out of range.
         at = settings.format(now)
-        async with asyncio.timeout(RESPONSE_TIMEOUT):
+        async with asyncio.timeout(timeout):
             # One connection per attempt: the receiver may close an idle one just as it is reused, and an idle one
             # blocks a single-threaded receiver. No proxy: what HTTP_PROXY names could not reach this machine.
             async with (
-                httpx.AsyncClient(verify=_ssl_context(), trust_env=False, timeout=RESPONSE_TIMEOUT) as client,
+                httpx.AsyncClient(verify=_ssl_context(), trust_env=False, timeout=timeout) as client,
                 client.stream(
                     "POST", delivery.webhook.url, content=delivery.payload, headers=_headers(delivery, now // 1_000_000)
                 ) as response,
@@ -207,7 +213,7 @@ async def _attempt(delivery: Delivery, settings: Settings) -> dict[str, Any]:
                 status = response.status_code
                 await _drain(response)
     except TimeoutError:
-        error = f"no response within {RESPONSE_TIMEOUT:g} seconds"
+        error = f"no response within {timeout:g} seconds"
     except Exception as failure:  # noqa: BLE001  # whatever the receiver sends or the URL holds, the attempt failed
         error = f"{type(failure).__name__}: {failure}"[:500]
     if status is not None:
@@ -228,6 +234,7 @@ def _headers(delivery: Delivery, timestamp: int) -> dict[str, str]:
         "Connection": "close",
         "User-Agent": "agentphone-sandbox",
         "X-Webhook-ID": delivery.id,
+        "X-Webhook-Event": delivery.event,
         "X-Webhook-Timestamp": str(timestamp),
         "X-Webhook-Signature": f"sha256={signature}",
     }

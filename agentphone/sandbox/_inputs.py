@@ -5,16 +5,20 @@ Every error names the field as the API does. Nothing here knows the store's SQL 
 
 import json
 import re
-from typing import cast
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import httpx
 from starlette.requests import Request
 
 from agentphone.sandbox._behavior import parse_timestamp
 from agentphone.sandbox._deliveries import WebhookConfig
-from agentphone.sandbox._store import MessageInput
+from agentphone.sandbox._messages import MessageInput
 
+CHANNELS = ("sms", "mms", "imessage", "whatsapp")
 MAX_CONTEXT_LIMIT = 50
+MAX_MEDIA = 20
+MAX_SECONDS = 1e9
 MAX_NESTING = 100
 """Far below Python's recursion limit, so that stored metadata can be encoded from any stack depth."""
 
@@ -27,7 +31,16 @@ class FieldError(ValueError):
         self.details = [{"field": field, "message": str(self), "type": "value_error"}]
 
 
-def parse_message(direction: object, from_number: object, to_number: object, body: object, at: object) -> MessageInput:
+def parse_message(
+    direction: object,
+    from_number: object,
+    to_number: object,
+    body: object,
+    at: object,
+    channel: object = None,
+    media_urls: object = None,
+    group: object = None,
+) -> MessageInput:
     """Check the parts of a message.
 
     Args:
@@ -36,41 +49,91 @@ def parse_message(direction: object, from_number: object, to_number: object, bod
         to_number: The receiver, a non-empty string.
         body: The text, a string that may be empty.
         at: Its timestamp, an aware datetime or ISO 8601 text with an offset; None for the time at which it is stored.
+        channel: One of `CHANNELS`; None for the conversation's own.
+        media_urls: The `http://` or `https://` URLs of its media, at most 20; None for none.
+        group: The id of the group that an inbound message is for; None for a message between two.
 
     Raises:
         FieldError: A part is invalid.
     """
     if direction not in ("inbound", "outbound"):
         raise FieldError("direction", "must be inbound or outbound.")
-    sender, receiver = _string("from", from_number), _string("to", to_number)
+    if channel not in (None, *CHANNELS):
+        raise FieldError("channel", f"must be one of {', '.join(CHANNELS)}.")
+    sender, receiver = check_string("from", from_number), check_string("to", to_number)
     agent_number, participant = (receiver, sender) if direction == "inbound" else (sender, receiver)
-    text = _string("body", body, may_be_empty=True)
-    return MessageInput(direction, agent_number, participant, text, None if at is None else _timestamp("at", at))
+    text = check_string("body", body, may_be_empty=True)
+    if group is not None:
+        if direction != "inbound":
+            raise FieldError("group", "is for inbound messages; an outbound one is sent to the group's id.")
+        participant = check_string("group", group)
+    return MessageInput(
+        direction,
+        agent_number,
+        participant,
+        text,
+        None if at is None else _timestamp("at", at),
+        channel=channel,
+        media_urls=() if media_urls is None else parse_media_urls("mediaUrls", media_urls, schemes=("http", "https")),
+        sender=None if group is None else sender,
+    )
 
 
-def parse_webhook(url: object, secret: object, context_limit: object) -> WebhookConfig:
+def parse_media_urls(field: str, value: object, *, schemes: Collection[str], minimum: int = 0) -> tuple[str, ...]:
+    """Check a list of URLs.
+
+    Args:
+        field: Its name.
+        value: The list.
+        schemes: The schemes that a URL may have.
+        minimum: How many there are at least.
+
+    Raises:
+        FieldError: It is not a list of such URLs, or has too few or more than 20.
+    """
+    urls = cast("list[object]", list(value)) if isinstance(value, list | tuple) else None
+    if urls is None or not minimum <= len(urls) <= MAX_MEDIA:
+        raise FieldError(field, f"must be a list of {minimum} to {MAX_MEDIA} URLs.")
+    if not all(_is_url(check_string(field, url), schemes) for url in urls):
+        raise FieldError(field, f"must contain {' or '.join(f'{scheme}://' for scheme in schemes)} URLs only.")
+    return tuple(cast("list[str]", urls))
+
+
+def parse_webhook(url: object, secret: object, context_limit: object, timeout: object) -> WebhookConfig:
     """Check the parts of a webhook.
 
     Args:
         url: An `http://` or `https://` URL.
         secret: The key of the signatures, a non-empty string.
         context_limit: How many earlier messages each delivery carries, 0 to 50.
+        timeout: How many seconds a response may take: more than 0. The API itself accepts 5 to 120.
 
     Raises:
         FieldError: A part is invalid; the error does not contain the secret.
     """
-    text = _string("url", url)
-    try:
-        parsed = httpx.URL(text)
-        is_valid = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 0) <= 65535
-    except (httpx.InvalidURL, UnicodeError):  # UnicodeError for an invalid IDNA host such as `xn--`
-        is_valid = False
-    if not is_valid:
+    text = check_string("url", url)
+    if not _is_url(text, ("http", "https")):
         raise FieldError("url", "must be an http:// or https:// URL.")
-    key = _string("secret", secret)
+    key = check_string("secret", secret)
     if type(context_limit) is not int or not 0 <= context_limit <= MAX_CONTEXT_LIMIT:
         raise FieldError("contextLimit", f"must be an integer from 0 to {MAX_CONTEXT_LIMIT}.")
-    return WebhookConfig(text, key, context_limit)
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < MAX_SECONDS:
+        raise FieldError("timeout", "must be a number of seconds greater than 0.")
+    return WebhookConfig(text, key, context_limit, float(timeout))
+
+
+def parse_fault(fields: Mapping[str, object]) -> dict[str, Any]:
+    """Return the arguments of `Faults.add` for a JSON object with `retryAfter` for `retry_after`; it checks the rest.
+
+    Raises:
+        FieldError: A text cannot be sent.
+    """
+    names = {"status": "status", "kind": "kind", "retry_after": "retryAfter", "body": "body"}
+    names |= {"times": "times", "path": "path", "method": "method"}
+    given = {name: fields[key] for name, key in names.items() if fields.get(key) is not None}
+    if isinstance(given.get("body"), str):
+        check_string("body", given["body"], may_be_empty=True)
+    return given
 
 
 def parse_object(body: bytes) -> dict[str, object]:
@@ -117,14 +180,12 @@ def timestamp_parameter(request: Request, field: str) -> int | None:
     return None if text is None else _timestamp(field, text)
 
 
-def _timestamp(field: str, value: object) -> int:
-    try:
-        return parse_timestamp(cast("str", value))
-    except (ValueError, AttributeError) as error:  # AttributeError for neither a str nor a datetime
-        raise FieldError(field, "must be ISO 8601 with an offset or Z.") from error
+def check_string(field: str, value: object, *, may_be_empty: bool = False) -> str:
+    """Return a string that UTF-8 can encode.
 
-
-def _string(field: str, value: object, *, may_be_empty: bool = False) -> str:
+    Raises:
+        FieldError: It is not a string, or empty.
+    """
     if not isinstance(value, str) or not (value or may_be_empty):
         raise FieldError(field, "must be a string." if may_be_empty else "must be a non-empty string.")
     try:
@@ -132,6 +193,21 @@ def _string(field: str, value: object, *, may_be_empty: bool = False) -> str:
     except UnicodeEncodeError as error:
         raise FieldError(field, "must not contain a lone surrogate.") from error
     return value
+
+
+def _is_url(text: str, schemes: Collection[str]) -> bool:
+    try:
+        url = httpx.URL(text)
+        return url.scheme in schemes and bool(url.host) and (url.port or 0) <= 65535
+    except (httpx.InvalidURL, UnicodeError):  # UnicodeError for an invalid IDNA host such as `xn--`
+        return False
+
+
+def _timestamp(field: str, value: object) -> int:
+    try:
+        return parse_timestamp(cast("str", value))
+    except (ValueError, AttributeError) as error:  # AttributeError for neither a str nor a datetime
+        raise FieldError(field, "must be ISO 8601 with an offset or Z.") from error
 
 
 def _reject_constant(name: str) -> None:

@@ -4,14 +4,14 @@ It knows no HTTP. Every page is read through an index: messages are stored in th
 page costs the same however far back it lies. Timestamps are integers (see `_behavior`).
 """
 
-import hashlib
 import json
 import os
 import random
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
@@ -19,71 +19,49 @@ from agentphone.sandbox import _deliveries
 from agentphone.sandbox._behavior import Settings
 from agentphone.sandbox._database import Database
 from agentphone.sandbox._deliveries import DeliveryQueue
-
-Direction = Literal["inbound", "outbound"]
-
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS conversations (
-        serial INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
-        agent_number TEXT NOT NULL,
-        participant TEXT NOT NULL,
-        last_message_at INTEGER NOT NULL,
-        preview TEXT NOT NULL,
-        message_count INTEGER NOT NULL,
-        metadata TEXT,
-        created_at INTEGER NOT NULL,
-        UNIQUE (agent_number, participant))""",
-    "CREATE INDEX IF NOT EXISTS by_activity ON conversations (last_message_at DESC, serial DESC)",
-    # position: the conversation's message count when this message was stored; it orders messages of equal timestamps.
-    """CREATE TABLE IF NOT EXISTS messages (
-        conversation INTEGER NOT NULL,
-        received_at INTEGER NOT NULL,
-        position INTEGER NOT NULL,
-        id TEXT NOT NULL,
-        direction TEXT NOT NULL,
-        body TEXT NOT NULL,
-        PRIMARY KEY (conversation, received_at, position)) WITHOUT ROWID""",
+from agentphone.sandbox._messages import Direction, MessageInput, OutgoingMessage
+from agentphone.sandbox._schema import (
+    ADD_NUMBER,
+    COUNT_CONVERSATIONS,
+    FIND_CONVERSATION,
+    GET_CONVERSATION,
+    GET_CONVERSATION_OF_MESSAGE,
+    GET_MESSAGE,
+    GET_NUMBER,
+    GET_NUMBER_OF_AGENT,
+    INSERT_MESSAGE,
+    LIST_CONVERSATIONS,
+    NEWEST_MESSAGES,
+    OLDEST_MESSAGES,
+    SCHEMA,
+    SCHEMA_VERSION,
+    SET_REACTIONS,
+    UPSERT_CONVERSATION,
 )
-COUNT_CONVERSATIONS = "SELECT count(*) FROM conversations"
-LIST_CONVERSATIONS = "SELECT * FROM conversations ORDER BY last_message_at DESC, serial DESC LIMIT ? OFFSET ?"
-GET_CONVERSATION = "SELECT * FROM conversations WHERE id = ?"
-NEWEST_MESSAGES = """SELECT * FROM messages WHERE conversation = ? AND received_at BETWEEN ? AND ?
-    ORDER BY received_at DESC, position DESC LIMIT ?"""
-OLDEST_MESSAGES = """SELECT * FROM messages WHERE conversation = ? AND received_at BETWEEN ? AND ?
-    ORDER BY received_at, position LIMIT ?"""
-# A message older than the conversation's last one counts, but does not move the conversation or become its preview.
-UPSERT_CONVERSATION = """INSERT INTO conversations
-    (id, agent_number, participant, last_message_at, preview, message_count, metadata, created_at)
-    VALUES (:id, :agent_number, :participant, :at, :preview, 1, NULL, :at)
-    ON CONFLICT (agent_number, participant) DO UPDATE SET
-        message_count = message_count + 1,
-        preview = iif(excluded.last_message_at >= last_message_at, excluded.preview, preview),
-        last_message_at = max(excluded.last_message_at, last_message_at)
-    RETURNING *"""
-INSERT_MESSAGE = "INSERT INTO messages VALUES (:conversation, :received_at, :position, :id, :direction, :body)"
+from agentphone.sandbox._shapes import Row, Shapes, id_of
 
 PREVIEW_LENGTH = 100
 MIN_TIMESTAMP, MAX_TIMESTAMP = -(2**63), 2**63 - 1  # the range of SQLite's integers
 
 
-@attrs.frozen
-class MessageInput:
-    """A message to store.
+class NotFoundError(LookupError):
+    """There is no such conversation, message, group or number.
 
     Args:
-        direction: Who sent it: the participant (`inbound`) or the agent (`outbound`).
-        agent_number: The agent's number.
-        participant: The other number.
-        body: The text.
-        at: Its timestamp; None for the time at which it is stored.
+        message: What is missing.
+        code: The API's code of the error, if it is not the usual one.
     """
 
-    direction: Direction
-    agent_number: str
-    participant: str
-    body: str
-    at: int | None
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message, code)
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnsupportedError(ValueError):
+    """The channel of the conversation cannot do this."""
 
 
 class Store:
@@ -104,7 +82,8 @@ class Store:
     def __init__(self, path: str | os.PathLike[str] | None, settings: Settings) -> None:
         self._settings = settings
         self._latest = (settings.clock, settings.now())
-        self._database = Database(path, (*SCHEMA, *_deliveries.SCHEMA))
+        self._shapes = Shapes(settings)
+        self._database = Database(path, (*SCHEMA, *_deliveries.SCHEMA), SCHEMA_VERSION)
         self.queue: DeliveryQueue = DeliveryQueue(self._database, settings)
 
     def close(self) -> None:
@@ -116,7 +95,7 @@ class Store:
         with self._database.transaction("BEGIN") as connection:
             total: int = connection.execute(COUNT_CONVERSATIONS).fetchone()[0]
             rows = connection.execute(LIST_CONVERSATIONS, (limit, offset)).fetchall()
-        data = [self._conversation(row) | {"lastMessagePreview": row["preview"]} for row in rows]
+        data = [self._shapes.conversation(row) | {"lastMessagePreview": row["preview"]} for row in rows]
         return {"data": data, "hasMore": offset + len(rows) < total, "total": total}
 
     def conversation(self, conversation_id: str, *, message_limit: int) -> dict[str, Any] | None:
@@ -151,35 +130,150 @@ class Store:
             if conversation is None:
                 return None
             # One row more than requested shows whether there are more.
-            bounds = (conversation["serial"], low, high, limit + 1)
+            bounds = (conversation["serial"], low, high, time.time(), limit + 1)
             rows = connection.execute(OLDEST_MESSAGES if oldest_first else NEWEST_MESSAGES, bounds).fetchall()
         page = rows[:limit]
         if oldest_first != (behavior.message_order == "oldest"):
             page.reverse()
-        return {"data": [self._message(row, conversation) for row in page], "hasMore": len(rows) > limit}
+        return {"data": [self._shapes.message(row, conversation) for row in page], "hasMore": len(rows) > limit}
 
     def add(self, message: MessageInput) -> dict[str, Any]:
         """Store one message and return it with its `conversationId`.
 
         The first message of a pair of numbers creates their conversation.
+
+        Raises:
+            NotFoundError: It is from a member of a group, and there is no such group or member.
         """
         with self._database.transaction("BEGIN IMMEDIATE") as connection:
-            if message.at is None:
-                # Inside the transaction: of two writers, the first to commit gets the earlier timestamp.
-                message = attrs.evolve(message, at=self._next_timestamp())
-            added = self._insert(connection, message, _random_hex)
-            context_limit = self.queue.context_limit(connection) if message.direction == "inbound" else None
-            if context_limit is not None:
-                # In the same transaction, so that a stored message never lacks its delivery.
-                self.queue.enqueue(
-                    connection,
-                    conversation_id=added["conversationId"],
-                    message_id=added["id"],
-                    payload=self._payload(connection, message, added, context_limit),
-                )
-        if context_limit is not None:
+            if message.sender is not None:
+                self._check_member(connection, message, message.sender)
+            row, conversation, is_enqueued = self._add(connection, message)
+        if is_enqueued:
             self.queue.on_change()
-        return added
+        return self._shapes.message(row, conversation) | {"conversationId": conversation["id"]}
+
+    def send(self, outgoing: OutgoingMessage) -> dict[str, Any]:
+        """Store what was sent through the API and return the API's answer.
+
+        Raises:
+            NotFoundError: The sender, the group or the message to reply to is unknown. Nothing was sent.
+        """
+        delay = self._settings.behavior.sent_message_delay
+        with self._database.transaction("BEGIN IMMEDIATE") as connection:
+            agent_number = self._sender(connection, outgoing)
+            if outgoing.to_number is None:
+                participant = f"grp_{_random_hex()}"
+            else:
+                participant = outgoing.to_number
+                key = (agent_number, participant, outgoing.is_whatsapp)
+                if participant.startswith("grp_") and not connection.execute(FIND_CONVERSATION, key).fetchone():
+                    raise NotFoundError("to_number: this number has no such group.")
+            parent = None
+            if outgoing.reply_to_message_id is not None:
+                parent = connection.execute(GET_MESSAGE, (outgoing.reply_to_message_id,)).fetchone()
+                if parent is None:
+                    raise NotFoundError("reply_to_message_id: there is no such message. Nothing was sent.")
+            message = MessageInput(
+                "outbound",
+                agent_number,
+                participant,
+                outgoing.body,
+                None,
+                channel="whatsapp" if outgoing.is_whatsapp else None,
+                media_urls=outgoing.media_urls,
+                status="sent",
+                members=outgoing.recipients,
+                visible_at=time.time() + delay if delay else 0.0,
+            )
+            row, conversation, is_enqueued = self._add(connection, message, parent)
+        if is_enqueued:
+            self.queue.on_change()
+        return {
+            "id": row["id"],
+            "status": row["status"],
+            "channel": row["channel"],
+            "from_number": agent_number,
+            "to_number": participant,
+            "conversation_id": conversation["id"],
+            "media_urls": list(outgoing.media_urls),
+            "reply_to_message_id": outgoing.reply_to_message_id,
+            "reply_parent_unresolved": parent is not None and parent["conversation"] != conversation["serial"],
+        }
+
+    def react(
+        self, message_id: str, reaction: str, *, direction: Direction, from_number: str | None = None
+    ) -> dict[str, Any]:
+        """Add a reaction to a message; one of a person is delivered to the webhook.
+
+        Args:
+            message_id: The message.
+            reaction: The reaction.
+            direction: Who reacts: the person (`inbound`) or the agent (`outbound`).
+            from_number: The person's number, needed in a group; None for the participant.
+
+        Returns:
+            The reaction as the history shows it, and its `channel`, `messageId` and `conversationId`.
+
+        Raises:
+            NotFoundError: There is no such message, or the person does not belong to the conversation.
+            UnsupportedError: It is an SMS or MMS.
+        """
+        is_enqueued = False
+        with self._database.transaction("BEGIN IMMEDIATE") as connection:
+            row = connection.execute(GET_MESSAGE, (message_id,)).fetchone()
+            if row is None:
+                raise NotFoundError("There is no such message.")
+            conversation = connection.execute(GET_CONVERSATION_OF_MESSAGE, (row["conversation"],)).fetchone()
+            if row["channel"] in ("sms", "mms"):
+                raise UnsupportedError(f"A message of the channel {row['channel']} takes no reactions.")
+            people = [conversation["participant"]]
+            if conversation["members"] is not None:
+                people = json.loads(conversation["members"])
+            if direction == "outbound":
+                sender = conversation["agent_number"]
+            elif from_number is None and len(people) == 1:
+                sender = people[0]
+            elif from_number in people:
+                sender = from_number
+            else:
+                raise NotFoundError("from: the person who reacts must belong to the conversation.")
+            stored = {
+                "id": f"rea_{_random_hex()}",
+                "reactionType": reaction,
+                "fromNumber": sender,
+                "direction": direction,
+                "createdAt": self._next_timestamp(),
+            }
+            reactions = [*json.loads(row["reactions"] or "[]"), stored]
+            connection.execute(SET_REACTIONS, (json.dumps(reactions), message_id))
+            context_limit = self.queue.context_limit(connection) if direction == "inbound" else None
+            if context_limit is not None:
+                latest = self._newest(connection, conversation, MAX_TIMESTAMP, context_limit)
+                payload = self._shapes.reaction_event(stored, row, conversation, latest[::-1])
+                self.queue.enqueue(
+                    connection, conversation_id=conversation["id"], message_id=message_id, payload=payload
+                )
+                is_enqueued = True
+        if is_enqueued:
+            self.queue.on_change()
+        place = {"channel": row["channel"], "messageId": message_id, "conversationId": conversation["id"]}
+        return self._shapes.reaction(stored) | place
+
+    def show_typing(self, conversation_id: str) -> dict[str, Any]:
+        """Return the API's answer to a typing indicator; nothing is stored.
+
+        Raises:
+            NotFoundError: There is no such conversation.
+            UnsupportedError: Its channel is not iMessage.
+        """
+        with self._database.transaction("BEGIN") as connection:
+            row = connection.execute(GET_CONVERSATION, (conversation_id,)).fetchone()
+        if row is None:
+            raise NotFoundError("There is no such conversation.")
+        if row["channel"] != "imessage":
+            raise UnsupportedError(f"A conversation of the channel {row['channel']} shows no typing indicator.")
+        return {"conversationId": row["id"], "channel": row["channel"], "status": "sent"}
 
     def remove(self, conversation_id: str) -> bool:
         """Remove a conversation and its messages; return whether it existed."""
@@ -222,19 +316,79 @@ class Store:
         self._latest = (self._settings.clock, max(now, latest) if clock is self._settings.clock else now)
         return self._latest[1]
 
+    def _sender(self, connection: sqlite3.Connection, outgoing: OutgoingMessage) -> str:
+        """Return the agent's number to send from: any `from_number`, or one that was seen before, by its id."""
+        if outgoing.from_number is not None:
+            return outgoing.from_number
+        if outgoing.number_id is not None:
+            row = connection.execute(GET_NUMBER, (outgoing.number_id,)).fetchone()
+            what = "number_id: there is no such number."
+        else:
+            row = connection.execute(GET_NUMBER_OF_AGENT, (outgoing.agent_id,)).fetchone()
+            what = "agent_id: there is no such agent."
+        if row is None:
+            raise NotFoundError(what, "PHONE_NUMBER_NOT_FOUND" if outgoing.number_id is not None else None)
+        number: str = row["number"]
+        return number
+
+    def _check_member(self, connection: sqlite3.Connection, message: MessageInput, sender: str) -> None:
+        key = (message.agent_number, message.participant, message.channel == "whatsapp")
+        group = connection.execute(FIND_CONVERSATION, key).fetchone()
+        if group is None or group["members"] is None:
+            raise NotFoundError("group: this number has no such group.")
+        if sender not in json.loads(group["members"]):
+            raise NotFoundError("from: the person is not a member of the group.")
+
+    def _add(
+        self, connection: sqlite3.Connection, message: MessageInput, parent: Row | None = None
+    ) -> tuple[Row, Row, bool]:
+        """Store a message and enqueue its delivery; return it, its conversation, and whether it was enqueued."""
+        if message.at is None:
+            # Inside the transaction: of two writers, the first to commit gets the earlier timestamp.
+            message = attrs.evolve(message, at=self._next_timestamp())
+        row, conversation = self._insert(connection, message, _random_hex, parent)
+        is_delivered = message.direction == "inbound" or self._settings.behavior.echo_outbound
+        context_limit = self.queue.context_limit(connection) if is_delivered else None
+        if context_limit is None:
+            return row, conversation, False
+        # In the same transaction, so that a stored message never lacks its delivery. One row more than the history has,
+        # because the message itself is not part of it.
+        latest = self._newest(connection, conversation, row["received_at"], context_limit + 1)
+        earlier = [each for each in latest if each["id"] != row["id"]][:context_limit][::-1]
+        payload = self._shapes.message_event(row, conversation, earlier)
+        self.queue.enqueue(connection, conversation_id=conversation["id"], message_id=row["id"], payload=payload)
+        return row, conversation, True
+
     def _insert(
-        self, connection: sqlite3.Connection, message: MessageInput, new_hex: Callable[[], str]
-    ) -> dict[str, Any]:
+        self,
+        connection: sqlite3.Connection,
+        message: MessageInput,
+        new_hex: Callable[[], str],
+        parent: Row | None = None,
+    ) -> tuple[Row, Row]:
+        # Only iMessage reaches an e-mail address.
+        wanted = message.channel or ("imessage" if "@" in message.participant else None)
         [conversation] = connection.execute(
             UPSERT_CONVERSATION,
             {
                 "id": f"conv_{new_hex()}",
                 "agent_number": message.agent_number,
                 "participant": message.participant,
+                "is_whatsapp": message.channel == "whatsapp",
+                "channel": "sms" if message.channel == "mms" else wanted,
+                "members": None if message.members is None else json.dumps(message.members),
                 "at": message.at,
                 "preview": message.body[:PREVIEW_LENGTH],
             },
         ).fetchall()
+        channel = message.channel or conversation["channel"]
+        if channel == "sms" and message.media_urls:
+            channel = "mms"
+        reply_to = None
+        # SMS and MMS ignore threading.
+        if parent is not None and parent["conversation"] == conversation["serial"] and channel not in ("sms", "mms"):
+            parent_media = json.loads(parent["media_urls"] or "[]")
+            reply_to = {"messageId": parent["id"], "message": parent["body"], "mediaUrls": parent_media}
         row = {
             "conversation": conversation["serial"],
             "received_at": message.at,
@@ -242,9 +396,24 @@ class Store:
             "id": f"msg_{new_hex()}",
             "direction": message.direction,
             "body": message.body,
+            "channel": channel,
+            "status": message.status or ("received" if message.direction == "inbound" else "delivered"),
+            "sender": message.sender,
+            "media_urls": json.dumps(message.media_urls) if message.media_urls else None,
+            "reply_to": None if reply_to is None else json.dumps(reply_to),
+            "reactions": None,
+            "visible_at": message.visible_at,
         }
         connection.execute(INSERT_MESSAGE, row)
-        return self._message(row, conversation) | {"conversationId": conversation["id"]}
+        if conversation["message_count"] == 1:
+            number = message.agent_number
+            connection.execute(ADD_NUMBER, (number, id_of("num", number), id_of("agt", number)))
+        return row, conversation
+
+    def _newest(self, connection: sqlite3.Connection, conversation: Row, until: int, limit: int) -> list[sqlite3.Row]:
+        """Return the newest visible messages, newest first."""
+        bounds = (conversation["serial"], MIN_TIMESTAMP, until, time.time(), limit)
+        return connection.execute(NEWEST_MESSAGES, bounds).fetchall()
 
     def _detail(
         self, connection: sqlite3.Connection, conversation_id: str, message_limit: int
@@ -252,82 +421,13 @@ class Store:
         row = connection.execute(GET_CONVERSATION, (conversation_id,)).fetchone()
         if row is None:
             return None
-        bounds = (row["serial"], MIN_TIMESTAMP, MAX_TIMESTAMP, message_limit)
-        messages = connection.execute(NEWEST_MESSAGES, bounds).fetchall()
+        messages = self._newest(connection, row, MAX_TIMESTAMP, message_limit)
         if self._settings.behavior.message_order == "oldest":
             messages.reverse()
-        return self._conversation(row) | {"messages": [self._message(message, row) for message in messages]}
-
-    def _conversation(self, row: sqlite3.Row) -> dict[str, Any]:
-        return {
-            "id": row["id"],
-            "agentId": _id_of("agt", row["agent_number"]),
-            "phoneNumberId": _id_of("num", row["agent_number"]),
-            "phoneNumber": row["agent_number"],
-            "participant": row["participant"],
-            "lastMessageAt": self._settings.format(row["last_message_at"]),
-            "messageCount": row["message_count"],
-            "metadata": None if row["metadata"] is None else json.loads(row["metadata"]),
-            "createdAt": self._settings.format(row["created_at"]),
-            "channel": "sms",
-        }
-
-    def _message(self, row: sqlite3.Row | dict[str, Any], conversation: sqlite3.Row) -> dict[str, Any]:
-        is_inbound = row["direction"] == "inbound"
-        agent_number, participant = conversation["agent_number"], conversation["participant"]
-        return {
-            "id": row["id"],
-            "body": row["body"],
-            "fromNumber": participant if is_inbound else agent_number,
-            "toNumber": agent_number if is_inbound else participant,
-            "direction": row["direction"],
-            "receivedAt": self._settings.format(row["received_at"]),
-            "channel": "sms",
-            "mediaUrls": [],
-            "status": "received" if is_inbound else "delivered",
-        }
-
-    def _payload(
-        self, connection: sqlite3.Connection, message: MessageInput, added: dict[str, Any], context_limit: int
-    ) -> dict[str, Any]:
-        """Return the webhook payload of a message, with its conversation's metadata and history of this moment."""
-        conversation = connection.execute(GET_CONVERSATION, (added["conversationId"],)).fetchone()
-        # The first row is the message itself, which is not part of its own history.
-        bounds = (conversation["serial"], MIN_TIMESTAMP, message.at, context_limit + 1)
-        earlier = connection.execute(NEWEST_MESSAGES, bounds).fetchall()[1:]
-        return {
-            "event": "agent.message",
-            "channel": "sms",
-            "timestamp": added["receivedAt"],
-            "agentId": _id_of("agt", message.agent_number),
-            "data": {
-                "conversationId": added["conversationId"],
-                "messageId": added["id"],
-                "numberId": _id_of("num", message.agent_number),
-                "from": added["fromNumber"],
-                "to": added["toNumber"],
-                "message": added["body"],
-                "mediaUrl": None,
-                "direction": added["direction"],
-                "receivedAt": added["receivedAt"],
-            },
-            "conversationState": None if conversation["metadata"] is None else json.loads(conversation["metadata"]),
-            "recentHistory": [
-                {
-                    "content": row["body"],
-                    "direction": row["direction"],
-                    "channel": "sms",
-                    "at": self._settings.format(row["received_at"]),
-                }
-                for row in reversed(earlier)
-            ],
+        return self._shapes.conversation(row) | {
+            "messages": [self._shapes.message(message, row) for message in messages]
         }
 
 
 def _random_hex() -> str:
     return secrets.token_hex(8)
-
-
-def _id_of(prefix: str, number: str) -> str:
-    """Return the id of an agent's number, or of its agent: derived from the number, so that nothing is stored."""
-    return f"{prefix}_{hashlib.sha256(f'{prefix} {number}'.encode()).hexdigest()[:16]}"

@@ -1,6 +1,6 @@
 """The in-process transport: httpx's ASGI transport, with the failures of a network.
 
-It adds read timeouts, connection resets and truncated bodies.
+It adds read timeouts, connection resets, lost responses and truncated bodies.
 """
 
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ import anyio
 import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agentphone.sandbox._app import RESET_EXTENSION
+from agentphone.sandbox._app import DISCONNECT_EXTENSION, RESET_EXTENSION
 
 
 class InProcessTransport(httpx.AsyncBaseTransport):
@@ -29,6 +29,7 @@ class InProcessTransport(httpx.AsyncBaseTransport):
         Raises:
             httpx.ReadTimeout: There was no response within the request's `read` timeout.
             httpx.ReadError: The application reset the connection.
+            httpx.RemoteProtocolError: The application closed the connection without a response.
         """
         is_complete = False
 
@@ -38,7 +39,8 @@ class InProcessTransport(httpx.AsyncBaseTransport):
                 is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
                 await send(message)
 
-            await self._app({**scope, "extensions": {RESET_EXTENSION: _reset}}, receive, watch_send)
+            extensions = {RESET_EXTENSION: _reset, DISCONNECT_EXTENSION: _disconnect}
+            await self._app({**scope, "extensions": extensions}, receive, watch_send)
             if not is_complete:
                 await send({"type": "http.response.body"})  # httpx's transport requires it.
 
@@ -72,3 +74,7 @@ class _TruncatedStream(httpx.AsyncByteStream):
 
 def _reset() -> NoReturn:
     raise httpx.ReadError("[Errno 104] Connection reset by peer")
+
+
+def _disconnect() -> NoReturn:
+    raise httpx.RemoteProtocolError("Server disconnected without sending a response.")

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from agentphone._checks import check_integer
 from agentphone.sandbox import Sandbox
-from agentphone.sandbox._app import RESET_EXTENSION
+from agentphone.sandbox._app import DISCONNECT_EXTENSION, RESET_EXTENSION
 
 STOP_SECONDS = 30.0
 
@@ -134,17 +134,22 @@ class _Server(uvicorn.Server):
         self._when_ready = when_ready
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["extensions"] = {**(scope.get("extensions") or {}), RESET_EXTENSION: lambda: self._reset(scope["client"])}
+        scope["extensions"] = {
+            **(scope.get("extensions") or {}),
+            RESET_EXTENSION: lambda: self._disconnect(scope["client"], reset=True),
+            DISCONNECT_EXTENSION: lambda: self._disconnect(scope["client"], reset=False),
+        }
         await self._sandbox.app(scope, receive, send)
 
-    def _reset(self, client: tuple[str, int]) -> None:
+    def _disconnect(self, client: tuple[str, int], *, reset: bool) -> None:
         for connection in tuple(self.server_state.connections):
             transport = connection.transport
             if (transport.get_extra_info("peername") or ())[:2] == tuple(client):
-                # With a linger time of 0 the kernel closes with a reset instead of an orderly FIN.
-                no_linger = struct.pack("ii", 1, 0)
-                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
-                transport.abort()
+                if reset:
+                    # With a linger time of 0 the kernel closes with a reset instead of an orderly FIN.
+                    no_linger = struct.pack("ii", 1, 0)
+                    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+                transport.abort()  # Unlike close(), it also discards what is still to be written.
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -24,7 +24,7 @@ import pytest
 from attrs import frozen
 
 from agentphone.sandbox import Sandbox
-from agentphone.sandbox._store import _id_of
+from agentphone.sandbox._shapes import id_of
 from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, sandbox
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this system cannot wait for a child so")
@@ -145,8 +145,8 @@ def conversation_line(row: sqlite3.Row) -> bytes:
     return line(
         {
             "id": row["id"],
-            "agentId": _id_of("agt", row["agent_number"]),
-            "phoneNumberId": _id_of("num", row["agent_number"]),
+            "agentId": id_of("agt", row["agent_number"]),
+            "phoneNumberId": id_of("num", row["agent_number"]),
             "phoneNumber": row["agent_number"],
             "participant": row["participant"],
             "lastMessageAt": printed(row["last_message_at"]),

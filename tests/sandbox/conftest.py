@@ -6,9 +6,10 @@ import httpx
 import pytest
 
 from agentphone.sandbox import Sandbox
+from agentphone.sandbox.server import running
 
 from .helpers import HEADERS
-from .receiver import Receiver, receiving
+from .receiver import SECONDS, Receiver, receiving
 
 
 @pytest.fixture
@@ -21,6 +22,23 @@ def sandbox() -> Iterator[Sandbox]:
 async def client(anyio_backend: object, sandbox: Sandbox) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=sandbox.transport(), base_url="http://sandbox", headers=HEADERS) as client:
         yield client
+
+
+@pytest.fixture(params=["inside the process", "over HTTP"])
+async def any_client(
+    request: pytest.FixtureRequest, sandbox: Sandbox, anyio_backend: str
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of the sandbox, through its transport or over a real connection."""
+    if request.param == "over HTTP":
+        with running(sandbox) as url:
+            async with httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=SECONDS, trust_env=False) as client:
+                yield client
+    else:
+        transport = sandbox.transport()
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://s", headers=HEADERS, timeout=SECONDS
+        ) as client:
+            yield client
 
 
 @pytest.fixture

@@ -21,7 +21,12 @@ known_paths = st.sampled_from(
         [b"v1", b"conversations"],
         [b"v1", b"conversations", b"ID"],
         [b"v1", b"conversations", b"ID", b"messages"],
+        [b"v1", b"conversations", b"ID", b"typing"],
+        [b"v1", b"messages"],
+        [b"v1", b"messages", b"MESSAGE", b"reactions"],
         [b"sandbox", b"messages"],
+        [b"sandbox", b"messages", b"MESSAGE", b"reactions"],
+        [b"sandbox", b"faults"],
         [b"sandbox", b"webhook"],
         [b"sandbox", b"deliveries"],
     ]
@@ -31,9 +36,40 @@ timestamps = st.datetimes().map(lambda moment: moment.isoformat().encode() + b"Z
 values = st.one_of(st.binary(max_size=8), st.integers().map(lambda number: str(number).encode()), timestamps)
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text())
 trees = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
-fields = st.sampled_from(["metadata", "direction", "from", "to", "body", "at", "url", "secret", "contextLimit"])
-objects = st.dictionaries(fields, st.one_of(trees, st.sampled_from(["inbound", "outbound", ADA, AGENT, NOBODY])))
-bodies = st.one_of(st.binary(max_size=20), objects.map(lambda body: json.dumps(body).encode()))
+fields = st.sampled_from(
+    [
+        "metadata",
+        "direction",
+        "from",
+        "to",
+        "body",
+        "at",
+        "url",
+        "secret",
+        "contextLimit",
+        "timeout",
+        "channel",
+        "mediaUrls",
+        "group",
+        "from_number",
+        "to_number",
+        "recipients",
+        "number_id",
+        "media_urls",
+        "send_style",
+        "reply_to_message_id",
+        "reaction",
+        "status",
+        "kind",
+        "times",
+        "retryAfter",
+    ]
+)
+known_values = ["inbound", "outbound", ADA, AGENT, NOBODY, "whatsapp", "love", "👍", [ADA, "a@b.example"], "reset", 503]
+objects = st.dictionaries(fields, st.one_of(trees, st.sampled_from(known_values)))
+# Mostly valid, so that sends get past the first checks.
+sends = objects.map(lambda body: {"from_number": AGENT, "to_number": ADA, "body": "Hi", "reaction": "love"} | body)
+bodies = st.one_of(st.binary(max_size=20), (objects | sends).map(lambda body: json.dumps(body).encode()))
 
 
 @settings(max_examples=300, deadline=None)
@@ -47,8 +83,10 @@ def test_arbitrary_requests_get_documented_responses(
     method: str, path: list[bytes], query: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     with Sandbox() as sandbox:
-        known = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")["conversationId"].encode()
-        raw_path = b"/" + b"/".join(known if segment == b"ID" else segment for segment in path)
+        message = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi", channel="imessage")
+        known = message["conversationId"].encode()
+        ids = {b"ID": known, b"MESSAGE": message["id"].encode()}
+        raw_path = b"/" + b"/".join(ids.get(segment, segment) for segment in path)
         sent: list[MutableMapping[str, Any]] = []
 
         async def receive() -> MutableMapping[str, Any]:
@@ -75,7 +113,8 @@ def test_arbitrary_requests_get_documented_responses(
             status: int = start["status"]
             return status
 
-        assert call(method, raw_path, b"&".join(b"=".join(pair) for pair in query)) in (200, 201, 404, 405, 422)
+        assert call(method, raw_path, b"&".join(b"=".join(pair) for pair in query)) in (200, 201, 400, 404, 405, 422)
+        sandbox.faults.clear()
         # What was accepted must not break the responses to other requests.
         assert call("GET", b"/v1/conversations", b"") == 200
         assert call("GET", b"/v1/conversations/" + known, b"") == 200

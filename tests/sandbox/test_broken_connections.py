@@ -1,8 +1,8 @@
 """Scripted network faults: they look the same in-process and over a real connection."""
 
+import json
 import socket
 import threading
-from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import anyio
@@ -13,28 +13,10 @@ import uvicorn
 from agentphone.sandbox import Sandbox, _app
 from agentphone.sandbox.server import running
 
-from .helpers import ADA, AGENT
+from .helpers import ADA, AGENT, HEADERS
 from .receiver import SECONDS, until
 
 pytestmark = pytest.mark.anyio
-HEADERS = {"Authorization": "Bearer any"}
-
-
-@pytest.fixture(params=["inside the process", "over HTTP"])
-async def any_client(
-    request: pytest.FixtureRequest, sandbox: Sandbox, anyio_backend: str
-) -> AsyncIterator[httpx.AsyncClient]:
-    """Yield a client of the sandbox, through its transport or over a real connection."""
-    if request.param == "over HTTP":
-        with running(sandbox) as url:
-            async with httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=SECONDS, trust_env=False) as client:
-                yield client
-    else:
-        transport = sandbox.transport()
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://s", headers=HEADERS, timeout=SECONDS
-        ) as client:
-            yield client
 
 
 async def test_reset_is_a_read_error_and_the_next_call_succeeds(
@@ -100,7 +82,7 @@ async def test_hang_ends_with_a_reset(
         await any_client.get("/v1/conversations")
 
 
-async def test_broken_call_is_recorded_and_not_any_client_out(sandbox: Sandbox, any_client: httpx.AsyncClient) -> None:
+async def test_broken_call_is_recorded_and_not_carried_out(sandbox: Sandbox, any_client: httpx.AsyncClient) -> None:
     message = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
     path = f"/v1/conversations/{message['conversationId']}"
     kinds: tuple[Literal["reset", "cut"], ...] = ("reset", "cut")
@@ -112,7 +94,7 @@ async def test_broken_call_is_recorded_and_not_any_client_out(sandbox: Sandbox, 
     assert [request.method for request in sandbox.requests] == ["PATCH", "PATCH", "GET"]
 
 
-async def test_server_without_reset_extension_cuts_the_body(sandbox: Sandbox) -> None:
+async def test_server_without_extensions_cuts_the_body(sandbox: Sandbox) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(sandbox.app, log_config=None, log_level="critical", lifespan="off"))
@@ -121,10 +103,12 @@ async def test_server_without_reset_extension_cuts_the_body(sandbox: Sandbox) ->
         try:
             until(lambda: server.started)
             sandbox.faults.add(kind="reset")
+            sandbox.faults.add(kind="lost")
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/conversations"
             async with httpx.AsyncClient(timeout=SECONDS, trust_env=False) as client:
-                with pytest.raises(httpx.RemoteProtocolError):
-                    await client.get(url)
+                for _ in range(2):
+                    with pytest.raises(httpx.RemoteProtocolError):
+                        await client.get(url)
         finally:
             server.should_exit = True
             thread.join(SECONDS)
@@ -164,3 +148,73 @@ async def test_reset_affects_only_its_own_connection(sandbox: Sandbox) -> None:
 def test_contradictory_fault_is_rejected(sandbox: Sandbox, fault: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         sandbox.faults.add(**fault)
+
+
+async def test_lost_response_is_a_request_carried_out(sandbox: Sandbox, any_client: httpx.AsyncClient) -> None:
+    send = {"from_number": AGENT, "to_number": ADA, "body": "Hi"}
+    await any_client.get("/v1/conversations")  # opens a connection that is kept alive
+    sandbox.faults.add(kind="lost", method="post", times=2)
+    assert (await any_client.get("/v1/conversations")).json()["total"] == 0
+    with pytest.raises(httpx.RemoteProtocolError, match="Server disconnected without sending a response"):
+        await any_client.post("/v1/messages", json=send)
+    with pytest.raises(httpx.RemoteProtocolError, match="Server disconnected without sending a response"):
+        await any_client.post("/v1/messages", json=send | {"body": ""})  # invalid, so that nothing is carried out
+    assert (await any_client.post("/v1/messages", json=send)).status_code == 200
+    [conversation] = (await any_client.get("/v1/conversations")).json()["data"]
+    assert conversation["messageCount"] == 2
+
+
+async def test_lost_response_may_be_replaced(sandbox: Sandbox, any_client: httpx.AsyncClient) -> None:
+    error = {"error": {"message": "Unclear.", "code": "DELIVERY_UNCONFIRMED", "type": "conflict_error", "details": []}}
+    sandbox.faults.add(kind="lost", status=409, body=error)
+    sandbox.faults.add(status=503, retry_after=1)
+    send = {"from_number": AGENT, "to_number": ADA, "body": "Hi"}
+    unclear = await any_client.post("/v1/messages", json=send)
+    assert (unclear.status_code, unclear.json()) == (409, error)
+    assert (await any_client.post("/v1/messages", json=send)).status_code == 503
+    [conversation] = (await any_client.get("/v1/conversations")).json()["data"]
+    assert conversation["messageCount"] == 1
+
+
+async def test_faults_can_be_scripted_over_http(sandbox: Sandbox, any_client: httpx.AsyncClient) -> None:
+    def add(**fault: object) -> Any:
+        return any_client.post("/sandbox/faults", json=fault)
+
+    assert (await add(kind="lost", method="POST", path="/v1/messages")).status_code == 201
+    assert (await add(status=429, retryAfter=2, times=2, body={"detail": "Slow down"})).status_code == 201
+    send = {"from_number": AGENT, "to_number": ADA, "body": "Hi"}
+    with pytest.raises(httpx.RemoteProtocolError):
+        await any_client.post("/v1/messages", json=send)
+    limited = await any_client.get("/v1/conversations")
+    assert (limited.status_code, limited.json(), limited.headers["Retry-After"]) == (429, {"detail": "Slow down"}, "2")
+    # What the sandbox adds to the API fails only if a fault names its path.
+    body = {"direction": "inbound", "from": ADA, "to": AGENT, "body": "Hi"}
+    assert (await any_client.post("/sandbox/messages", json=body)).status_code == 201
+    assert (await any_client.delete("/sandbox/faults")).status_code == 200
+    assert (await any_client.get("/v1/conversations")).json()["data"][0]["messageCount"] == 2
+    await add(status=500, path="/sandbox/messages")
+    assert (await any_client.post("/sandbox/messages", json=body)).status_code == 500
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ({}, "status or kind"),
+        ({"kind": "explode"}, "kind"),
+        ({"kind": ["lost"]}, "kind"),
+        ({"status": "503"}, "status"),
+        ({"status": 503, "times": 0}, "times"),
+        ({"status": 503, "method": 5}, "method"),
+        ({"status": 503, "path": ["/v1"]}, "path"),
+        ({"status": 503, "retryAfter": "1\r\nX: y"}, "retry_after"),
+        ({"status": 503, "retryAfter": {}}, "retry_after"),
+        ({"status": 503, "body": "\ud800"}, "body"),
+        ({"kind": "lost", "body": "x"}, "kind='lost'"),
+    ],
+)
+async def test_invalid_fault_over_http_is_a_422(client: httpx.AsyncClient, fault: dict[str, Any], named: str) -> None:
+    response = await client.post("/sandbox/faults", content=json.dumps(fault))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (422, "VALIDATION_ERROR")
+    assert error["message"].startswith(named)
+    assert (await client.get("/v1/conversations")).status_code == 200

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from agentphone import Client, ConfigurationError
-from agentphone.sandbox import Sandbox, _database, _store
+from agentphone.sandbox import Sandbox, _database, _messages, _schema
 
-from .helpers import ADA, AGENT, BEN, fork_only, get, in_child, stored_ids
+from .helpers import ADA, AGENT, BEN, call, fork_only, get, in_child, stored_ids
 
 # Python 3.12 and later warn about every fork in a process with threads. These tests show that it works here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -72,6 +72,38 @@ def test_another_programs_database_is_rejected_unchanged(tmp_path: Path, journal
         Client(base_url=f"sandbox:{path}")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_of_another_version_is_rejected_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "box.db"
+    Sandbox(path).close()
+    for version in (0, _schema.SCHEMA_VERSION + 1):
+        with closing(sqlite3.connect(path)) as other:
+            other.execute(f"PRAGMA user_version = {version}")
+        with pytest.raises(sqlite3.DatabaseError, match="another version of the sandbox; name another file"):
+            Sandbox(path)
+        with pytest.raises(ConfigurationError, match=r"box\.db.* another version of the sandbox"):
+            Client(base_url=f"sandbox:{path}")
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA user_version").fetchone() == (_schema.SCHEMA_VERSION + 1,)
+
+
+def test_what_was_sent_is_persistent(tmp_path: Path) -> None:
+    path = tmp_path / "box.db"
+    send = {"from_number": AGENT, "recipients": [ADA, BEN], "body": "Hi", "media_urls": ["https://media.example/1.jpg"]}
+    with Sandbox(path) as sandbox, Sandbox(path) as other:
+        sent = call(sandbox, "POST", "/v1/messages", send).json()
+        group = sent["to_number"]
+        text = other.receive_sms(from_number=ADA, to_number=AGENT, body="Hello", channel="imessage", group=group)
+        other.receive_reaction(text["id"], "love", from_number=BEN)
+        reply = {"from_number": AGENT, "to_number": group, "body": "Done", "reply_to_message_id": text["id"]}
+        assert call(other, "POST", "/v1/messages", reply).status_code == 200
+        before = get(sandbox, f"/v1/conversations/{sent['conversation_id']}")
+        assert [len(message) for message in before["messages"]] == [10, 11, 10]
+    with Sandbox(path) as sandbox:
+        assert get(sandbox, f"/v1/conversations/{sent['conversation_id']}") == before
+        number = {"to_number": BEN, "body": "Hi", "number_id": before["phoneNumberId"]}
+        assert call(sandbox, "POST", "/v1/messages", number).json()["from_number"] == AGENT
 
 
 def test_empty_file_becomes_a_sandbox(tmp_path: Path) -> None:
@@ -295,11 +327,17 @@ def test_file_that_stays_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     "statement",
     [
-        _store.LIST_CONVERSATIONS,
-        _store.GET_CONVERSATION,
-        _store.NEWEST_MESSAGES,
-        _store.OLDEST_MESSAGES,
-        _store.COUNT_CONVERSATIONS,
+        _schema.LIST_CONVERSATIONS,
+        _schema.GET_CONVERSATION,
+        _schema.GET_CONVERSATION_OF_MESSAGE,
+        _schema.FIND_CONVERSATION,
+        _schema.GET_MESSAGE,
+        _schema.GET_NUMBER,
+        _schema.GET_NUMBER_OF_AGENT,
+        _schema.SET_REACTIONS,
+        _schema.NEWEST_MESSAGES,
+        _schema.OLDEST_MESSAGES,
+        _schema.COUNT_CONVERSATIONS,
     ],
 )
 def test_pages_are_read_through_an_index(statement: str) -> None:
@@ -307,14 +345,14 @@ def test_pages_are_read_through_an_index(statement: str) -> None:
         values = (0,) * statement.count("?")
         plan = [row["detail"] for row in connection.execute("EXPLAIN QUERY PLAN " + statement, values)]
     assert len(plan) == 1, "a second step would be a sort"
-    assert re.search(r"USING (COVERING )?(INDEX|PRIMARY KEY)", plan[0])
-    if statement in (_store.NEWEST_MESSAGES, _store.OLDEST_MESSAGES):
+    assert re.search(r"USING (COVERING |INTEGER )?(INDEX|PRIMARY KEY)", plan[0])
+    if statement in (_schema.NEWEST_MESSAGES, _schema.OLDEST_MESSAGES):
         assert "(conversation=? AND received_at>? AND received_at<?)" in plan[0]
 
 
 def test_late_page_costs_no_more_than_the_first() -> None:
     with Sandbox() as sandbox:
-        messages = [_store.MessageInput("inbound", AGENT, ADA, "Hi", at) for at in range(20_000)]
+        messages = [_messages.MessageInput("inbound", AGENT, ADA, "Hi", at) for at in range(20_000)]
         sandbox._store.fill(messages, {})
         steps = 0
 

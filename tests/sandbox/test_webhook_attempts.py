@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
-from agentphone.sandbox import Sandbox, _deliveries, _dispatcher
+from agentphone.sandbox import Behavior, Sandbox, _deliveries, _dispatcher
 
 from .helpers import ADA, AGENT, statuses
 from .receiver import SECRET, Received, Receiver, receiving, until
@@ -47,8 +47,7 @@ def slow_head(handler: BaseHTTPRequestHandler) -> None:
     ("receives", "error"),
     [
         (500, "response status 500"),
-        (404, "response status 404"),
-        (302, "response status 302"),
+        (599, "response status 599"),
         (None, "RemoteProtocolError"),
         (cut, "RemoteProtocolError"),
         (garbage, "RemoteProtocolError"),
@@ -58,16 +57,14 @@ def slow_head(handler: BaseHTTPRequestHandler) -> None:
     ],
 )
 def test_failures_are_attempted_six_times(
-    receiver: Receiver, receives: Any, error: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    receiver: Receiver, receives: Any, error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if receives in (nothing, slow_head):
-        monkeypatch.setattr(_dispatcher, "RESPONSE_TIMEOUT", 0.3)
     if callable(receives):
         receiver.write = receives
     else:
         receiver.respond = lambda _: receives
     with Sandbox(retry_scale=0.001) as sandbox:
-        sandbox.set_webhook(receiver.url, SECRET)
+        sandbox.set_webhook(receiver.url, SECRET, timeout=0.3 if receives in (nothing, slow_head) else 30)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
         until(lambda: statuses(sandbox) == {"failed": 1})
         [delivery] = sandbox.deliveries()
@@ -83,8 +80,37 @@ def test_failures_are_attempted_six_times(
         assert caplog.messages == [f"webhook delivery {delivery['id']} failed after 6 attempts"]
         # The thread continues.
         receiver.write, receiver.respond = None, lambda _: 200
+        sandbox.set_webhook(receiver.url, SECRET)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi again")
         until(lambda: statuses(sandbox) == {"failed": 1, "delivered": 1})
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 404, 408, 410, 429, 499])
+def test_responses_below_500_are_final(receiver: Receiver, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    receiver.respond = lambda _: status
+    with Sandbox(retry_scale=0) as sandbox:
+        sandbox.set_webhook(receiver.url, SECRET)
+        sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+        until(lambda: statuses(sandbox) == {"failed": 1})
+        [delivery] = sandbox.deliveries()
+        [attempt] = delivery["attempts"]
+        assert (attempt["status"], attempt["error"]) == (status, f"response status {status}")
+        assert caplog.messages == [f"webhook delivery {delivery['id']} failed after 1 attempt"]
+        sandbox.behavior = Behavior(webhook_retries="any")
+        sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi again")
+        until(lambda: statuses(sandbox) == {"failed": 2})
+        assert [len(delivery["attempts"]) for delivery in sandbox.deliveries()] == [6, 1]
+        assert len(receiver.received) == 7
+
+
+def test_4xx_after_a_5xx_ends_the_retries(receiver: Receiver) -> None:
+    answers = iter((500, None, 503, 404))
+    receiver.respond = lambda _: next(answers)
+    with Sandbox(retry_scale=0) as sandbox:
+        sandbox.set_webhook(receiver.url, SECRET)
+        sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+        until(lambda: statuses(sandbox) == {"failed": 1})
+        assert [attempt["status"] for attempt in sandbox.deliveries()[0]["attempts"]] == [500, None, 503, 404]
 
 
 def huge_body(handler: BaseHTTPRequestHandler) -> None:
@@ -109,13 +135,10 @@ def false_gzip(handler: BaseHTTPRequestHandler) -> None:
 
 
 @pytest.mark.parametrize("writes", [huge_body, slow_body, cut_body, false_gzip])
-def test_status_decides_however_the_body_ends(
-    sandbox: Sandbox, receiver: Receiver, writes: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Only the slow body ends by the timeout. The huge one ends earlier, by its size.
-    monkeypatch.setattr(_dispatcher, "RESPONSE_TIMEOUT", 2.0 if writes is slow_body else 1000.0)
+def test_status_decides_however_the_body_ends(sandbox: Sandbox, receiver: Receiver, writes: Any) -> None:
     receiver.write = writes
-    sandbox.set_webhook(receiver.url, SECRET)
+    # Only the slow body ends by the timeout. The huge one ends earlier, by its size.
+    sandbox.set_webhook(receiver.url, SECRET, timeout=2.0 if writes is slow_body else 1000.0)
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
     until(lambda: statuses(sandbox) == {"delivered": 1})
     assert sandbox.deliveries()[0]["attempts"][-1]["status"] == 201
@@ -214,7 +237,7 @@ def test_flaky_receiver_gets_every_message_once(receiver: Receiver) -> None:
         attempts[received.id] += 1
         # By the id and not at random, so that no delivery fails six times.
         return (
-            200 if attempts[received.id] > int(received.id[-1], 16) % 6 else (500, 302, None)[attempts[received.id] % 3]
+            200 if attempts[received.id] > int(received.id[-1], 16) % 6 else (500, 503, None)[attempts[received.id] % 3]
         )
 
     receiver.respond = respond

@@ -28,9 +28,9 @@ PYTHON = (sys.executable, "-W", "error", "-c")
 WRITER = """
 import sys
 from agentphone.sandbox import Sandbox, _dispatcher
-_dispatcher.CLAIM_SECONDS = 3.0
+_dispatcher.CLAIM_MARGIN = -7.0  # claims of 3 seconds
 sandbox = Sandbox(sys.argv[1], retry_scale=0.001)
-sandbox.set_webhook(sys.argv[2], sys.argv[3])
+sandbox.set_webhook(sys.argv[2], sys.argv[3], timeout=10.0)
 for index in range(int(sys.argv[4])):
     number = f"+1555555{index % 20:04d}"
     message = sandbox.receive_sms(from_number=number, to_number="+15555550100", body=str(index))
@@ -218,7 +218,7 @@ def test_restarted_server_continues_deliveries(receiver: Receiver, tmp_path: Pat
 def test_exit_does_not_wait_for_attempts(receiver: Receiver, tmp_path: Path, end: str, db: str) -> None:
     receiver.write = lambda handler: handler.rfile.read(1)
     code = WRITER.replace("Sandbox(sys.argv[1]", f"Sandbox({db}") + f"sys.stdin.readline()\n{end}\n"
-    code = code.replace("_dispatcher.CLAIM", "_dispatcher.RESPONSE_TIMEOUT = 1000.0\n_dispatcher.CLAIM")
+    code = code.replace("timeout=10.0", "timeout=1000.0")
     with process(code, tmp_path / "box.db", receiver.url.replace("127.0.0.1", "localhost"), SECRET, 20) as writer:
         lines(writer, 20)
         until(lambda: len(receiver.received) == 16)

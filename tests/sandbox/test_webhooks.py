@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agentphone.sandbox import Behavior, Sandbox, _deliveries, _dispatcher, _store
+from agentphone.sandbox import Behavior, Sandbox, _deliveries, _dispatcher, _messages, _store
 from agentphone.sandbox._behavior import Settings
 
 from .helpers import ADA, AGENT, BEN, call, statuses, webhook_threads
@@ -23,7 +23,7 @@ NOON = datetime(2025, 1, 15, 12, tzinfo=UTC)
 
 def test_inbound_message_is_delivered_with_state_and_history(sandbox: Sandbox, receiver: Receiver) -> None:
     earlier = sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hello", at=NOON)
-    sandbox.send_sms(from_number=AGENT, to_number=ADA, body="Hi, Ada", at=NOON + timedelta(seconds=1))
+    reply = sandbox.send_sms(from_number=AGENT, to_number=ADA, body="Hi, Ada", at=NOON + timedelta(seconds=1))
     sandbox.receive_sms(from_number=BEN, to_number=AGENT, body="of another person", at=NOON)
     path = f"/v1/conversations/{earlier['conversationId']}"
     state = {"orderId": "ORD-1", "odd": "ü\ud800", "deep": [1.5, None]}
@@ -37,6 +37,7 @@ def test_inbound_message_is_delivered_with_state_and_history(sandbox: Sandbox, r
     [received] = receiver.received
     assert received.path == "/hook"
     assert received.headers["content-type"] == "application/json"
+    assert received.headers["x-webhook-event"] == "agent.message"
     assert received.is_signed()
     assert not received.is_signed("another")
     assert abs(int(received.headers["x-webhook-timestamp"]) - time.time()) < 300
@@ -58,8 +59,20 @@ def test_inbound_message_is_delivered_with_state_and_history(sandbox: Sandbox, r
         },
         "conversationState": state,
         "recentHistory": [
-            {"content": "Hello", "direction": "inbound", "channel": "sms", "at": "2025-01-15T12:00:00.000000Z"},
-            {"content": "Hi, Ada", "direction": "outbound", "channel": "sms", "at": "2025-01-15T12:00:01.000000Z"},
+            {
+                "content": "Hello",
+                "direction": "inbound",
+                "channel": "sms",
+                "at": "2025-01-15T12:00:00.000000Z",
+                "messageId": earlier["id"],
+            },
+            {
+                "content": "Hi, Ada",
+                "direction": "outbound",
+                "channel": "sms",
+                "at": "2025-01-15T12:00:01.000000Z",
+                "messageId": reply["id"],
+            },
         ],
     }
     [delivery] = sandbox.deliveries()
@@ -81,7 +94,8 @@ def test_context_limit_bounds_the_history(
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body=f"text {index}", at=NOON)
     body = {"url": receiver.url, "secret": SECRET} | ({} if context_limit is None else {"contextLimit": context_limit})
     response = call(sandbox, "PUT", "/sandbox/webhook", body)
-    assert (response.status_code, response.json()) == (200, {"url": receiver.url, "contextLimit": expected})
+    assert response.status_code == 200
+    assert response.json() == {"url": receiver.url, "contextLimit": expected, "timeout": 30.0}
     sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="new", at=NOON)
     until(lambda: receiver.received)
     history = receiver.received[0].payload["recentHistory"]
@@ -113,6 +127,85 @@ def test_only_inbound_messages_after_set_webhook_are_delivered(sandbox: Sandbox,
     assert [received.text for received in receiver.received] == ["by HTTP"]
 
 
+def test_reaction_of_a_person_is_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
+    sandbox.clock = lambda: NOON.timestamp() + 3600
+    picture = "https://media.example/1.jpg"
+    sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi", at=NOON, channel="imessage")
+    message = sandbox.send_sms(from_number=AGENT, to_number=ADA, body="Done", at=NOON, media_urls=[picture])
+    path = f"/v1/conversations/{message['conversationId']}"
+    call(sandbox, "PATCH", path, {"metadata": {"orderId": "ORD-1"}})
+    conversation = call(sandbox, "GET", path).json()
+    sandbox.set_webhook(receiver.url, SECRET, 1)
+    reaction = sandbox.receive_reaction(message["id"], "love")
+    assert call(sandbox, "POST", f"/v1/messages/{message['id']}/reactions", {"reaction": "like"}).status_code == 200
+    until(lambda: statuses(sandbox) == {"delivered": 1})
+    [received] = receiver.received
+    assert received.headers["x-webhook-event"] == "agent.reaction"
+    assert received.is_signed()
+    assert received.payload == {
+        "event": "agent.reaction",
+        "channel": "imessage",
+        "timestamp": "2025-01-15T13:00:00.000000Z",
+        "agentId": conversation["agentId"],
+        "data": {
+            "conversationId": conversation["id"],
+            "numberId": conversation["phoneNumberId"],
+            "reactionType": "love",
+            "fromNumber": ADA,
+            "direction": "inbound",
+            "messageId": message["id"],
+            "messageBody": "Done",
+            "messageMediaUrls": [picture],
+            "createdAt": "2025-01-15T13:00:00.000000Z",
+        },
+        "conversationState": {"orderId": "ORD-1"},
+        "recentHistory": [
+            {
+                "content": "Done",
+                "direction": "outbound",
+                "channel": "imessage",
+                "at": "2025-01-15T12:00:00.000000Z",
+                "messageId": message["id"],
+            }
+        ],
+    }
+    [delivery] = sandbox.deliveries()
+    assert (delivery["event"], delivery["messageId"]) == ("agent.reaction", message["id"])
+    assert reaction["conversationId"] == delivery["conversationId"] == conversation["id"]
+
+
+def test_media_and_group_are_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
+    urls = ["https://media.example/1.jpg", "https://media.example/2.jpg"]
+    body = {"from_number": AGENT, "recipients": [ADA, BEN], "body": "Hi"}
+    group = call(sandbox, "POST", "/v1/messages", body).json()["to_number"]
+    sandbox.set_webhook(receiver.url, SECRET)
+    sandbox.receive_sms(from_number=BEN, to_number=AGENT, body="", group=group, media_urls=urls)
+    until(lambda: statuses(sandbox) == {"delivered": 1})
+    [received] = receiver.received
+    assert received.payload["channel"] == "mms"
+    data = received.payload["data"]
+    assert (data["from"], data["to"], data["senderIdentifier"]) == (BEN, AGENT, BEN)
+    assert (data["message"], data["mediaUrl"], data["mediaUrls"]) == ("", urls[0], urls)
+    members = [{"identifier": ADA}, {"identifier": BEN}]
+    assert data["group"] == {"isGroup": True, "groupId": group, "groupName": None, "participants": members}
+
+
+@pytest.mark.parametrize("delay", [0, 1000])
+def test_outbound_messages_are_echoed_if_asked_for(sandbox: Sandbox, receiver: Receiver, delay: float) -> None:
+    sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
+    sandbox.set_webhook(receiver.url, SECRET, 1)
+    send = {"from_number": AGENT, "to_number": ADA, "body": "not echoed"}
+    assert call(sandbox, "POST", "/v1/messages", send).status_code == 200
+    sandbox.behavior = Behavior(echo_outbound=True, sent_message_delay=delay)
+    sent = call(sandbox, "POST", "/v1/messages", send | {"body": "echoed"}).json()
+    until(lambda: statuses(sandbox) == {"delivered": 1})
+    [received] = receiver.received
+    data = received.payload["data"]
+    assert (data["messageId"], data["direction"], data["message"]) == (sent["id"], "outbound", "echoed")
+    assert (data["from"], data["to"]) == (AGENT, ADA)
+    assert [item["content"] for item in received.payload["recentHistory"]] == ["not echoed"]
+
+
 def test_demo_data_is_not_delivered(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.set_webhook(receiver.url, SECRET)
     sandbox.load_demo_data()
@@ -138,15 +231,20 @@ def test_demo_data_is_not_delivered(sandbox: Sandbox, receiver: Receiver) -> Non
         ({"contextLimit": True}, "contextLimit"),
         ({"contextLimit": "5"}, "contextLimit"),
         ({"contextLimit": None}, "contextLimit"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": -1.5}, "timeout"),
+        ({"timeout": True}, "timeout"),
+        ({"timeout": "30"}, "timeout"),
+        ({"timeout": None}, "timeout"),
     ],
 )
 def test_invalid_webhook_is_rejected(sandbox: Sandbox, change: dict[str, Any], field: str) -> None:
-    body: dict[str, Any] = {"url": "http://127.0.0.1:1/", "secret": SECRET, "contextLimit": 5} | change
+    body: dict[str, Any] = {"url": "http://127.0.0.1:1/", "secret": SECRET, "contextLimit": 5, "timeout": 30} | change
     response = call(sandbox, "PUT", "/sandbox/webhook", body)
     assert response.status_code == 422
     assert response.json()["error"]["details"][0]["field"] == field
     with pytest.raises(ValueError, match=field) as caught:
-        sandbox.set_webhook(body["url"], body["secret"], body["contextLimit"])
+        sandbox.set_webhook(body["url"], body["secret"], body["contextLimit"], timeout=body["timeout"])
     assert SECRET not in response.text + str(caught.value)
     assert sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="Hi")
     assert sandbox.deliveries() == []
@@ -265,7 +363,7 @@ def test_database_errors_are_logged_and_retried(
         def fail(*_: object, **__: object) -> None:
             raise sqlite3.OperationalError("database is full")
 
-        monkeypatch.setattr(_dispatcher, "CLAIM_SECONDS", 2.0)
+        monkeypatch.setattr(_dispatcher, "CLAIM_MARGIN", -28.0)  # claims of 2 seconds
         monkeypatch.setattr(_deliveries.DeliveryQueue, "finish", fail)
         sandbox.receive_sms(from_number=ADA, to_number=AGENT, body="twice")
         until(lambda: "database is full" in caplog.text)
@@ -277,11 +375,11 @@ def test_database_errors_are_logged_and_retried(
 def test_expired_claim_cannot_finish_a_delivery() -> None:
     store = _store.Store(None, Settings())
     store.queue.set_webhook(_deliveries.WebhookConfig("http://127.0.0.1:1/", SECRET, 0))
-    store.add(_store.MessageInput("inbound", AGENT, ADA, "Hi", 0))
+    store.add(_messages.MessageInput("inbound", AGENT, ADA, "Hi", 0))
     now = time.time()
-    [late] = store.queue.claim(now=now + 1, seconds=15, limit=16)
-    assert store.queue.claim(now=now + 2, seconds=15, limit=16) == []
-    [owner] = store.queue.claim(now=now + 20, seconds=15, limit=16)
+    [late] = store.queue.claim(now=now + 1, margin=5, limit=16)
+    assert store.queue.claim(now=now + 2, margin=5, limit=16) == []
+    [owner] = store.queue.claim(now=now + 40, margin=5, limit=16)
     for delivery, status, then in ((late, "failed", "pending"), (owner, "delivered", "delivered")):
         store.queue.finish(delivery, status=status, attempts=[], due=now)
         assert store.queue.page(limit=1)["data"][0]["status"] == then

@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from agentphone import Client
-from agentphone.sandbox import Sandbox, _dispatcher
+from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from agentphone.webhooks import Webhook
 from tests.support.helpers import sample
@@ -275,15 +275,14 @@ recipe.think = think_async if inspect.iscoroutinefunction(work) else think
 
 @pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
 @pytest.mark.parametrize("recipe", SERVED)
-def test_retry_during_the_work_is_handled_once(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatcher, "RESPONSE_TIMEOUT", 1.0)
+def test_retry_during_the_work_is_handled_once(recipe: str, tmp_path: Path) -> None:
     with (
         Sandbox(tmp_path / "box.db", retry_scale=0.2) as box,
         running(box) as api,
         serving(recipe, tmp_path, api, SLOW) as url,
         Client("any-key", base_url=api) as client,
     ):
-        box.set_webhook(url, SECRET)
+        box.set_webhook(url, SECRET, timeout=1.0)
         text = box.receive_sms(from_number="+15555550199", to_number=AGENT, body="Hi")
         deadline_at = time.monotonic() + SECONDS
         while len(box.deliveries()[0]["attempts"]) < 2:
