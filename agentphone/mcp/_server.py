@@ -61,19 +61,22 @@ class _Tool:
     call: TypeAdapter[Any]
 
 
-def create_server(client: AsyncClient | Callable[[], AsyncClient], *, read_only: bool = False) -> Server[Any]:
+def create_server(
+    client: AsyncClient | Callable[[], AsyncClient], *, read_only: bool = False, confirm: float = 10.0
+) -> Server[Any]:
     """Create a server of the Model Context Protocol.
 
     Args:
         client: The client that its tools use, which it does not close; or a function that returns it, for one that may
             be impossible to create: the tools then fail with the reason.
         read_only: Whether to leave out the tools that write: `set_state`, `reply` and `react`.
+        confirm: How long to look for a reply whose outcome is unclear, in seconds; see `conversations.reply`.
 
     Returns:
         A server of the official SDK: `await server.run(...)` serves it over streams, `server.streamable_http_app()` is
         an ASGI application.
     """
-    tools = Tools(client if callable(client) else lambda: client)
+    tools = Tools(client if callable(client) else lambda: client, confirm)
     served = {
         name: _describe(name, getattr(tools, name))
         for name, (_, annotations) in ANNOTATIONS.items()

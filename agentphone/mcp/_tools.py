@@ -48,10 +48,12 @@ class Tools:
 
     Args:
         connect: Returns the client; a tool whose client cannot be created fails with the reason.
+        confirm: How long to look for a reply whose outcome is unclear, in seconds.
     """
 
-    def __init__(self, connect: Callable[[], AsyncClient]) -> None:
+    def __init__(self, connect: Callable[[], AsyncClient], confirm: float) -> None:
         self._connect = connect
+        self._confirm = confirm
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     async def list_conversations(
@@ -217,7 +219,7 @@ class Tools:
         """
         try:
             sent = await self._connect().conversations.reply(
-                conversation_id, body, media_urls=media_urls or (), reply_to=reply_to
+                conversation_id, body, media_urls=media_urls or (), reply_to=reply_to, confirm=self._confirm
             )
         except SendUnconfirmedError as error:
             return Sent(

@@ -73,7 +73,7 @@ FOREIGN: dict[str, str] = {
     "_portal": "",
     "_sync": "attrs httpx",
     "export": "anyio attrs pyarrow",
-    "mcp": "anyio mcp mcp_types pydantic uvicorn",
+    "mcp": "anyio attrs mcp mcp_types pydantic pydantic_core starlette uvicorn",
     "pytest_plugin": "pytest",
     "cli": "attrs click rich",
     "__main__": "click",
