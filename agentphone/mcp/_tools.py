@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import anyio
 from pydantic import Field
 
-from agentphone import AsyncClient, Conversation, Cursor, Message, SendUnconfirmedError
+from agentphone import AgentPhoneError, AsyncClient, Conversation, Cursor, Message, NotFoundError, SendUnconfirmedError
 from agentphone.mcp._answers import (
     MAX_ANSWER,
     ConversationAnswer,
@@ -31,6 +31,8 @@ MAX_LISTED = 1_000
 MAX_SEARCHED = 2_000
 """How many messages one call searches."""
 MAX_SEARCHED_CONVERSATIONS = 50
+CONCURRENCY, NEWEST = 10, 200
+"""How many conversations a search reads at a time, and how many of their newest messages."""
 MAX_STATE_OF_DETAIL = 4_000
 """How many characters of state `get_conversation` shows."""
 
@@ -158,13 +160,14 @@ class Tools:
                 return search.result(str(SearchCursor(start.position, last)))
         searched = 0
         position = start.position if start else None
-        async for conversation, its_position in self._conversations(position, page_size=100):
-            if position is not None and (search.is_full or searched == MAX_SEARCHED_CONVERSATIONS):
-                return search.result(str(SearchCursor(position, None)))
-            last = await self._search_one(search, conversation.id, None)
-            if last is not None:
-                return search.result(str(SearchCursor(its_position, last)))
-            searched, position = searched + 1, its_position
+        async for batch in self._batches(position):
+            for conversation, its_position, newest in batch:
+                if position is not None and (search.is_full or searched == MAX_SEARCHED_CONVERSATIONS):
+                    return search.result(str(SearchCursor(position, None)))
+                last = await self._search_one(search, conversation.id, None, newest)
+                if last is not None:
+                    return search.result(str(SearchCursor(its_position, last)))
+                searched, position = searched + 1, its_position
         return search.result(None)
 
     async def get_state(
@@ -266,10 +269,59 @@ class Tools:
                     yield conversation, ListCursor.of(offset + places.index(conversation.id), conversation)
             offset += len(page)
 
-    async def _search_one(self, search: "_Search", conversation_id: str, before: Cursor | None) -> Cursor | None:
-        """Search a conversation; return where it ended if it did not get to the end."""
+    async def _batches(
+        self, start: ListCursor | None
+    ) -> AsyncIterator[list[tuple[Conversation, ListCursor, list[Message]]]]:
+        """Yield the conversations after a position with their newest messages, several read at a time."""
+        batch: list[tuple[Conversation, ListCursor, list[Message]]] = []
+        async for conversation, its_position in self._conversations(start, page_size=100):
+            batch.append((conversation, its_position, []))
+            if len(batch) == CONCURRENCY:
+                await self._read_newest(batch)
+                yield batch
+                batch = []
+        await self._read_newest(batch)
+        yield batch
+
+    async def _read_newest(self, batch: list[tuple[Conversation, ListCursor, list[Message]]]) -> None:
+        failures: list[AgentPhoneError] = []
+
+        async def read(conversation: Conversation, messages: list[Message]) -> None:
+            pager = self._connect().conversations.messages(conversation.id, limit=NEWEST)
+            try:
+                messages.extend([message async for message in pager])
+            except NotFoundError:
+                pass  # it has gone since it was listed
+            except AgentPhoneError as error:
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for conversation, _, messages in batch:
+                group.start_soon(read, conversation, messages)
+        if failures:  # raised here: the group would wrap it
+            raise failures[0]
+
+    async def _search_one(
+        self, search: "_Search", conversation_id: str, before: Cursor | None, newest: list[Message] | None = None
+    ) -> Cursor | None:
+        """Search a conversation; return where it ended if it did not get to the end.
+
+        Args:
+            search: The search.
+            conversation_id: The conversation's id.
+            before: Where to begin; None for the newest message.
+            newest: Its newest messages, if they were read already.
+        """
         last = before
-        async for message in self._connect().conversations.messages(conversation_id, before=before):
+        for message in newest or ():
+            if search.is_full:
+                return last
+            search.look_at(conversation_id, message)
+            last = message.cursor
+        if newest is not None and len(newest) < NEWEST:
+            return None
+        async for message in self._connect().conversations.messages(conversation_id, before=last):
             if search.is_full:
                 return last
             search.look_at(conversation_id, message)

@@ -193,6 +193,20 @@ def test_search_goes_through_all_conversations(local: Session, box: Sandbox) -> 
     assert [*pages(local, "search_messages", query="nowhere")][-1] == {"matches": [], "searched_messages": 40}
 
 
+def test_search_skips_a_conversation_that_has_gone_and_stops_at_an_error(local: Session, box: Sandbox) -> None:
+    ids = [
+        box.receive_sms(from_number=f"+1555222{number:04}", to_number=AGENT, body="Hello")["conversationId"]
+        for number in range(12)
+    ]
+    box.faults.add(status=404, path=f"/v1/conversations/{ids[5]}/messages")
+    found = local.answer("search_messages", query="hello")
+    assert [match["conversation_id"] for match in found["matches"]] == [
+        each for each in reversed(ids) if each != ids[5]
+    ]
+    box.faults.add(status=402, path=f"/v1/conversations/{ids[5]}/messages")
+    assert "402" in local.error("search_messages", query="hello")
+
+
 def test_state_is_read_by_keys_and_bounded(session: Session, conversation_id: str) -> None:
     its = {"conversation_id": conversation_id}
     assert session.answer("get_state", **its) == its
