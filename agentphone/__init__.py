@@ -1,7 +1,29 @@
 """A Python SDK for AgentPhone conversations, with an async and a blocking client.
 
-Start with `AsyncClient` for asyncio and trio, or with `Client`, which has the same methods for blocking code.
+    import agentphone
+
+    with agentphone.Client() as client:  # the key comes from AGENTPHONE_API_KEY
+        for conversation in client.conversations.list(limit=3):
+            print(conversation.participant, conversation.last_message_preview)
+            for message in client.conversations.messages(conversation.id, limit=10):
+                print(message.received_at, message.direction, message.body)
+
+Set `AGENTPHONE_BASE_URL=sandbox:` to try it without an account. The names to know:
+
+- `AsyncClient`, `Client`: the same methods, for asyncio and trio, and for blocking code. `client.conversations` has
+  `list`, `get`, `update`, `messages`, `follow`, `watch` and `state`.
+- `Conversation`, `Message`, `Page`: what they return. `to_dict()` makes plain data of each.
+- `Cursor`: the position of a message as one line of text, to store and to resume from.
+- `AgentPhoneError`: the base of all errors, among them `APIStatusError` and `APIConnectionError`.
+- `agentphone.webhooks.Webhook`: verifies deliveries of webhooks, and parses them into typed events.
+- `agentphone.sandbox.Sandbox`: a local AgentPhone to test against.
+- `agentphone.agents.history`: a conversation as the messages that language models take.
+- `agentphone.export.export`: writes a whole account to files.
 """
+
+import importlib
+import sys
+import typing
 
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations
@@ -41,6 +63,9 @@ from agentphone.models import (
     Message,
     NewMessage,
     Page,
+    Participant,
+    Reaction,
+    ReplyTo,
     SentMessage,
     SentReaction,
 )
@@ -75,8 +100,11 @@ __all__ = [
     "Page",
     "Pager",
     "PaginationError",
+    "Participant",
     "PermissionDeniedError",
     "RateLimitError",
+    "Reaction",
+    "ReplyTo",
     "ResponseDecodeError",
     "SendUnconfirmedError",
     "SentMessage",
@@ -89,3 +117,23 @@ __all__ = [
     "WebhookVerificationError",
     "__version__",
 ]
+
+_MODULES = ("agents", "errors", "export", "models", "sandbox", "webhooks")
+"""The public modules. Those that are not imported above are imported on first use: not every program needs them."""
+
+if typing.TYPE_CHECKING:  # checkers would accept any name if they saw a `__getattr__`
+    from agentphone import agents as agents
+    from agentphone import errors as errors
+    from agentphone import export as export
+    from agentphone import models as models
+    from agentphone import sandbox as sandbox
+    from agentphone import webhooks as webhooks
+else:
+
+    def __getattr__(name):
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+
+    def __dir__():
+        return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})

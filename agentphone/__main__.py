@@ -1,7 +1,7 @@
 """The entry point of the command line: exit codes, and errors as one line on stderr. The commands are in `cli`.
 
-The exit code is 0 for success, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C and 141 for a closed output
-pipe. No exit prints a traceback.
+The exit code is 0 for success, 1 for a failure, 2 for a wrong command line, 3 for a message that may have been sent,
+130 for Ctrl-C and 141 for a closed output pipe. No exit prints a traceback.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         import click
-        from click.shell_completion import shell_complete
+        from click.shell_completion import add_completion_class, shell_complete
     except ModuleNotFoundError:
         return _fail(
             f"{PROGRAM}: click is not installed; in the project's folder (PyPI has another package of this name):"
@@ -56,6 +56,9 @@ def _run(arguments: list[str]) -> int:
     from agentphone.cli.commands import agentphone
 
     if instruction := os.environ.get(COMPLETION):
+        from agentphone.cli._completion import BashComplete
+
+        add_completion_class(BashComplete)
         return shell_complete(agentphone, {}, PROGRAM, COMPLETION, instruction)
     try:
         # Not click's main(), which handles Ctrl-C and broken pipes with other exit codes.

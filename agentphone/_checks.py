@@ -73,6 +73,16 @@ def check_seconds(
         raise error(f"{name} must be at most {maximum:g} seconds, got {value!r}")
 
 
+def check_clock(value: Any) -> None:
+    """Check the argument `clock`.
+
+    Raises:
+        TypeError: It cannot be called, or it is a coroutine function.
+    """
+    if not callable(value) or iscoroutinefunction(value):
+        raise TypeError(f"clock must be a function (not async) that returns Unix seconds, got {value!r}")
+
+
 def check_callback(name: str, value: Any) -> None:
     """Check a hook: None, or a function that is called and not awaited.
 

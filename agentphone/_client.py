@@ -12,6 +12,7 @@ from attrs import NOTHING, NothingType, evolve
 
 from agentphone._config import DEFAULT_BASE_URL, Config, resolve_api_key, resolve_base_url
 from agentphone._conversations import AsyncConversations
+from agentphone._hints import AsyncClientHints
 from agentphone._http.pool import Connections
 from agentphone._http.transport import NO_COPY, Transport
 from agentphone._messages import AsyncMessages
@@ -23,11 +24,12 @@ SANDBOX_HOST = "http://sandbox.localhost"
 SANDBOX_KEY = "sandbox"
 
 
-class AsyncClient:
+class AsyncClient(AsyncClientHints):
     """A client of AgentPhone's conversations for asyncio and trio.
 
     Create one and keep it: it owns the connections, and can be shared by all tasks, event loops and threads. Creating
-    it opens no connection. Close it with `aclose()` or `async with`.
+    it opens no connection. Close it with `aclose()` or `async with`. In a hook or a transport of a blocking `Client`,
+    its calls raise `RuntimeError`.
 
     Args:
         api_key: The API key. Default: the environment variable AGENTPHONE_API_KEY.

@@ -30,6 +30,8 @@ OMITTED_METHODS = {"__await__"}
 """Methods without a blocking form: `page()` does what awaiting a pager does."""
 ITERATORS = {"AsyncIterator": ("Iterator", "collections.abc"), "AsyncStream": ("Stream", "agentphone._portal")}
 """The blocking type of each async iterator, and the module that defines it. No facade is generated for these."""
+HINTS = {"AsyncPagerHints": "PagerHints", "AsyncClientHints": "ClientHints"}
+"""The base class of each facade that has one, by that of its async class."""
 SECRET_ARGUMENT = "api_key"  # noqa: S105  # the name of the argument, not a secret
 """Deleted when the constructor ends, because tools that print a traceback's local variables would show it."""
 
@@ -112,10 +114,13 @@ class Generator:
         return "\n".join(parts) + "\n\n" + "\n\n\n".join(classes) + "\n"
 
     def _class(self, source: Source, node: ast.ClassDef) -> str:
-        bases = [ast.unparse(base) for base in node.bases]
-        if node.decorator_list or node.keywords or not all(base.startswith("Generic[") for base in bases):
+        generic = [base for base in node.bases if ast.unparse(base).startswith("Generic[")]
+        hints = [HINTS[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in HINTS]
+        if node.decorator_list or node.keywords or len(generic) + len(hints) < len(node.bases):
             raise source.error(node, f"{node.name} has a decorator, a keyword or a base class other than Generic")
-        self._import_names(source, *node.bases)
+        self._import_names(source, *generic)
+        if hints:
+            self._import("agentphone._hints", *hints)
         self._import(source.module, node.name)
         methods = [self._method(source, node, method) for method in self._methods(source, node)]
         if node.name in ENTRY_POINTS:
@@ -125,9 +130,10 @@ class Generator:
                 "        self = cls.__new__(cls)\n        self._async = wrapped\n        return self"
             )
         else:
-            wrapped = node.name + "".join(bases).removeprefix("Generic")
+            wrapped = node.name + "".join(map(ast.unparse, generic)).removeprefix("Generic")
             methods.insert(0, f"    def __init__(self, wrapped: {wrapped}) -> None:\n        self._async = wrapped")
-        header = f"class {self._facades[node.name]}{f'({bases[0]})' if bases else ''}:\n"
+        bases = ", ".join([*hints, *map(ast.unparse, generic)])
+        header = f"class {self._facades[node.name]}{f'({bases})' if bases else ''}:\n"
         return header + "\n\n".join([self._docstring(source, node), *methods])
 
     def _methods(self, source: Source, owner: ast.ClassDef) -> Iterator[Function]:

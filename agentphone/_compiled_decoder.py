@@ -14,7 +14,7 @@ import attrs
 
 from agentphone._timestamps import parse_timestamp
 from agentphone._value_hooks import Hook
-from agentphone.models import EXTRA, json_key
+from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL, json_key
 
 
 def inner_of_optional(shape: Any) -> Any:
@@ -49,6 +49,8 @@ def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hoo
         hook_of: Returns the hook of a field that is neither plain nor a timestamp.
     """
     fields = [field for field in attrs.fields(cls) if EXTRA not in field.metadata]
+    optional = [field for field in fields if OPTIONAL in field.metadata]
+    described = [field for field in fields if field not in optional]
     mutable = {
         "__slots__": (),
         "__setattr__": object.__setattr__,
@@ -68,9 +70,9 @@ def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hoo
     }
     lines = [
         "if type(raw) is not dict: raise TypeError",
-        f"model, unknown = new(mutable_base), len(raw) - {len(fields)}",
+        f"model, unknown = new(mutable_base), len(raw) - {len(described)}",
     ]
-    for field in fields:
+    for field in described:
         key, default = json_key(cls, field.name), field.default
         set_field = _set_field(field, f"raw[{key!r}]", hook_of, names)
         if default is not attrs.NOTHING:
@@ -79,11 +81,23 @@ def compile_list_decoder(cls: Any, hook_of: Callable[[attrs.Attribute[Any]], Hoo
             absent = f"else: model.{field.name}, unknown = default_{field.name}{call}, unknown + 1"
             set_field = [f"if {key!r} in raw:", *(f" {line}" for line in set_field), absent]
         lines += set_field
+    lines += ["model.extra = extra = {}"]
+    for default in (None, ()):  # all at once: responses without any optional field cost little
+        targets = [f"model.{field.name} = " for field in optional if field.default == default]
+        lines += ["".join(targets) + repr(default)] if targets else []
+    lines += ["if unknown:"]
+    for field in optional:
+        key = json_key(cls, field.name)
+        set_field = _set_field(field, f"raw[{key!r}]", hook_of, names)
+        if field.metadata[OPTIONAL]:  # any value will do
+            default = f"model.{field.name}, extra[{key!r}] = {field.default!r}, raw[{key!r}]"
+            rejected = ["except RecursionError: raise", f"except Exception: {default}"]
+            set_field = ["try:", *(f" {line}" for line in set_field), *rejected]
+        lines += [f" if {key!r} in raw:", "  unknown -= 1", *(f"  {line}" for line in set_field)]
     lines += [
-        "model.extra = extra = {}",
-        "if unknown:",
-        " for key in raw:",
-        "  if key not in known: extra[key] = raw[key]",
+        " if unknown:",
+        "  for key in raw:",
+        "   if key not in known: extra[key] = raw[key]",
         "model.__class__ = cls",
         "add(model)",
     ]
@@ -128,4 +142,7 @@ def _set_field(
             f" if timestamp.tzinfo is not UTC: model.{field.name} = parse_timestamp(value)",
         ]
     names[f"hook_{field.name}"] = hook_of(field)
+    if NULLABLE_LIST in field.metadata:
+        empty = f"if value is None or value == []: model.{field.name} = ()"
+        return [f"value = {source}", empty, f"else: model.{field.name} = hook_{field.name}(value, None)"]
     return [f"model.{field.name} = hook_{field.name}({source}, None)"]

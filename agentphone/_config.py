@@ -77,7 +77,7 @@ def resolve_api_key(given: Secret, default: str | None = None) -> Secret:
     if not key.value.isascii() or not key.value.isprintable() or " " in key.value:
         raise ConfigurationError(
             "api_key must contain only characters that a header can carry, got a space, a line break or another; was it"
-            " read from a file with its line end? Try api_key.strip()."
+            " read from a file with its line end? Strip it."
         )
     return key
 
@@ -107,7 +107,9 @@ def _check_base_url(base_url: str, *, allow_http: bool) -> None:
     except (httpx.InvalidURL, UnicodeError) as error:
         raise ConfigurationError(f"base_url must be a URL: {error}") from None
     if url.userinfo:
-        raise ConfigurationError("base_url must not contain a user name or password; pass the API key as api_key=...")
+        raise ConfigurationError(
+            "base_url must not contain a user name or password; the API key is a separate setting."
+        )
     if url.scheme not in ("https", "http") or not url.host:
         raise ConfigurationError(f"base_url must be https:// with a host, or sandbox:, got {base_url!r}")
     if set(base_url) & set("?#\\ "):  # also an empty query: every path would become part of it
@@ -118,8 +120,8 @@ def _check_base_url(base_url: str, *, allow_http: bool) -> None:
         raise ConfigurationError(f"base_url must have a port from 0 to 65535, got {base_url!r}")
     if url.scheme == "http" and not allow_http and not is_loopback(url.host):
         raise ConfigurationError(
-            f"base_url must not send the API key unencrypted, got {base_url!r}. Use https://, or pass allow_http=True"
-            " to permit it."
+            f"base_url must not send the API key unencrypted, got {base_url!r}. Use https://; in code, allow_http=True"
+            " permits it."
         )
 
 

@@ -105,7 +105,8 @@ class AsyncConversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or `message_limit` is out of range.
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or `message_limit` is out of range.
             TypeError: An argument has the wrong type.
         """
         check_integer("message_limit", message_limit, minimum=1, maximum=MAX_RECENT_MESSAGES, optional=True)
@@ -130,7 +131,9 @@ class AsyncConversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or JSON cannot represent a value of the metadata
+                (NaN, a cycle).
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return await self._transport.send(update_conversation(conversation_id, metadata=metadata))
@@ -152,8 +155,7 @@ class AsyncConversations:
         outbound message with the same text and media, no older than the attempt. A call that is cancelled may have sent
         it. Two processes that send the same words in one conversation at the same moment cannot be told apart.
 
-        Source: `POST /v1/messages`; `GET /v1/conversations/{id}` for an id; to look for a reply,
-        `GET /v1/conversations/{id}/messages`.
+        Source: `POST /v1/messages`, `GET /v1/conversations/{id}` for an id, and `GET .../messages` to look for a reply.
 
         Args:
             conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id, which
@@ -169,7 +171,7 @@ class AsyncConversations:
 
         Raises:
             SendUnconfirmedError: It may have been sent, and was not found: do not send it again before you have looked.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.
@@ -200,10 +202,7 @@ class AsyncConversations:
 
         Raises:
             NotFoundError: The conversation does not exist, or the key has no access to it.
-            APIConnectionError: No complete response was received.
-            APIStatusError: The API returned another error status.
-            ResponseDecodeError: The response is not JSON.
-            ClientClosedError: The client is closed.
+            AgentPhoneError: The request failed in another way, as that of `get` can.
             ValueError: The id is empty.
             TypeError: An argument has the wrong type.
         """
@@ -308,7 +307,7 @@ class AsyncConversations:
             empty dict.
 
         Raises:
-            ValueError: The id is empty.
+            ValueError: The id is empty or has control characters.
             TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         _state.check_class(cls)
@@ -350,8 +349,11 @@ class AsyncConversations:
             NotFoundError: The conversation does not exist, or the key has no access to it.
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -414,8 +416,11 @@ class AsyncConversations:
         Raises:
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """

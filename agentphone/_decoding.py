@@ -31,8 +31,8 @@ from agentphone._state_classes import (
     state_fields,
     validate,
 )
-from agentphone._value_hooks import HOOKS, Hook, check_dict, check_list, null_is_empty, one_of, optional, unchanged
-from agentphone.models import EXTRA, NULLABLE_LIST, json_key
+from agentphone._value_hooks import HOOKS, Hook, check_dict, check_list, null_is_empty, nullable, one_of, unchanged
+from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL, json_key
 
 T = TypeVar("T")
 
@@ -217,7 +217,7 @@ class StrictConverter(Converter):
         if origin is Literal:
             return one_of([(value, value) for value in arguments])
         if (inner := inner_of_optional(type)) is not None:
-            return optional(self.get_structure_hook(inner))
+            return nullable(self.get_structure_hook(inner))
         if origin is list:
             return self._list(arguments[0])
         if origin is dict and arguments[0] is str:
@@ -283,20 +283,31 @@ class StrictConverter(Converter):
             del fields["extra"]
         types = dict(zip(getattr(cls, "__parameters__", ()), get_args(shape), strict=False))
         hooks = {key: self._field(cls, field, types) for key, field in fields.items()}
-        structure_known: Hook = make_dict_structure_fn_from_attrs(
-            [field.evolve(name=_KEY + key, alias=field.alias, type=None) for key, field in fields.items()],
+        optional = {key: field for key, field in fields.items() if has_extra and field.metadata.get(OPTIONAL)}
+        described = {key: field for key, field in fields.items() if key not in optional}
+        structure_described: Hook = make_dict_structure_fn_from_attrs(
+            [field.evolve(name=_KEY + key, alias=field.alias, type=None) for key, field in described.items()],
             cls,
             self,
             {parameter.__name__: Any for parameter in getattr(cls, "__parameters__", ())},
             _cattrs_use_linecache=False,
-            **{_KEY + key: override(rename=key, struct_hook=hook) for key, hook in hooks.items()},  # type: ignore[arg-type]  # its keyword arguments mix overrides and switches
+            **{_KEY + key: override(rename=key, struct_hook=hooks[key]) for key in described},  # type: ignore[arg-type]  # its keyword arguments mix overrides and switches
         )
 
         def structure(value: Any, _: Any) -> Any:
-            created = structure_known(check_dict(value, None), None)
-            if has_extra and not value.keys() <= fields.keys():
-                # The one place that changes a frozen model: nobody else has seen it yet.
-                object.__setattr__(created, "extra", {key: value[key] for key in value if key not in fields})
+            created = structure_described(check_dict(value, None), None)
+            if has_extra and not value.keys() <= described.keys():
+                extra = {}
+                for key in (key for key in optional if key in value):
+                    try:
+                        # The one place that changes a frozen model: nobody else has seen it yet.
+                        object.__setattr__(created, optional[key].name, hooks[key](value[key], None))
+                    except RecursionError:
+                        raise
+                    except Exception:  # noqa: BLE001  # whatever is wrong, it does not fit
+                        extra[key] = value[key]
+                extra |= {key: value[key] for key in value if key not in fields}
+                object.__setattr__(created, "extra", extra)
             if self._is_state:
                 _record(created, value)
             return created

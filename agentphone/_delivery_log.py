@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from agentphone._checks import check_seconds
+from agentphone._checks import check_clock, check_seconds
 from agentphone._loop_thread import hold_lock_at_fork
 from agentphone.errors import ConfigurationError
 
@@ -63,6 +63,7 @@ class SQLiteDeliveryLog:
         import sqlite3
 
         check_seconds("retention", retention, maximum=sys.float_info.max, error=ConfigurationError)
+        check_clock(clock)
         if os.fspath(path) == ":memory:":  # each call would open a database of its own
             raise ConfigurationError("path must be a file, got ':memory:'")
         self._path = Path(path).absolute()  # because a daemon changes its working directory later

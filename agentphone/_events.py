@@ -33,7 +33,7 @@ def in_payload(place: str | None) -> dict[str, Any]:
     return {_PLACE: place}
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class HistoryItem(Model):
     """An earlier message of the conversation, as a webhook delivers it.
 
@@ -52,7 +52,7 @@ class HistoryItem(Model):
     """Every further field, under the API's own name, as received."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Event(Model):
     """The fields of every event. Use `match` on its subclasses, and ignore the events that are not handled.
 
@@ -121,7 +121,7 @@ class Event(Model):
             raise state_decode_error(error, cls, describe_delivery(self.delivery_id)) from None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class MessageEvent(Event):
     """A message was received: `agent.message` on any channel except `voice`."""
 
@@ -145,7 +145,7 @@ class MessageEvent(Event):
     """When it was received (`data.receivedAt`)."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class VoiceEvent(Event):
     """A turn of a phone call: `agent.message` on the channel `voice`."""
 
@@ -167,17 +167,17 @@ class VoiceEvent(Event):
     """`"inbound"` or `"outbound"`; an open set (`data.direction`)."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class ReactionEvent(Event):
     """A person reacted to a message: `agent.reaction`. The details are in `extra["data"]`, as received."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class CallEndedEvent(Event):
     """A phone call ended: `agent.call_ended`. The details are in `extra["data"]`, as received."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class UnknownEvent(Event):
     """An event of a type that this version does not know. Its `data` is in `extra["data"]`, as received."""
 

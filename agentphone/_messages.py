@@ -54,7 +54,7 @@ class AsyncMessages:
 
         Raises:
             SendUnconfirmedError: It may have been sent: do not send it again before you have looked.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.
@@ -93,7 +93,7 @@ class AsyncMessages:
             SendUnconfirmedError: It may have been sent.
             BadRequestError: The message's channel has no reactions (SMS).
             NotFoundError: The message does not exist, or the key has no access to it.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.

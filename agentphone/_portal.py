@@ -242,6 +242,14 @@ class Stream(Iterator[T]):
         self._items: Iterator[T] = iter(())
 
     def __next__(self) -> T:
+        """Return the next item.
+
+        Raises:
+            AgentPhoneError: It could not be read.
+            ClientClosedError: The client was closed, or the interpreter is exiting.
+            RuntimeError: Another thread is stepping the iterator, an exception interrupted an earlier step, or a hook
+                or a transport called this.
+        """
         while True:
             for item in self._items:
                 return item

@@ -65,8 +65,8 @@ def address_of(target: object) -> Address:
         )
     return Address(
         target.id,
-        to=(target.extra.get("groupId") or target.participant) if target.extra.get("isGroup") else target.participant,
-        channel=_reply_channel(target.extra.get("channel")),
+        to=(target.group_id or target.participant) if target.is_group else target.participant,
+        channel=_reply_channel(target.channel),
         number_id=target.phone_number_id,
         from_number=None if target.phone_number_id else target.phone_number,
     )
@@ -202,5 +202,5 @@ def _as_sent(message: Message, address: Address) -> SentMessage:
         to_number=message.to_number,
         conversation_id=address.conversation_id,
         media_urls=message.media_urls,
-        reply_to_message_id=(message.extra.get("replyTo") or {}).get("messageId"),
+        reply_to_message_id=message.reply_to.message_id if message.reply_to else None,
     )

@@ -37,6 +37,7 @@ class AsyncState(Generic[T]):
         Raises:
             StateDecodeError: The stored metadata does not match the class.
             AgentPhoneError: It could not be read.
+            ClientClosedError: The client was closed.
             RuntimeError: The block of this object is already open.
         """
         if self._is_open:
@@ -66,6 +67,7 @@ class AsyncState(Generic[T]):
             TypeError: A value has a type that JSON does not have, or that the class could not read back.
             ValueError: JSON cannot represent a value, or a timestamp has no offset.
             AgentPhoneError: It could not be written.
+            ClientClosedError: The client was closed.
         """
         try:
             changed = self._loaded.diff() if exc_type is None else None

@@ -9,6 +9,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
+from agentphone._hints import AsyncPagerHints
 from agentphone._http.requests import RequestSpec
 from agentphone._http.retry import min_poll_delay
 from agentphone._http.transport import NO_COPY, Transport
@@ -100,7 +101,7 @@ class AsyncStream(AsyncIterator[T]):
         self._items = iter(items)
 
 
-class AsyncPager(Generic[T]):
+class AsyncPager(AsyncPagerHints, Generic[T]):
     """A list that is read on demand: iterate over its items or its pages, or await its first page.
 
     Creating one sends nothing. Each `async for` starts again at the beginning, and requests pages as it needs them.
@@ -119,7 +120,9 @@ class AsyncPager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return _ItemStream(self._pages())
 
@@ -133,7 +136,9 @@ class AsyncPager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return self._pages()
 
@@ -147,6 +152,7 @@ class AsyncPager(Generic[T]):
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
+            ClientClosedError: The client was closed, before or during the call.
         """
         return await self._first()
 

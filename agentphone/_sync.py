@@ -18,6 +18,7 @@ from agentphone import _portal
 from agentphone._client import AsyncClient
 from agentphone._conversations import AsyncConversations
 from agentphone._events import MessageEvent
+from agentphone._hints import ClientHints, PagerHints
 from agentphone._messages import AsyncMessages
 from agentphone._portal import Stream
 from agentphone._state_block import AsyncState
@@ -44,7 +45,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-class Pager(Generic[T]):
+class Pager(PagerHints, Generic[T]):
     """A list that is read on demand: iterate over its items or its pages, or read its first page.
 
     Creating one sends nothing. Each `for` starts again at the beginning, and requests pages as it needs them.
@@ -62,7 +63,9 @@ class Pager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return _portal.iterate(self._async.__aiter__())
 
@@ -76,7 +79,9 @@ class Pager(Generic[T]):
         Raises:
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
             AgentPhoneError: A page could not be read. The next step of the same iterator requests it again.
-            RuntimeError: Two tasks or threads stepped the same iterator at once. No item is lost.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
+                interrupted a step.
         """
         return _portal.iterate(self._async.pages())
 
@@ -90,6 +95,7 @@ class Pager(Generic[T]):
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
+            ClientClosedError: The client was closed, before or during the call.
         """
         return _portal.run(self._async.page)
 
@@ -113,6 +119,7 @@ class State(Generic[T]):
         Raises:
             StateDecodeError: The stored metadata does not match the class.
             AgentPhoneError: It could not be read.
+            ClientClosedError: The client was closed.
             RuntimeError: The block of this object is already open.
         """
         return _portal.run(self._async.__aenter__)
@@ -131,6 +138,7 @@ class State(Generic[T]):
             TypeError: A value has a type that JSON does not have, or that the class could not read back.
             ValueError: JSON cannot represent a value, or a timestamp has no offset.
             AgentPhoneError: It could not be written.
+            ClientClosedError: The client was closed.
         """
         _portal.run(self._async.__aexit__, exc_type, exc_value, traceback)
 
@@ -187,7 +195,8 @@ class Conversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or `message_limit` is out of range.
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or `message_limit` is out of range.
             TypeError: An argument has the wrong type.
         """
         return _portal.run(self._async.get, conversation_id, message_limit=message_limit)
@@ -211,7 +220,9 @@ class Conversations:
             APIConnectionError: No complete response was received.
             APIStatusError: The API returned an error status.
             ResponseDecodeError: The response does not match the API's schema.
-            ValueError: The id is empty, or JSON cannot represent a value of the metadata (NaN, a cycle).
+            ClientClosedError: The client was closed, before or during the call.
+            ValueError: The id is empty or has control characters, or JSON cannot represent a value of the metadata
+                (NaN, a cycle).
             TypeError: The metadata contains a type that JSON does not have; the error names its path.
         """
         return _portal.run(self._async.update, conversation_id, metadata=metadata)
@@ -233,8 +244,7 @@ class Conversations:
         outbound message with the same text and media, no older than the attempt. A call that is cancelled may have sent
         it. Two processes that send the same words in one conversation at the same moment cannot be told apart.
 
-        Source: `POST /v1/messages`; `GET /v1/conversations/{id}` for an id; to look for a reply,
-        `GET /v1/conversations/{id}/messages`.
+        Source: `POST /v1/messages`, `GET /v1/conversations/{id}` for an id, and `GET .../messages` to look for a reply.
 
         Args:
             conversation: The conversation, what `watch` yielded, a webhook's event, or the conversation's id, which
@@ -250,7 +260,7 @@ class Conversations:
 
         Raises:
             SendUnconfirmedError: It may have been sent, and was not found: do not send it again before you have looked.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.
@@ -280,10 +290,7 @@ class Conversations:
 
         Raises:
             NotFoundError: The conversation does not exist, or the key has no access to it.
-            APIConnectionError: No complete response was received.
-            APIStatusError: The API returned another error status.
-            ResponseDecodeError: The response is not JSON.
-            ClientClosedError: The client is closed.
+            AgentPhoneError: The request failed in another way, as that of `get` can.
             ValueError: The id is empty.
             TypeError: An argument has the wrong type.
         """
@@ -373,7 +380,7 @@ class Conversations:
             empty dict.
 
         Raises:
-            ValueError: The id is empty.
+            ValueError: The id is empty or has control characters.
             TypeError: An argument has the wrong type, or the class has a field that JSON cannot represent.
         """
         return State(self._async.state(conversation_id, cls))
@@ -414,8 +421,11 @@ class Conversations:
             NotFoundError: The conversation does not exist, or the key has no access to it.
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -471,8 +481,11 @@ class Conversations:
         Raises:
             APIStatusError: The API returned an error that will not clear by itself. The next step of the same iterator
                 tries again.
+            APIConnectionError: The certificate is not trusted, or a proxy rejects the connection.
             ResponseDecodeError: The response does not match the API's schema.
             PaginationError: The pages contradict each other, or more messages share one timestamp than fit in a page.
+            ClientClosedError: The client was closed.
+            RuntimeError: Two tasks or threads stepped the iterator at once, or an exception interrupted a step.
             ValueError: An argument is out of range, or a timestamp has no time or no offset.
             TypeError: An argument has the wrong type.
         """
@@ -531,7 +544,7 @@ class Messages:
 
         Raises:
             SendUnconfirmedError: It may have been sent: do not send it again before you have looked.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.
@@ -568,7 +581,7 @@ class Messages:
             SendUnconfirmedError: It may have been sent.
             BadRequestError: The message's channel has no reactions (SMS).
             NotFoundError: The message does not exist, or the key has no access to it.
-            APIConnectionError: No connection could be made. Nothing was sent.
+            APIConnectionError: The API could not be reached. Nothing was sent.
             DeadlineExceededError: The client's `deadline` ended before anything was sent.
             APIStatusError: The API rejected it. Nothing was sent.
             ClientClosedError: The client is closed. Nothing was sent.
@@ -578,11 +591,12 @@ class Messages:
         return _portal.run(self._async.react, message, reaction)
 
 
-class Client:
+class Client(ClientHints):
     """A blocking client of AgentPhone's conversations.
 
     Create one and keep it: it owns the connections, and can be shared by all threads. Creating
-    it opens no connection. Close it with `close()` or `with`.
+    it opens no connection. Close it with `close()` or `with`. In a hook or a transport of a blocking `Client`,
+    its calls raise `RuntimeError`.
 
     Args:
         api_key: The API key. Default: the environment variable AGENTPHONE_API_KEY.

@@ -85,7 +85,7 @@ check_dict: Hook
 check_list, check_dict = HOOKS[list], HOOKS[dict]
 
 
-def optional(hook: Hook) -> Hook:
+def nullable(hook: Hook) -> Hook:
     """Return the hook that accepts null too."""
     return lambda value, _: None if value is None else hook(value, None)
 

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, Protocol
 
-from agentphone._checks import check_seconds
+from agentphone._checks import check_clock, check_seconds
 from agentphone._delivery_log import DeliveryLog, SQLiteDeliveryLog
 from agentphone._events import (
     CallEndedEvent,
@@ -33,6 +33,7 @@ from agentphone._events import (
     read_event,
 )
 from agentphone._json import DecodeError, parse_json
+from agentphone._logging import logger as package_logger
 from agentphone._secret import Secret
 from agentphone.errors import ConfigurationError, ResponseDecodeError, WebhookVerificationError
 
@@ -49,6 +50,8 @@ __all__ = [
     "Webhook",
 ]
 
+_logger = package_logger.getChild("webhooks")
+
 SIGNATURE, TIMESTAMP, DELIVERY_ID = "X-Webhook-Signature", "X-Webhook-Timestamp", "X-Webhook-ID"
 
 
@@ -58,6 +61,7 @@ HEADER_ALIASES = {
     for alias in (name.lower(), "http_" + name.lower().replace("-", "_"))  # HTTP, and WSGI's environ
 }
 _SIGNATURE_FORMAT = re.compile(r"sha256=([0-9A-Fa-f]{64})")
+MAX_TIMESTAMP = 10**12 - 1
 _TIMESTAMP_FORMAT = re.compile(r"[0-9]{1,12}")  # not \d, which matches the digits of other scripts
 
 
@@ -97,8 +101,7 @@ class Webhook:
         self._clock = clock
         _check_secrets(self._secrets)
         check_seconds("tolerance", tolerance, maximum=sys.float_info.max, error=ConfigurationError)
-        if not callable(clock):
-            raise TypeError(f"clock must be a function that returns Unix seconds, got {clock!r}")
+        check_clock(clock)
 
     def parse(self, body: bytes, headers: _HeaderItems | Iterable[tuple[Any, Any]]) -> Event:
         """Verify a delivery and parse it.
@@ -154,8 +157,10 @@ class Webhook:
             The three headers, with a new delivery id. A retry has the `X-Webhook-ID` of the first attempt.
 
         Raises:
-            TypeError: `body` is not bytes.
+            ValueError: `timestamp` is negative, or has more than 12 digits.
+            TypeError: `body` is not bytes, or `timestamp` is not a number.
         """
+        check_seconds("timestamp", timestamp, allow_zero=True, maximum=MAX_TIMESTAMP, optional=True)
         sent = str(int(self._clock() if timestamp is None else timestamp))
         return {
             SIGNATURE: "sha256=" + _digest(self._secrets[0], sent, _to_bytes(body)).hex(),
@@ -178,6 +183,14 @@ class Webhook:
     def _verify(self, body: bytes, headers: _HeaderItems | Iterable[tuple[Any, Any]]) -> tuple[bytes, str | None]:
         """Return the verified bytes and the delivery id."""
         raw = _to_bytes(body)
+        try:
+            return raw, self._check(raw, headers)
+        except WebhookVerificationError as error:
+            _logger.warning("webhook delivery refused: %s", error)
+            raise
+
+    def _check(self, raw: bytes, headers: _HeaderItems | Iterable[tuple[Any, Any]]) -> str | None:
+        """Return the delivery id, or raise WebhookVerificationError. Its text has no value from the delivery."""
         found = _read_headers(headers)
         for name in (SIGNATURE, TIMESTAMP):
             if name not in found:
@@ -203,7 +216,7 @@ class Webhook:
                 f" {self._tolerance:g} s are allowed. Check this machine's clock; if it is right, an old delivery may"
                 " have been replayed."
             )
-        return raw, _read_delivery_id(found.get(DELIVERY_ID))
+        return _read_delivery_id(found.get(DELIVERY_ID))
 
     def _is_signed(self, signature: bytes, timestamp: str, body: bytes) -> bool:
         """Return whether one of the secrets signed it. A separate function: no traceback shows its locals."""

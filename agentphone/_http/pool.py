@@ -286,12 +286,12 @@ def _connection_factory(config: Config) -> Callable[[], httpx.AsyncBaseTransport
     except (ImportError, ValueError, httpx.InvalidURL) as error:  # SOCKS without its package; an unknown scheme; no URL
         raise ConfigurationError(
             f"The proxy named by the environment for {config.base_url} cannot be used ({type(error).__name__})."
-            " See HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, or pass http_client= with your own proxy."
+            " See HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; in code, http_client= takes a client with your own."
         ) from None
     if proxy is not None and url.scheme == "http" and not config.allow_http and not is_loopback(proxy.url.host):
         raise ConfigurationError(
             f"The proxy named by the environment would receive the API key for {config.base_url} unencrypted. Exclude"
-            f" this host with NO_PROXY={url.host}, or pass allow_http=True to permit it."
+            f" this host with NO_PROXY={url.host}; in code, allow_http=True permits it."
         )
     # Not at the top: it loads httpcore, which loads trio if installed, and that takes longer than everything else.
     from agentphone._http.connection import DirectConnection, ProxiedConnection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -24,6 +25,9 @@ MAX_RECIPIENTS = 32
 
 MAX_ID_LENGTH = 4096
 """Far longer than any id of the API, yet short enough for a URL: httpx raises its own error at 64 KiB."""
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""No id has them. A line break is probably left from the file that the id was read from."""
 
 
 @frozen
@@ -115,6 +119,7 @@ def send_message(
     """
     if not isinstance(body, str):
         raise TypeError(f"body must be a string, got {type(body).__name__}")
+    _check_unicode("body", body)
     media = _strings("media_urls", media_urls)
     if not body and not media:
         raise ValueError('body must not be "" without media_urls: there is nothing to send')
@@ -176,6 +181,14 @@ def _check_text(name: str, value: str | None, *, optional: bool = True) -> None:
         raise TypeError(f"{name} must be a string{' or None' if optional else ''}, got {type(value).__name__}")
     if not value.strip():
         raise ValueError(f"{name} must not be empty")
+    _check_unicode(name, value)
+
+
+def _check_unicode(name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be Unicode text, got half a surrogate pair") from None
 
 
 def _strings(name: str, values: Sequence[str]) -> list[str]:
@@ -201,10 +214,10 @@ def _segment(given_id: str, name: str) -> str:
         raise ValueError(f"{name} must not be empty")
     if len(given_id) > MAX_ID_LENGTH:
         raise ValueError(f"{name} must have at most {MAX_ID_LENGTH} characters, got {len(given_id)}")
-    try:
-        segment = quote(given_id, safe="")
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} must be Unicode text, got half a surrogate pair") from None
+    if CONTROL_CHARACTERS.search(given_id):
+        raise ValueError(f"{name} must not contain control characters, got {given_id!r}")
+    _check_unicode(name, given_id)
+    segment = quote(given_id, safe="")
     if not segment.strip("."):  # "." and ".." would be resolved as path steps
         segment = segment.replace(".", "%2E")
     return segment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from agentphone._http.pool import CLOSED_MESSAGE, KEEPALIVE_SECONDS, MAX_IDLE_FO
 from agentphone._http.requests import PROGRESS, Progress, RequestSpec
 from agentphone._http.responses import ACCEPTED_ENCODINGS, BodyReader, RawResponse, parse_response
 from agentphone._http.retry import Repeat, RetryPolicy, is_unconfirmed, parse_http_date
+from agentphone._logging import logger
 from agentphone.errors import (
     APIConnectionError,
     APIStatusError,
@@ -34,9 +34,6 @@ from agentphone.errors import (
 
 T = TypeVar("T")
 H = TypeVar("H")
-
-logger = logging.getLogger("agentphone")
-logger.addHandler(logging.NullHandler())  # otherwise Python prints warnings of programs that set up no logging
 
 NO_COPY = (
     "A client cannot be copied or pickled, nor what was made from it. Tasks and threads can share one client;"

@@ -1,7 +1,7 @@
 """The base classes of all commands: what they need beyond click. It knows no command.
 
 Help pages keep their examples as written. Errors of the SDK become click's errors of one line: exit code 2 for a
-setting or an argument that cannot be used, 1 for every other failure.
+setting or an argument that cannot be used, 3 for a message that may have been sent, 1 for every other failure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from agentphone.errors import (
     APITimeoutError,
     AuthenticationError,
     ConfigurationError,
+    DeadlineExceededError,
+    NotFoundError,
     RateLimitError,
+    SendUnconfirmedError,
 )
 from agentphone.models import Cursor
 
@@ -34,15 +37,39 @@ EXTRAS = {
 }
 """The extra that installs each package that a command may need."""
 
-ADVICE: Mapping[type[APIConnectionError | APIStatusError], str] = {
-    AuthenticationError: (
+ADVICE: Mapping[str, str] = {
+    AuthenticationError.advice: (
         "Check the API key (--api-key or AGENTPHONE_API_KEY) and that it belongs to this base URL (--base-url or"
         " AGENTPHONE_BASE_URL)."
     ),
-    RateLimitError: "Too many requests: wait, and try again.",
-    APITimeoutError: "The API was too slow; try again.",
+    NotFoundError.advice_for_lists: (
+        "There is no such list at this base URL, so it is probably wrong: check --base-url and AGENTPHONE_BASE_URL (it"
+        " stops before /v1); a retry cannot help."
+    ),
+    RateLimitError.advice: "Too many requests: wait, and try again.",
+    APITimeoutError.advice: "The API was too slow; try again.",
+    DeadlineExceededError.advice: "The API was too slow; try again later.",
+    APIConnectionError.advice_for_certificates: (
+        "This is not temporary: the certificate is not trusted, not valid now, or not for this host, and nothing was"
+        " sent. Check the base URL and this machine's clock; if the authority is your own or your company's, set"
+        " SSL_CERT_FILE to its certificate."
+    ),
 }
-"""Advice for errors whose own advice is about arguments that only Python code can pass."""
+"""The SDK's advice about arguments that only Python code can pass, and what to do on a command line instead."""
+
+
+class _SettingError(click.ClickException):
+    exit_code = 2
+
+
+class _UnconfirmedError(click.ClickException):
+    exit_code = 3
+
+
+_FAILURES: Mapping[type[AgentPhoneError], type[click.ClickException]] = {
+    ConfigurationError: _SettingError,
+    SendUnconfirmedError: _UnconfirmedError,
+}
 
 
 class Command(click.Command):
@@ -81,7 +108,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except AgentPhoneError as error:
-            failure = _SettingError if isinstance(error, ConfigurationError) else click.ClickException
+            failure = _FAILURES.get(type(error), click.ClickException)
             raise failure(f"{ctx.command_path}: {describe(error)}") from error
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
@@ -155,14 +182,8 @@ def usage_errors(ctx: click.Context) -> Generator[None]:
         raise click.UsageError(str(error), ctx) from error
 
 
-class _SettingError(click.ClickException):
-    exit_code = 2
-
-
 def describe(error: Exception) -> str:
     """Return the text of an error with its notes, and with advice that fits the command line."""
-    for cls, advice in ADVICE.items():
-        if isinstance(error, cls):
-            error.advice = advice
-            break
+    if isinstance(error, APIConnectionError | APIStatusError):
+        error.advice = ADVICE.get(error.advice, error.advice)
     return " ".join([str(error), *getattr(error, "__notes__", ())])

@@ -14,7 +14,7 @@ import attrs
 
 from agentphone._json import to_camel_case
 from agentphone.export import Result
-from agentphone.models import Conversation, ConversationDetail, Message, Page
+from agentphone.models import Conversation, ConversationDetail, Message, Page, SentMessage
 
 
 class Output(Protocol):
@@ -24,13 +24,16 @@ class Output(Protocol):
         """Print a list of conversations, page by page."""
 
     def conversation(self, conversation: ConversationDetail, *, with_messages: bool) -> None:
-        """Print one conversation."""
+        """Print one conversation, and its recent messages on request."""
 
     def messages(self, pages: Iterable[Page[Message]]) -> None:
         """Print a history, page by page."""
 
     def arrivals(self, arrivals: Iterable[tuple[Conversation | None, Message]]) -> None:
         """Print messages as they arrive, with their conversations if there can be several."""
+
+    def sent(self, sent: SentMessage) -> None:
+        """Print a message that was sent."""
 
     def exported(self, result: Result) -> None:
         """Print the counts and paths of an export."""
@@ -50,8 +53,11 @@ class JsonLines:
             _write(item.to_dict() for item in page)
 
     def conversation(self, conversation: ConversationDetail, *, with_messages: bool) -> None:
-        """Print one line, always with the messages, as the API returns them."""
-        _write([conversation.to_dict()])
+        """Print one line, with the messages in it on request."""
+        row = conversation.to_dict()
+        if not with_messages:
+            del row["messages"]
+        _write([row])
 
     def messages(self, pages: Iterable[Page[Message]]) -> None:
         """Print one line for each message."""
@@ -63,6 +69,10 @@ class JsonLines:
         for conversation, message in arrivals:
             ids = {} if conversation is None else {"conversationId": conversation.id}
             _write([ids | message.to_dict() | ids])  # first in the line, and not replaced by a field of the message
+
+    def sent(self, sent: SentMessage) -> None:
+        """Print one line with the message, as the API returned it."""
+        _write([sent.to_dict()])
 
     def exported(self, result: Result) -> None:
         """Print one line with the counts and the paths."""

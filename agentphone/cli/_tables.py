@@ -21,7 +21,7 @@ from rich.text import Text
 
 from agentphone.errors import escape_control_characters
 from agentphone.export import Result
-from agentphone.models import Conversation, ConversationDetail, Message, Page
+from agentphone.models import Conversation, ConversationDetail, Message, Page, SentMessage, json_keys
 
 GAP = 2
 MAX_WIDTH = 32
@@ -30,6 +30,8 @@ DEFAULT_WIDTH = 80
 JOINERS = "\u200c\u200d"
 """Join letters in some scripts, and emoji. Python calls them unprintable, but they are harmless."""
 DIRECTIONS = {"inbound": "cyan", "outbound": "green"}
+SHORT_FORMS = {"DIRECTION": "DIR", "inbound": "in", "outbound": "out"}
+SHORT_WIDTH = 3
 
 
 @frozen(kw_only=True)
@@ -39,6 +41,8 @@ class Column:
     title: str
     rank: int
     """If not all columns fit, those of the highest rank are hidden first; rank 0 is always shown."""
+    short_rank: int = 0
+    """If not all columns fit, short forms are used once the columns of higher ranks are hidden; 0 for never."""
     min_width: int = 0
     fills: bool = False
     """True if it takes the remaining width; other columns are as wide as their content."""
@@ -56,15 +60,15 @@ CONVERSATIONS = (
 )
 MESSAGES = (
     Column(title="RECEIVED (UTC)", rank=2, min_width=19),
-    Column(title="DIRECTION", rank=1),
+    Column(title="DIRECTION", rank=1, short_rank=3),
     Column(title="TEXT", rank=0, min_width=16, fills=True, wraps=True),
 )
 
 ARRIVALS = (
-    Column(title="RECEIVED (UTC)", rank=2, min_width=19),
-    Column(title="CONVERSATION", rank=4),
-    Column(title="PARTICIPANT", rank=1, min_width=16),
-    Column(title="DIRECTION", rank=3),
+    Column(title="RECEIVED (UTC)", rank=3, min_width=19),
+    Column(title="CONVERSATION", rank=5),
+    Column(title="PARTICIPANT", rank=2, min_width=16),
+    Column(title="DIRECTION", rank=1, short_rank=4),
     Column(title="TEXT", rank=0, min_width=16, fills=True, wraps=True),
 )
 
@@ -107,8 +111,9 @@ class Tables:
             "Latest": _format_time(conversation.last_message_at),
             "Messages": conversation.message_count,
             "Metadata": conversation.metadata,
-            **conversation.extra,
         }
+        described = {key for _, key in json_keys(ConversationDetail)}
+        fields |= {key: value for key, value in conversation.to_dict().items() if key not in described}
         grid = table.Table.grid(
             table.Column(style="bold", no_wrap=True), table.Column(overflow="fold"), padding=(0, GAP, 0, 0)
         )
@@ -148,6 +153,11 @@ class Tables:
             self._console.print()  # after the terminal's own ^C
             raise
 
+    def sent(self, sent: SentMessage) -> None:
+        """Print what was sent and to whom."""
+        receiver = f" to {sent.to_number}" if sent.to_number else ""
+        self._console.print(_lines(f"Sent {sent.id}{receiver} ({sent.status or 'no status'})."), soft_wrap=True)
+
     def exported(self, result: Result) -> None:
         """Print the counts and the paths."""
         for count, what, path in (
@@ -182,7 +192,7 @@ class _Printer:
         grid = table.Table(
             *(
                 table.Column(
-                    Text(column.title) if is_first else "",
+                    _fit(Text(column.title), column, width) if is_first else "",
                     width=width,
                     no_wrap=column.fills and not column.wraps,
                     overflow="ellipsis" if column.fills and not column.wraps else "fold",
@@ -198,7 +208,8 @@ class _Printer:
             header_style="bold",
         )
         for row in rows:
-            grid.add_row(*(cell for cell, width in zip(row, self._widths, strict=True) if width))
+            cells = zip(row, self._columns, self._widths, strict=True)
+            grid.add_row(*(_fit(cell, column, width) for cell, column, width in cells if width))
         self._console.print(grid)
 
 
@@ -218,14 +229,29 @@ def widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], available:
         cells = [] if column.fills else [cell_len(row[index].plain) for row in rows]
         widest = max([cell_len(column.title), column.min_width, *cells])
         wanted.append(widest if column.rank == 0 else min(widest, MAX_WIDTH))
-    shown = sorted(range(len(columns)), key=lambda index: columns[index].rank)
-    while len(shown) > 1 and sum(wanted[index] + GAP for index in shown) - GAP > available:
-        shown.pop()
-    left = available - sum(wanted[index] + GAP for index in shown) + GAP
-    for index in shown:
-        if columns[index].fills or left < 0:
-            wanted[index] += left
-    return [max(width, 1) if index in shown else 0 for index, width in enumerate(wanted)]
+    savings = [(column.rank, index, 0) for index, column in enumerate(columns) if column.rank]
+    savings += [(column.short_rank, index, SHORT_WIDTH) for index, column in enumerate(columns) if column.short_rank]
+    for _, index, width in sorted(savings, reverse=True):
+        if _left(wanted, available) >= 0:
+            break
+        wanted[index] = width
+    left = _left(wanted, available)
+    return [
+        max(width + left, 1) if width and (column.fills or left < 0) else width
+        for column, width in zip(columns, wanted, strict=True)
+    ]
+
+
+def _left(shown: Sequence[int], available: int) -> int:
+    """Return how much of the available width the columns and the gaps between them leave."""
+    return available + GAP - sum(width + GAP for width in shown if width)
+
+
+def _fit(text: Text, column: Column, width: int) -> Text:
+    """Return the short form of a text that does not fit its column, if it has one."""
+    if column.short_rank and cell_len(text.plain) > width:
+        return Text(SHORT_FORMS.get(text.plain, text.plain), text.style)
+    return text
 
 
 def _conversation_row(conversation: Conversation) -> list[Text]:

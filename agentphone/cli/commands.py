@@ -12,6 +12,7 @@ from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
 from agentphone.cli.export import export
 from agentphone.cli.mcp import mcp
+from agentphone.cli.sending import messages, reply
 
 EXAMPLES = """\
 getting started:
@@ -26,10 +27,11 @@ getting started:
 environment:
   AGENTPHONE_API_KEY                  the API key
   AGENTPHONE_BASE_URL                 the API's URL, if not AgentPhone's
+  AGENTPHONE_LOG                      a log on stderr: debug, info or warning
   NO_COLOR                            if set, plain text without colors
 
 exit codes: 0 success; 1 failure, explained on stderr; 2 wrong command line or
-setting; 130 Ctrl-C
+setting; 3 a message may have been sent; 130 Ctrl-C
 
 tab completion, with this line in your shell's startup file:
   bash  eval "$(_AGENTPHONE_COMPLETE=bash_source agentphone)"
@@ -46,7 +48,7 @@ then, in the program under test:
 """
 HEADINGS = {
     "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names]
-    + ["export", "mcp"],
+    + ["messages send", "export", "mcp"],
     "without an account": ["demo", "sandbox"],
 }
 
@@ -65,7 +67,9 @@ def agentphone(ctx: click.Context) -> None:
         raise click.UsageError(f"{ctx.invoked_subcommand} takes no {given[0]} before its name.", ctx)
 
 
+conversations.add_command(reply)
 agentphone.add_command(conversations)
+agentphone.add_command(messages)
 agentphone.add_command(export)
 agentphone.add_command(mcp)
 

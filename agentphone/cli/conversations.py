@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import click
 
 from agentphone._json import DecodeError, parse_json
-from agentphone.cli._base import Group, describe, timestamp_or_cursor, usage_errors
+from agentphone.cli._base import Group, timestamp_or_cursor, usage_errors
 from agentphone.cli._settings import account_options, settings_of
+from agentphone.errors import APIConnectionError, APIStatusError
 from agentphone.models import Cursor
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 EXAMPLES = """\
 examples:
@@ -58,12 +63,16 @@ examples:
 DEFAULT_LIMIT = 20
 RECENT_MESSAGES = 10
 COUNT = click.IntRange(min=1)
+REPORT_SECONDS = 60.0
+"""The shortest time between two reports of failed attempts."""
 
 _conversation_id = click.argument("conversation_id", metavar="ID")
 
 
 @click.group(
-    cls=Group, headings={"commands": ["list", "get", "messages", "follow", "watch", "update"]}, examples=EXAMPLES
+    cls=Group,
+    headings={"commands": ["list", "get", "messages", "follow", "watch", "reply", "update"]},
+    examples=EXAMPLES,
 )
 @account_options
 def conversations() -> None:
@@ -193,28 +202,43 @@ _after = click.option(
 )
 
 
+def _poll_interval(default: float, idle: int) -> Callable[[F], F]:
+    """Create the option for the interval between polls, which grows up to `idle` seconds."""
+    return click.option(
+        "--poll-interval",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0, min_open=True),
+        default=default,
+        show_default=True,
+        help=f"The time between polls while messages arrive; it grows up to {idle} seconds while none do.",
+    )
+
+
 @conversations.command(examples=FOLLOW_EXAMPLES)
 @_conversation_id
 @_after
+@_poll_interval(2, idle=30)
 @account_options
 @click.pass_context
-def follow(ctx: click.Context, conversation_id: str, after: str | Cursor | None) -> None:
+def follow(ctx: click.Context, conversation_id: str, after: str | Cursor | None, poll_interval: float) -> None:
     """Show the messages of a conversation as they arrive.
 
-    Runs until Ctrl-C. Connection failures, 429s and 5xx responses are retried until they clear, and reported on stderr.
+    Runs until Ctrl-C. Connection failures, 429s and 5xx responses are retried until they clear, and reported on stderr,
+    at most once a minute.
     """
     output = settings_of(ctx).output()
     with settings_of(ctx).client(on_retry=_report_retries(ctx)) as client:
         with usage_errors(ctx):
-            messages = client.conversations.follow(conversation_id, after=after)
+            messages = client.conversations.follow(conversation_id, after=after, poll_interval=poll_interval)
         output.arrivals((None, message) for message in messages)
 
 
 @conversations.command(examples=WATCH_EXAMPLES)
 @_after
+@_poll_interval(5, idle=60)
 @account_options
 @click.pass_context
-def watch(ctx: click.Context, after: str | Cursor | None) -> None:
+def watch(ctx: click.Context, after: str | Cursor | None, poll_interval: float) -> None:
     """Show the messages of all conversations as they arrive.
 
     Runs until Ctrl-C, and retries as follow does. JSON lines also have the conversationId.
@@ -222,15 +246,29 @@ def watch(ctx: click.Context, after: str | Cursor | None) -> None:
     output = settings_of(ctx).output()
     with settings_of(ctx).client(on_retry=_report_retries(ctx)) as client:
         with usage_errors(ctx):
-            arrivals = client.conversations.watch(after=after)
+            arrivals = client.conversations.watch(after=after, poll_interval=poll_interval)
         output.arrivals(arrivals)
 
 
-def _report_retries(ctx: click.Context) -> Callable[[Exception, float], None]:
-    """Return a callback that reports failed attempts: a command that runs for hours must not hang silently."""
+def _report_retries(
+    ctx: click.Context, clock: Callable[[], float] = time.monotonic
+) -> Callable[[Exception, float], None]:
+    """Return a callback that reports failed attempts: a command that runs for hours must not hang silently.
 
-    def report(error: Exception, delay: float) -> None:
-        sys.stderr.write(f"{ctx.command_path}: {describe(error)} Trying again in {delay:.1f} s.\n")
+    It reports the first one, and then at most one a minute.
+    """
+    reported_at = -math.inf
+
+    def report(error: Exception, _: float) -> None:
+        nonlocal reported_at
+        if clock() < reported_at + REPORT_SECONDS:
+            return
+        reported_at = clock()
+        if isinstance(error, APIConnectionError | APIStatusError):
+            error.advice = "Trying again until it works."
+        if isinstance(error, APIConnectionError):
+            error.advice += " Check the network and the base URL (--base-url or AGENTPHONE_BASE_URL)."
+        sys.stderr.write(f"{ctx.command_path}: {error}\n")
 
     return report
 

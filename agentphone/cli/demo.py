@@ -22,7 +22,7 @@ from typing import Any
 from agentphone import AgentPhoneError, AsyncClient, Client, Conversation, Message
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
-from agentphone.webhooks import Event, MessageEvent, Webhook
+from agentphone.webhooks import MessageEvent, Webhook
 
 ROWS = 12
 INDENT = "  "
@@ -118,10 +118,10 @@ async def _show_metadata(client: AsyncClient, conversation: Conversation) -> Non
 
 
 def _show_loop(sandbox: Sandbox, url: str, api_key: str) -> None:
-    """Show an agent's loop: texts arrive as webhooks, with the state that the handler stored before."""
+    """Show an agent's loop: texts arrive as webhooks, with the state that the handler stored, and are answered."""
     _print_heading(
-        "4. An agent's loop: a text arrives, state is stored, the next text comes with it",
-        "with client.conversations.state(event.conversation_id) as state: ...",
+        "4. An agent's loop: a text arrives with the state, state is stored, the reply is sent",
+        "client.conversations.reply(event, text)",
     )
     with _receiving(url, api_key) as (address, secret, handled):
         sandbox.set_webhook(address, secret)
@@ -131,14 +131,18 @@ def _show_loop(sandbox: Sandbox, url: str, api_key: str) -> None:
             _print_json("text", text)
             _print_json("state", event.conversation_state)
             _print_json("stored", stored)
+        _print(f"{INDENT}The conversation now:")
+        with Client(api_key, base_url=url) as client:
+            for message in client.conversations.messages(event.conversation_id, order="asc"):
+                _print_message(message)
 
 
 @contextmanager
-def _receiving(url: str, api_key: str) -> Generator[tuple[str, str, Queue[tuple[Event, dict[str, Any]]]]]:
+def _receiving(url: str, api_key: str) -> Generator[tuple[str, str, Queue[tuple[MessageEvent, dict[str, Any]]]]]:
     """Receive webhooks like an agent's backend; yield its URL, its secret and the handled events."""
     secret = f"whsec_{secrets.token_hex(8)}"
     webhook = Webhook(secret)
-    handled: Queue[tuple[Event, dict[str, Any]]] = Queue()
+    handled: Queue[tuple[MessageEvent, dict[str, Any]]] = Queue()
 
     with Client(api_key, base_url=url) as client:
 
@@ -151,6 +155,7 @@ def _receiving(url: str, api_key: str) -> Generator[tuple[str, str, Queue[tuple[
                         for word in (event.text or "").split():
                             if word.startswith("ORD-"):
                                 state["orderId"] = word.rstrip("?")
+                    client.conversations.reply(event, f"{state['orderId']} arrives today.")
                     handled.put((event, state))
                 self.send_response(204)
                 self.end_headers()

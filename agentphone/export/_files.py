@@ -180,6 +180,11 @@ class _Parquet(_File):
         self._writer.close()
         super().finish()
 
+    def __exit__(self, *details: object) -> None:
+        # An unfinished writer would write to the closed file when it is collected, which prints a traceback.
+        self._writer.is_open = False
+        super().__exit__(*details)
+
 
 def _to_arrow(column: str, value: Any) -> Any:
     """Convert a value from JSON to what Arrow accepts for its column."""

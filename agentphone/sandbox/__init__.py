@@ -76,7 +76,7 @@ class Sandbox:
             self._dispatcher.wake()
         self.faults: Faults = Faults()
         self.requests: Requests = Requests()
-        self.app: App = App(self._store, api_key, self.faults, self.requests)
+        self.app: App = App(self._store, self._settings, api_key, self.faults, self.requests)
 
     @property
     def behavior(self) -> Behavior:

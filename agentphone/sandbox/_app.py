@@ -13,6 +13,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from typing import Any, cast
 from urllib.parse import quote, unquote
 
@@ -22,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from agentphone.sandbox._behavior import Settings
 from agentphone.sandbox._deliveries import DEFAULT_TIMEOUT
 from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
 from agentphone.sandbox._inputs import (
@@ -80,13 +82,17 @@ class App:
 
     Args:
         store: The data.
+        settings: The clock, for the `Date` of responses.
         api_key: The only bearer key to accept; None accepts any non-empty key.
         faults: The scripted faults, which replace ordinary responses.
         requests: Where every request is recorded.
     """
 
-    def __init__(self, store: Store, api_key: str | None, faults: Faults, requests: Requests) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, api_key: str | None, faults: Faults, requests: Requests
+    ) -> None:
         self._store = store
+        self._settings = settings
         self._api_key = api_key
         self._faults = faults
         self._requests = requests
@@ -120,10 +126,18 @@ class App:
                     return
                 response = _fault_response(fault, fault.status)
             response.headers["x-request-id"] = f"req_{secrets.token_hex(8)}"
+            response.headers["date"] = self._http_date()
             if fault is not None and fault.kind == "cut":
                 await _send_truncated(response, send)
             else:
                 await response(scope, receive, send)
+
+    def _http_date(self) -> str:
+        """Return the time of the clock that dates the messages; the real time if it returns none."""
+        try:
+            return formatdate(self._settings.clock(), usegmt=True)
+        except Exception:  # noqa: BLE001  # a function of the user's, which may raise or return anything
+            return formatdate(usegmt=True)
 
     def _respond(self, request: Request, path: str, body: bytes) -> Response:
         try:

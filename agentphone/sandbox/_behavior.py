@@ -14,6 +14,7 @@ import attrs
 from agentphone._checks import check_seconds
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NAIVE_EPOCH = EPOCH.replace(tzinfo=None)
 MAX_DELAY = 1e9  # seconds; far beyond any test, and still a time that can be stored
 TIMESPECS = {0: "seconds", 3: "milliseconds", 6: "microseconds"}  # of datetime.isoformat, which truncates
 
@@ -77,7 +78,7 @@ class Settings:
 
     def format(self, timestamp: int) -> str:
         """Return a timestamp as ISO 8601 in UTC with `Z`, truncated to `behavior.timestamp_digits`."""
-        moment = EPOCH.replace(tzinfo=None) + timedelta(microseconds=timestamp)
+        moment = NAIVE_EPOCH + timedelta(microseconds=timestamp)
         return moment.isoformat(timespec=TIMESPECS[self.behavior.timestamp_digits]) + "Z"
 
 

@@ -24,8 +24,8 @@ SCHEMA = (
         UNIQUE (agent_number, participant, is_whatsapp))""",
     "CREATE INDEX IF NOT EXISTS by_activity ON conversations (last_message_at DESC, serial DESC)",
     # position: the conversation's message count when this message was stored; it orders messages of equal timestamps.
-    # sender: the member of a group who sent it. media_urls, reply_to, reactions: JSON, NULL for none.
     # visible_at: seconds since 1970, real time. The history shows the message from then on.
+    # details: a JSON object with what few messages have, under the API's names; NULL for none.
     """CREATE TABLE IF NOT EXISTS messages (
         conversation INTEGER NOT NULL,
         received_at INTEGER NOT NULL,
@@ -35,11 +35,8 @@ SCHEMA = (
         body TEXT NOT NULL,
         channel TEXT NOT NULL,
         status TEXT NOT NULL,
-        sender TEXT,
-        media_urls TEXT,
-        reply_to TEXT,
-        reactions TEXT,
         visible_at REAL NOT NULL,
+        details TEXT,
         PRIMARY KEY (conversation, received_at, position)) WITHOUT ROWID""",
     "CREATE UNIQUE INDEX IF NOT EXISTS by_message_id ON messages (id)",
     """CREATE TABLE IF NOT EXISTS numbers (
@@ -72,6 +69,6 @@ UPSERT_CONVERSATION = """INSERT INTO conversations
         last_message_at = max(excluded.last_message_at, last_message_at)
     RETURNING *"""
 INSERT_MESSAGE = """INSERT INTO messages VALUES (:conversation, :received_at, :position, :id, :direction, :body,
-    :channel, :status, :sender, :media_urls, :reply_to, :reactions, :visible_at)"""
-SET_REACTIONS = "UPDATE messages SET reactions = ? WHERE id = ?"
+    :channel, :status, :visible_at, :details)"""
+SET_DETAILS = "UPDATE messages SET details = ? WHERE id = ?"
 ADD_NUMBER = "INSERT OR IGNORE INTO numbers VALUES (?, ?, ?)"

@@ -21,6 +21,12 @@ def id_of(prefix: str, number: str) -> str:
     return f"{prefix}_{hashlib.sha256(f'{prefix} {number}'.encode()).hexdigest()[:16]}"
 
 
+def details_of(message: Row) -> dict[str, Any]:
+    """Return what few messages have: `senderIdentifier`, `mediaUrls`, `replyTo`, `reactions`."""
+    details: dict[str, Any] = json.loads(message["details"] or "{}")
+    return details
+
+
 class Shapes:
     """Show rows as the API does.
 
@@ -49,28 +55,28 @@ class Shapes:
 
     def message(self, row: Row, conversation: Row) -> dict[str, Any]:
         """Return a message of a conversation's history."""
-        is_inbound = row["direction"] == "inbound"
-        sender = row["sender"] or conversation["participant"]
-        media_urls = [] if row["media_urls"] is None else json.loads(row["media_urls"])
-        shown: dict[str, Any] = {
+        shown = {
             "id": row["id"],
             "body": row["body"],
-            "fromNumber": sender if is_inbound else conversation["agent_number"],
-            "toNumber": conversation["agent_number"] if is_inbound else conversation["participant"],
+            "fromNumber": conversation["participant"],
+            "toNumber": conversation["agent_number"],
             "direction": row["direction"],
             "receivedAt": self._settings.format(row["received_at"]),
             "channel": row["channel"],
-            "mediaUrls": media_urls,
+            "mediaUrls": [],
             "status": row["status"],
         }
-        if media_urls:
-            shown["mediaUrl"] = media_urls[0]
-        if row["sender"] is not None:
-            shown["senderIdentifier"] = row["sender"]
-        if row["reactions"] is not None:
-            shown["reactions"] = [self.reaction(reaction) for reaction in json.loads(row["reactions"])]
-        if row["reply_to"] is not None:
-            shown["replyTo"] = json.loads(row["reply_to"])
+        if shown["direction"] == "outbound":
+            shown["fromNumber"], shown["toNumber"] = shown["toNumber"], shown["fromNumber"]
+        if row["details"] is not None:
+            details = details_of(row)
+            shown |= details
+            if "senderIdentifier" in details:
+                shown["fromNumber"] = details["senderIdentifier"]
+            if "mediaUrls" in details:
+                shown["mediaUrl"] = details["mediaUrls"][0]
+            if "reactions" in details:
+                shown["reactions"] = [self.reaction(reaction) for reaction in details["reactions"]]
         return shown
 
     def reaction(self, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,8 +105,8 @@ class Shapes:
         }
         if message["mediaUrls"]:
             data["mediaUrls"] = message["mediaUrls"]
-        if row["sender"] is not None:
-            data["senderIdentifier"] = row["sender"]
+        if "senderIdentifier" in message:
+            data["senderIdentifier"] = message["senderIdentifier"]
         if group := _group(conversation):
             data["group"] = group
         return self._event("agent.message", row["channel"], message["receivedAt"], data, conversation, earlier)

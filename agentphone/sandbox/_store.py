@@ -35,10 +35,10 @@ from agentphone.sandbox._schema import (
     OLDEST_MESSAGES,
     SCHEMA,
     SCHEMA_VERSION,
-    SET_REACTIONS,
+    SET_DETAILS,
     UPSERT_CONVERSATION,
 )
-from agentphone.sandbox._shapes import Row, Shapes, id_of
+from agentphone.sandbox._shapes import Row, Shapes, details_of, id_of
 
 PREVIEW_LENGTH = 100
 MIN_TIMESTAMP, MAX_TIMESTAMP = -(2**63), 2**63 - 1  # the range of SQLite's integers
@@ -245,8 +245,9 @@ class Store:
                 "direction": direction,
                 "createdAt": self._next_timestamp(),
             }
-            reactions = [*json.loads(row["reactions"] or "[]"), stored]
-            connection.execute(SET_REACTIONS, (json.dumps(reactions), message_id))
+            details = details_of(row)
+            details["reactions"] = [*details.get("reactions", ()), stored]
+            connection.execute(SET_DETAILS, (json.dumps(details), message_id))
             context_limit = self.queue.context_limit(connection) if direction == "inbound" else None
             if context_limit is not None:
                 latest = self._newest(connection, conversation, MAX_TIMESTAMP, context_limit)
@@ -384,11 +385,15 @@ class Store:
         channel = message.channel or conversation["channel"]
         if channel == "sms" and message.media_urls:
             channel = "mms"
-        reply_to = None
+        details: dict[str, Any] = {}
+        if message.sender is not None:
+            details["senderIdentifier"] = message.sender
+        if message.media_urls:
+            details["mediaUrls"] = message.media_urls
         # SMS and MMS ignore threading.
         if parent is not None and parent["conversation"] == conversation["serial"] and channel not in ("sms", "mms"):
-            parent_media = json.loads(parent["media_urls"] or "[]")
-            reply_to = {"messageId": parent["id"], "message": parent["body"], "mediaUrls": parent_media}
+            media_urls = details_of(parent).get("mediaUrls", [])
+            details["replyTo"] = {"messageId": parent["id"], "message": parent["body"], "mediaUrls": media_urls}
         row = {
             "conversation": conversation["serial"],
             "received_at": message.at,
@@ -398,11 +403,8 @@ class Store:
             "body": message.body,
             "channel": channel,
             "status": message.status or ("received" if message.direction == "inbound" else "delivered"),
-            "sender": message.sender,
-            "media_urls": json.dumps(message.media_urls) if message.media_urls else None,
-            "reply_to": None if reply_to is None else json.dumps(reply_to),
-            "reactions": None,
             "visible_at": message.visible_at,
+            "details": json.dumps(details) if details else None,
         }
         connection.execute(INSERT_MESSAGE, row)
         if conversation["message_count"] == 1:

@@ -127,6 +127,7 @@ class _Server(uvicorn.Server):
             log_level="critical",
             access_log=False,
             proxy_headers=False,
+            date_header=False,  # the application sends it, by the clock that dates the messages
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agentphone import AgentPhoneError, APIConnectionError, APIStatusError, APITimeoutError, DeadlineExceededError
+from agentphone import APIConnectionError, APIStatusError, APITimeoutError, DeadlineExceededError
 from agentphone.__main__ import main
 from agentphone.cli._base import describe
 from tests.support.cli_support import KEY, RunCommand
@@ -31,6 +31,7 @@ from tests.support.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, ru
         (["get"], "Missing argument 'ID'"),
         (["get", ""], "conversation_id must not be empty"),
         (["get", "a" * 5000], "conversation_id must have at most 4096 characters, got 5000"),
+        (["get", "conv_1\n"], "conversation_id must not contain control characters, got 'conv_1\\n'"),
         (["get", "conv_\udcff"], "conversation_id must be Unicode text"),
         (["get", "conv_1", "--messages", "101"], "Invalid value for '--messages': 101 is not in the range 1<=x<=100"),
         (["messages", "conv_1", "--order", "up"], "'up' is not one of 'asc', 'desc'"),
@@ -40,6 +41,10 @@ from tests.support.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, ru
         (["follow", "conv_1", "--after", "2025-01-15"], "--after"),
         (["follow", ""], "conversation_id must not be empty"),
         (["watch", "--after", "now"], "--after"),
+        (["watch", "--poll-interval", "0"], "Invalid value for '--poll-interval': 0.0 is not in the range x>0"),
+        (["watch", "--poll-interval", "often"], "Invalid value for '--poll-interval'"),
+        (["watch", "--poll-interval", "inf"], "poll_interval must be at most"),
+        (["follow", "conv_1", "--poll-interval", "nan"], "poll_interval must be more than 0 seconds, got nan"),
         (["update", "conv_1"], "Pass exactly one of --set, --file and --clear"),
         (["update", "conv_1", "--clear", "--set", "a=1"], "Pass exactly one of --set, --file and --clear"),
         (["update", "conv_1", "--set", "a"], "--set must be KEY=VALUE, got 'a'"),
@@ -62,17 +67,23 @@ def test_usage_error_is_one_line_and_exit_code_2(run_command: RunCommand, argume
     assert "(usage: agentphone conversations" in outcome.errors
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        *(cls("no", request="GET /", status_code=400) for cls in APIStatusError.__subclasses__()),
-        *(cls("no", request="GET /") for cls in (APIConnectionError, APITimeoutError, DeadlineExceededError)),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_advice_is_about_the_command_line(error: AgentPhoneError) -> None:
+CLASSES: list[type[Any]] = [
+    APIConnectionError,
+    APITimeoutError,
+    DeadlineExceededError,
+    *APIStatusError.__subclasses__(),
+]
+ADVICE = [(cls, name) for cls in CLASSES for name in vars(cls) if name.startswith("advice")]
+
+
+@pytest.mark.parametrize(("cls", "name"), ADVICE, ids=[f"{cls.__name__}.{name}" for cls, name in ADVICE])
+def test_advice_is_about_the_command_line(cls: type[Any], name: str) -> None:
     """No error of the API advises to change an argument of a Python function."""
-    assert not re.search(r"[`(=]\w*=|`|\w\(\)|_\w+=", describe(error))
+    status = {"status_code": 400} if issubclass(cls, APIStatusError) else {}
+    error = cls("no", request="GET /", **status)
+    error.advice = getattr(cls, name)
+    assert describe(error).startswith("GET /: ")
+    assert not re.search(r"`|\w\(\)|\b[a-z_]+=|\b[a-z]+_[a-z]+\b", describe(error))
 
 
 def test_api_error_is_one_line_and_exit_code_1(run_command: RunCommand) -> None:
@@ -99,8 +110,7 @@ def test_base_url_may_end_in_v1(run_command: RunCommand, url: str) -> None:
 def test_404_of_the_list_says_to_check_the_base_url(run_command: RunCommand, url: str) -> None:
     outcome = run_command("list", "--base-url", f"{url}/elsewhere")
     assert (outcome.code, outcome.output) == (1, "")
-    assert "base_url" in outcome.errors
-    assert "AGENTPHONE_BASE_URL (it stops before /v1)" in outcome.errors
+    assert "check --base-url and AGENTPHONE_BASE_URL (it stops before /v1)" in outcome.errors
 
 
 def test_missing_key_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

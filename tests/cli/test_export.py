@@ -18,6 +18,7 @@ from agentphone.__main__ import main
 from tests.support.processes import (
     AGENTPHONE,
     ENVIRONMENT,
+    PYTHON,
     SECONDS,
     read_terminal,
     run,
@@ -165,3 +166,29 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_resume(tmp_path: Path) -> None:
     os.close(master)
     assert output.decode().endswith(f"{RESUMES}\r\n")
     assert b"Traceback" not in output
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from agentphone import _portal
+from agentphone.__main__ import main
+from agentphone.export import _files
+write, cancel, is_cancelled = _files._Parquet.write, _portal._BlockingCall._cancel, threading.Event()
+def interrupted_write(*args):
+    write(*args)
+    os.kill(os.getpid(), signal.SIGINT)
+    is_cancelled.wait(60)
+def observed_cancel(*args):
+    cancel(*args)
+    is_cancelled.set()
+_files._Parquet.write, _portal._BlockingCall._cancel = interrupted_write, observed_cancel
+sys.exit(main(["export", "backup", "--format", "parquet", "--base-url", "sandbox:"]))
+"""
+
+
+def test_ctrl_c_while_parquet_is_written_prints_no_traceback(tmp_path: Path) -> None:
+    code, shown = run_in_terminal(*PYTHON, "-c", INTERRUPTED, cwd=tmp_path, TERM="dumb")
+    assert code == 130
+    assert shown.endswith(f"{RESUMES}\r\n")
+    assert not re.search("Traceback|Error|Exception", shown)
+    assert main(["export", str(tmp_path / "backup"), "--format", "parquet", *LOCAL]) == 0

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,7 @@ import pytest
 
 from agentphone.__main__ import main
 from agentphone.cli.commands import agentphone
-from agentphone.cli.conversations import conversations
-from tests.support.processes import AGENTPHONE, run, widest
+from tests.support.processes import AGENTPHONE, ENVIRONMENT, SECONDS, read_terminal, run, widest
 
 
 def commands(command: click.Command = agentphone, *path: str) -> Iterator[tuple[str, ...]]:
@@ -52,7 +52,7 @@ def parse(arguments: list[str], command: click.Command = agentphone) -> None:
 
 def test_main_help_lists_every_command() -> None:
     listed = {name for names in agentphone.headings.values() for name in names}
-    assert listed == {" ".join(path) for path in commands() if path} - {"conversations"}
+    assert listed == {" ".join(path) for path in commands() if path} - {"conversations", "messages"}
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +66,57 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SESSION = [
+    # What is typed, with tabs, and the line that this makes.
+    ("agentphone --base-url sandbox: conversations li\t", "agentphone --base-url sandbox: conversations list "),
+    ("agentphone --base-url=sandbox: export x --fo\t", "agentphone --base-url=sandbox: export x --format "),
+    (
+        "agentphone conversations --base-url http://127.0.0.1:80 messages x --order=de\t",
+        "agentphone conversations --base-url http://127.0.0.1:80 messages x --order=desc ",
+    ),
+    ("agentphone conversations update x --file state.js\t", "agentphone conversations update x --file state.json "),
+]
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_bash_completion_from_the_help_page(script: Path) -> None:
+def test_bash_completes_what_is_typed(script: Path, tmp_path: Path) -> None:
+    """An interactive bash with the line of the help page; Ctrl-A and `#` turn each completed line into a comment."""
+    pty = pytest.importorskip("pty")
     (line,) = re.findall(r"^  bash  (.*)$", run(*AGENTPHONE, "--help").stdout, re.MULTILINE)
-    script_text = f"""\
-{line}
-for typed in 'agentphone conv' 'agentphone conversations ' 'agentphone conversations list --al'; do
-    COMP_WORDS=($typed); [[ $typed == *' ' ]] && COMP_WORDS+=('')
-    COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMPREPLY=()
-    _agentphone_completion agentphone
-    echo "${{COMPREPLY[@]}}"
-done
-"""
-    done = run("bash", "-c", script_text, PATH=f"{script}{os.pathsep}{os.environ['PATH']}")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["conversations", " ".join(sorted(conversations.commands)), "--all"]
+    (tmp_path / "state.json").touch()
+    settings = {
+        "PATH": f"{script}{os.pathsep}{os.environ['PATH']}",
+        "TERM": "dumb",
+        "HISTFILE": str(tmp_path / "typed"),
+    }
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=tmp_path,
+        env=ENVIRONMENT | settings,
+        start_new_session=True,
+    ) as process:
+        try:
+            os.close(slave)
+            typed = "".join(f"{typed}\x01#\n" for typed, _ in SESSION)
+            os.write(master, f"{line}\n{typed}exit\n".encode())
+            while read_terminal(master):
+                pass
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+    os.close(master)
+    history = (tmp_path / "typed").read_text().splitlines()
+    assert history[1:-1] == [f"#{completed}" for _, completed in SESSION]
+
+
+def test_script_that_click_wrote_earlier_still_completes(script: Path) -> None:
+    words = {"COMP_WORDS": "agentphone conversations li", "COMP_CWORD": "2", "_AGENTPHONE_COMPLETE": "bash_complete"}
+    done = run("agentphone", PATH=f"{script}{os.pathsep}{os.environ['PATH']}", cwd=None, **words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "plain,list\n", "")
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
@@ -89,7 +125,10 @@ def test_completion_in_other_shells(shell: str, script: Path) -> None:
     source = run("agentphone", PATH=path, _AGENTPHONE_COMPLETE=f"{shell}_source")
     assert (source.returncode, source.stderr) == (0, "")
     assert f"_AGENTPHONE_COMPLETE={shell}_complete" in source.stdout
-    words = {"COMP_WORDS": "agentphone conversations me", "COMP_CWORD": "me" if shell == "fish" else "2"}
+    words = {
+        "COMP_WORDS": "agentphone --base-url sandbox: conversations me",
+        "COMP_CWORD": "me" if shell == "fish" else "4",
+    }
     done = run("agentphone", PATH=path, _AGENTPHONE_COMPLETE=f"{shell}_complete", cwd=None, **words)
     assert (done.returncode, done.stderr) == (0, "")
     assert "messages" in done.stdout

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
+import click
 import httpx
 import pytest
 
+from agentphone import APIConnectionError, APITimeoutError, Conversations, ServerError
+from agentphone.__main__ import main
+from agentphone.cli.conversations import _report_retries
 from tests.support.processes import AGENTPHONE, ENVIRONMENT, SECONDS, read_terminal, sandbox
 
 NUMBER = "+15555550100"
@@ -43,10 +49,10 @@ def box() -> Iterator[Box]:
 
 @contextmanager
 def running(box: Box, *arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
-    """Run `agentphone conversations ...` against the sandbox."""
+    """Run `agentphone conversations ...` against the sandbox, with frequent polls."""
     settings = {"AGENTPHONE_API_KEY": "any-key", "AGENTPHONE_BASE_URL": box.url, "TERM": "xterm"}
     with subprocess.Popen(
-        [*AGENTPHONE, "conversations", *arguments],
+        [*AGENTPHONE, "conversations", *arguments, "--poll-interval", "0.05"],
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
@@ -145,10 +151,63 @@ def test_connection_failures_are_reported_and_retried(box: Box, tmp_path: Path) 
             assert report.startswith(
                 f"agentphone conversations follow: GET /v1/conversations/{conversation_id}/messages"
             )
-            assert re.search(r"Trying again in \d+\.\d s\.\n$", report)
+            assert report.endswith(
+                ". Trying again until it works. Check the network and the base URL (--base-url or"
+                " AGENTPHONE_BASE_URL).\n"
+            )
             with sandbox("--db", file, "--port", port):
                 Box(url).text("after")
                 assert json.loads(cast("IO[str]", process.stdout).readline())["body"] == "after"
+
+
+@pytest.mark.parametrize("command", [["watch"], ["follow", "conv_1"]], ids=["watch", "follow"])
+def test_repeated_failures_are_reported_once(command: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(SECONDS)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with running(Box(url), *command) as process:
+            for _ in range(6):  # more than the attempts of one call
+                server.accept()[0].close()
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=SECONDS)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.startswith(f"agentphone conversations {command[0]}: GET /v1/conversations")
+    assert stderr.count("\n") == 1
+
+
+def test_lasting_failure_is_reported_every_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    report = _report_retries(click.Context(click.Command("watch"), info_name="watch"), clock=lambda: now)
+    errors = [
+        APIConnectionError("refused", request="GET /"),
+        ServerError("Bad Gateway", request="GET /", status_code=502),
+        APITimeoutError("no response", request="GET /"),
+    ]
+    for now in (0.0, 1.0, 59.9, 60.0, 60.1, 119.9, 125.0, 180.0, 185.0):
+        report(errors[int(now // 60) % 3], 1.0)
+        assert capsys.readouterr().err.count("\n") == (now in (0.0, 60.0, 125.0, 185.0))
+
+
+@pytest.mark.parametrize(("command", "idle"), [(["watch"], 60), (["follow", "conv_1"], 30)], ids=["watch", "follow"])
+def test_poll_interval_option_sets_the_interval(
+    command: list[str], idle: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = getattr(Conversations, command[0])
+    passed: list[dict[str, Any]] = []
+
+    def record(*_: object, **arguments: Any) -> Iterator[Any]:
+        passed.append(arguments)
+        return iter(())
+
+    monkeypatch.setattr(Conversations, command[0], record)
+    for options in ([], ["--poll-interval", "0.5"]):
+        assert main(["conversations", *command, *options, "--base-url", "sandbox:"]) == 0
+    defaults = inspect.signature(method).parameters
+    assert [arguments["poll_interval"] for arguments in passed] == [defaults["poll_interval"].default, 0.5]
+    with pytest.raises(SystemExit):
+        main(["conversations", command[0], "--help"])
+    assert defaults["max_poll_interval"].default == idle
+    assert re.search(rf"up\s+to\s+{idle}\s+seconds", capsys.readouterr().out)
 
 
 def test_watch_of_a_wrong_base_url_is_exit_code_1(box: Box) -> None:
@@ -156,7 +215,7 @@ def test_watch_of_a_wrong_base_url_is_exit_code_1(box: Box) -> None:
         stdout, stderr = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout) == (1, "")
     assert stderr.startswith("agentphone conversations watch: GET /v1/conversations?")
-    assert "base_url" in stderr
+    assert "--base-url" in stderr
     assert stderr.count("\n") == 1
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
-from agentphone.cli._tables import CONVERSATIONS, GAP, widths
+from agentphone.cli._tables import ARRIVALS, CONVERSATIONS, GAP, MESSAGES, Column, widths
 from agentphone.sandbox import Sandbox
 from tests.support.cli_support import KEY
 from tests.support.processes import AGENTPHONE, run_in_terminal, widest
@@ -114,6 +114,36 @@ def test_narrow_table_hides_columns_and_keeps_ids_complete(listed: list[dict[str
         assert shown.splitlines()[1].split()[0] == listed[0]["id"]
 
 
+@pytest.mark.parametrize(("columns", "inbound"), [(25, "in"), (47, "in"), (48, "inbound")])
+def test_narrow_table_of_messages_shortens_the_direction(
+    untrusted: tuple[str, str], columns: int, inbound: str
+) -> None:
+    shown = plain(in_terminal("messages", untrusted[1], "--base-url", untrusted[0], columns=columns))
+    titles, first, *_ = shown.splitlines()
+    assert ("DIRECTION" if inbound == "inbound" else "DIR") in titles.split()
+    assert inbound in first.split()
+
+
+@pytest.mark.parametrize(
+    ("available", "titles"),
+    [
+        (200, ["RECEIVED (UTC)", "CONVERSATION", "PARTICIPANT", "DIRECTION", "TEXT"]),
+        (80, ["RECEIVED (UTC)", "PARTICIPANT", "DIRECTION", "TEXT"]),
+        (66, ["RECEIVED (UTC)", "PARTICIPANT", "DIRECTION", "TEXT"]),
+        (60, ["RECEIVED (UTC)", "PARTICIPANT", "DIR", "TEXT"]),
+        (59, ["PARTICIPANT", "DIR", "TEXT"]),
+        (38, ["DIR", "TEXT"]),
+        (20, ["TEXT"]),
+    ],
+)
+def test_direction_is_shortened_before_time_and_participant_are_hidden(available: int, titles: list[str]) -> None:
+    row = [Text(text) for text in ("2025-01-15 12:00:00", "conv_9e37b2288a186049", "+15555550110", "outbound", "hello")]
+    computed = zip(ARRIVALS, widths(ARRIVALS, [row], available), strict=True)
+    assert [
+        "DIR" if column.title == "DIRECTION" and width == 3 else column.title for column, width in computed if width
+    ] == titles
+
+
 @pytest.mark.parametrize("setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_color_means_plain_text(setting: dict[str, str]) -> None:
     for command in (["list"], ["get", "conv_9e37b2288a186049"]):
@@ -136,14 +166,14 @@ def test_empty_results_print_a_note(tmp_path: Path, untrusted: tuple[str, str]) 
     assert plain(in_terminal("messages", untrusted[1], *before, "--base-url", untrusted[0])) == "No messages.\n"
 
 
-CELLS = st.text(st.sampled_from("ab 日👍"), max_size=40).map(Text)
-
-
+@pytest.mark.parametrize("columns", [CONVERSATIONS, MESSAGES, ARRIVALS], ids=["list", "messages", "watch"])
 @settings(deadline=None)
-@given(st.lists(st.tuples(*[CELLS] * len(CONVERSATIONS)), min_size=1, max_size=5), st.integers(1, 200))
-def test_columns_fit_the_terminal(rows: list[tuple[Text, ...]], available: int) -> None:
-    computed = widths(CONVERSATIONS, rows, available)
+@given(data=st.data(), available=st.integers(1, 200))
+def test_columns_fit_the_terminal(columns: tuple[Column, ...], data: st.DataObject, available: int) -> None:
+    cells = st.text(st.sampled_from("ab 日👍"), max_size=40).map(Text)
+    rows = data.draw(st.lists(st.tuples(*[cells] * len(columns)), min_size=1, max_size=5))
+    computed = widths(columns, rows, available)
     shown = [width for width in computed if width]
     assert sum(shown) + GAP * (len(shown) - 1) <= available
-    assert computed[0] > 0
+    assert all(width > 0 for column, width in zip(columns, computed, strict=True) if column.rank == 0)
     assert min(computed) >= 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.support.cli_support import RunCommand
+from tests.support.cli_support import RunCommand, parse
 
 
 def test_set_keeps_other_keys(run_command: RunCommand, listed: list[dict[str, Any]]) -> None:
@@ -17,6 +18,16 @@ def test_set_keeps_other_keys(run_command: RunCommand, listed: list[dict[str, An
     assert row["metadata"] == {"topic": "order", "step": 3}
     run_command("update", conversation_id, "--set", "step=4", "--set", 'tags=["vip"]')
     assert run_command("get", conversation_id).rows[0]["metadata"] == {"topic": "order", "step": 4, "tags": ["vip"]}
+
+
+def test_update_prints_the_conversation_without_messages(
+    run_command: RunCommand, api: httpx.Client, listed: list[dict[str, Any]]
+) -> None:
+    for change in (["--set", "a=1"], ["--clear"]):
+        (row,) = run_command("update", listed[7]["id"], *change).rows
+        expected = parse(api.get(f"/v1/conversations/{row['id']}")) | {"lastMessagePreview": None}
+        assert expected.pop("messages")
+        assert row == expected
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
+import attrs
 import httpx
 import pytest
 
@@ -19,6 +20,7 @@ import agentphone
 from agentphone import errors
 from agentphone.cli.commands import agentphone as agentphone_command
 from agentphone.cli.commands import sandbox as sandbox_command
+from agentphone.models import Model, json_keys, optional_keys
 from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal, sandbox
 
 ROOT = Path(__file__).parents[2]
@@ -65,23 +67,25 @@ GATES = {
     f"{gate}.py": f"from django.core.{gate} import get_{gate}_application\n\napplication = get_{gate}_application()\n"
     for gate in ("asgi", "wsgi")
 }
+UVICORN = ["--port", "0", "--lifespan", "off"]
 SERVERS = {
-    "uvicorn": ["uvicorn", "asgi:application", "--port", "0", "--lifespan", "off"],
+    "uvicorn": ["uvicorn", "asgi:application", *UVICORN],
     "gunicorn": ["gunicorn", "wsgi:application", "--bind", "127.0.0.1:0", "--preload", "--workers", "2"],
 }
 
 
 @contextmanager
-def django(project: Path, agentphone_url: str, server: str) -> Iterator[str]:
-    """Serve the README's views in a Django project, and give its URL."""
-    for name, text in ({"settings.py": SETTINGS} | GATES | FILES).items():
+def served(project: Path, agentphone_url: str, server: list[str], **more: str) -> Iterator[str]:
+    """Serve the README's files as a project, with more modules, and give its URL."""
+    modules = {f"{name}.py": text for name, text in more.items()}
+    for name, text in ({"settings.py": SETTINGS} | GATES | FILES | modules).items():
         (project / name).write_text(text, encoding="utf-8")
     environment = ENVIRONMENT | {
         "DJANGO_SETTINGS_MODULE": "settings",
         "AGENTPHONE_BASE_URL": agentphone_url,
         "AGENTPHONE_API_KEY": "any-key",
     }
-    command = [sys.executable, "-m", *SERVERS[server]]
+    command = [sys.executable, "-m", *server]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=project) as process:
         try:
             said: list[str] = []
@@ -100,7 +104,7 @@ def django(project: Path, agentphone_url: str, server: str) -> Iterator[str]:
 def test_the_django_views_answer_real_requests(tmp_path: Path, server: str) -> None:
     with (
         sandbox("--demo") as (_, agentphone_url),
-        django(tmp_path, agentphone_url, server) as url,
+        served(tmp_path, agentphone_url, SERVERS[server]) as url,
         httpx.Client(base_url=url, timeout=SECONDS) as browser,
     ):
         inbox = browser.get("/inbox").json()
@@ -111,6 +115,48 @@ def test_the_django_views_answer_real_requests(tmp_path: Path, server: str) -> N
         assert resolved["state"]["resolved"] is True
         assert browser.post("/conversations/conv_nobody/resolve").status_code == 404
         assert browser.get(f"/conversations/{latest}/resolve").status_code == 405
+
+
+def test_fastapi_and_django_answer_with_models_as_json(tmp_path: Path) -> None:
+    urls = "import django_json\nfrom django.urls import path\n\n"
+    urls += 'urlpatterns = [path("<str:conversation_id>", django_json.history)]\n'
+    with sandbox("--demo") as (_, agentphone_url), httpx.Client(timeout=SECONDS) as browser:
+        headers = {"Authorization": "Bearer any-key"}
+        api = httpx.get(f"{agentphone_url}/v1/conversations?limit=20", headers=headers).json()
+        with served(tmp_path, agentphone_url, ["uvicorn", "fastapi_app:app", *UVICORN]) as url:
+            page = browser.get(f"{url}/conversations").json()
+        assert {key: page[key] for key in ("hasMore", "total")} == {"hasMore": True, "total": 36}
+        assert [item["id"] for item in page["data"]] == [item["id"] for item in api["data"]]
+        with served(tmp_path, agentphone_url, SERVERS["uvicorn"], urls=urls) as url:
+            page = browser.get(f"{url}/{api['data'][0]['id']}").json()
+        assert (len(page["data"]), page["hasMore"], page["total"]) == (50, True, None)
+        assert {"id", "body", "fromNumber", "toNumber", "direction", "receivedAt"} <= page["data"][0].keys()
+
+
+def table_of_fields() -> str:
+    """Return the table of the models' fields, from the classes."""
+    rows = ["| model | field | in the API | type |", "|---|---|---|---|"]
+    public = [getattr(agentphone, name) for name in agentphone.__all__]
+    models: list[Any] = [cls for cls in public if isinstance(cls, type) and issubclass(cls, Model)]
+    for model in models:
+        title, inherited = f"`{model.__name__}`", set[Any]()
+        for base in filter(attrs.has, model.__bases__):
+            title, inherited = f"{title}, a `{base.__name__}` with", {each.name for each in attrs.fields(base)}
+        optional = dict(optional_keys(model))
+        for name, key in (dict(json_keys(model)) | optional).items():
+            if name not in inherited:
+                kind, *null = model.__annotations__[name].split(" | ")
+                mark = "°" if name in optional else ""
+                rows.append(f"| {title} | `{name}`{mark} | `{key}` | `{kind}`{' or None' if null else ''} |")
+                title = ""
+    return "\n".join(rows)
+
+
+def test_the_table_of_fields_is_that_of_the_classes() -> None:
+    table = table_of_fields()
+    assert len(table.splitlines()) > 40
+    shown = README.partition("### Fields of the models")[2].partition("\n|")[2].partition("\n\n")[0]
+    assert f"|{shown}" == table
 
 
 def test_the_two_commands_are_what_continuous_integration_runs() -> None:
@@ -155,7 +201,7 @@ def test_a_terminal_shows_what_the_examples_show(tmp_path: Path) -> None:
 
 def test_the_table_of_commands_is_that_of_the_help() -> None:
     commands = [name for names in agentphone_command.headings.values() for name in names]
-    assert re.findall(r"^\| `agentphone ([a-z ]+?)(?: [A-Z]+)?` \|", README, re.MULTILINE) == commands
+    assert re.findall(r"^\| `agentphone ([a-z ]+?)(?: [A-Z]+)*` \|", README, re.MULTILINE) == commands
 
 
 def test_every_error_that_the_table_could_name_is_there() -> None:

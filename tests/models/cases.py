@@ -30,6 +30,22 @@ MESSAGE_FIELDS = {
     "channel": ("string", False),
     "status": ("string", False),
 }
+# Fields that the API's reference does not describe: a value of another type stays in `extra`.
+CONVERSATION_OPTIONS = {
+    "channel": "string",
+    "isGroup": "boolean",
+    "groupId": "string",
+    "groupName": "string",
+    "participants": "array",
+}
+MESSAGE_OPTIONS = {
+    "reactions": "array",
+    "replyTo": "object",
+    "senderIdentifier": "string",
+    "deliveredAt": "timestamp",
+    "readAt": "timestamp",
+    "errorCode": "string",
+}
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

@@ -11,10 +11,10 @@ from typing import Any
 import attrs
 import pytest
 
-from agentphone import Conversation, ConversationDetail, Message, Page
+from agentphone import Conversation, ConversationDetail, Message, Page, Participant, Reaction, ReplyTo
 from agentphone._decoding import decode
 from agentphone._json import DecodeError
-from tests.models.cases import CONVERSATION_FIELDS, MESSAGE_FIELDS, NOON
+from tests.models.cases import CONVERSATION_FIELDS, CONVERSATION_OPTIONS, MESSAGE_FIELDS, MESSAGE_OPTIONS, NOON
 from tests.support.helpers import conversation, message, page, sample
 
 
@@ -63,7 +63,8 @@ def test_sample_detail() -> None:
         last_message_at=at,
         message_count=2,
         created_at=datetime(2025, 1, 15, 11, 30, tzinfo=UTC),
-        extra={"channel": "mms", "isGroup": False},
+        channel="mms",
+        is_group=False,
         messages=(
             Message(
                 id="msg_002",
@@ -74,7 +75,7 @@ def test_sample_detail() -> None:
                 channel="mms",
                 media_urls=("https://media.example/label.png",),
                 status="delivered",
-                extra={"reactions": [{"kind": "like"}]},
+                reactions=(Reaction(extra={"kind": "like"}),),
             ),
             QUESTION,
         ),
@@ -130,6 +131,63 @@ def test_only_required_fields_must_be_present(
         for body in (without, good | {name: None}):
             model = decode(json.dumps(body).encode(), shape)
             assert getattr(model, re.sub("([A-Z])", r"_\1", name).lower()) is None
+
+
+OPTIONS = [
+    *((Conversation, conversation(), *rule) for rule in CONVERSATION_OPTIONS.items()),
+    *((ConversationDetail, conversation(messages=[]), *rule) for rule in CONVERSATION_OPTIONS.items()),
+    *((Message, message(), *rule) for rule in MESSAGE_OPTIONS.items()),
+]
+
+
+@pytest.mark.parametrize(("shape", "good", "name", "kind"), OPTIONS)
+def test_optional_field_that_does_not_fit_stays_in_extra(
+    shape: Any, good: dict[str, Any], name: str, kind: str
+) -> None:
+    attribute = re.sub("([A-Z])", r"_\1", name).lower()
+    empty = () if kind == "array" else None
+    for wrong in WRONG_TYPES[kind]:
+        if wrong is None:
+            continue
+        raw = good | {"more": 1, name: wrong}
+        model = decode(json.dumps(raw).encode(), shape)
+        assert getattr(model, attribute) == empty
+        assert model.extra == {name: wrong, "more": 1}
+        assert model.to_dict()[name] == wrong
+    for raw in (good, good | {name: None}):
+        model = decode(json.dumps(raw).encode(), shape)
+        assert (getattr(model, attribute), model.extra) == (empty, {})
+        assert name not in model.to_dict()
+
+
+def test_optional_fields_have_their_types() -> None:
+    reaction = {"id": "r1", "reactionType": "love", "fromNumber": "+1", "direction": "inbound"}
+    raw = message(
+        reactions=[reaction | {"createdAt": "2025-06-30T12:00:00Z"}, {"reactionType": 5}],
+        replyTo={"messageId": "msg_0", "message": "Hi", "mediaUrls": None, "more": 1},
+        senderIdentifier="a@example.com",
+        deliveredAt="2025-06-30T12:00:00Z",
+        readAt="2025-06-30T14:00:00+02:00",
+        errorCode="30007",
+    )
+    read = decode(json.dumps(raw).encode(), Message)
+    love = Reaction(id="r1", reaction_type="love", from_number="+1", direction="inbound", created_at=NOON)
+    assert read.reactions == (love, Reaction(extra={"reactionType": 5}))
+    assert read.reply_to == ReplyTo(message_id="msg_0", message="Hi", extra={"more": 1})
+    assert (read.sender_identifier, read.delivered_at, read.read_at) == ("a@example.com", NOON, NOON)
+    assert (read.error_code, read.extra) == ("30007", {})
+    people = [{"identifier": "+1", "name": "Maya"}, {"identifier": "a@example.com"}]
+    group = {"channel": "imessage", "isGroup": True, "groupId": "grp_1", "groupName": "Us", "participants": people}
+    found = decode(json.dumps(conversation(**group)).encode(), Conversation)
+    assert found.participants == (Participant(identifier="+1", name="Maya"), Participant(identifier="a@example.com"))
+    assert (found.channel, found.is_group, found.group_id, found.group_name) == ("imessage", True, "grp_1", "Us")
+    assert found.extra == {}
+
+
+@pytest.mark.parametrize("wrong", [["love"], [{"id": "r1"}, None], {"id": "r1"}], ids=str)
+def test_list_with_an_item_that_does_not_fit_stays_in_extra_whole(wrong: Any) -> None:
+    read = decode(json.dumps(message(reactions=wrong)).encode(), Message)
+    assert (read.reactions, read.extra) == ((), {"reactions": wrong})
 
 
 NOT_OBJECTS: tuple[Any, ...] = ([], "x", 5, True, None)

@@ -33,9 +33,12 @@ def parse(payload: bytes) -> Event:
 @pytest.mark.parametrize(
     ("cls", "raw"),
     [
-        (Message, message(reactions=[{"reactionType": "love"}], replyTo=None)),
+        (Message, message(reactions=[{"reactionType": "love"}], content={"a": None})),
+        (Message, message(replyTo={"messageId": "msg_0", "mediaUrls": ["a"]}, readAt="2025-06-30T12:00:00Z")),
+        (Message, message(errorCode=30007, reactions="none", deliveredAt="soon")),
         (Message, message(body=None, mediaUrls=[])),
         (Conversation, conversation(channel="sms", metadata={"a": [1, {"b": None}]})),
+        (Conversation, conversation(isGroup=False, groupName="Us", participants=[{"identifier": "+1", "role": 1}])),
         (ConversationDetail, conversation(messages=[message(), message(id="msg_2", extra={"x": 1})])),
         (Page[Conversation], page(conversation(), has_more=True, total=36)),
         (Page[Message], page(message(), total=None)),
@@ -45,6 +48,18 @@ def test_to_dict_is_what_the_api_sent(cls: Any, raw: dict[str, Any]) -> None:
     model = decode(json.dumps(raw).encode(), cls)
     assert json.loads(json.dumps(model.to_dict())) == raw
     assert decode(json.dumps(model.to_dict()).encode(), cls) == model
+
+
+def test_empty_optional_fields_are_left_out() -> None:
+    empty: dict[str, Any] = {
+        "reactions": [],
+        "replyTo": None,
+        "senderIdentifier": None,
+        "deliveredAt": None,
+        "errorCode": None,
+    }
+    model = decode(json.dumps(message(**empty)).encode(), Message)
+    assert (model.to_dict(), model.extra) == (message(), {})
 
 
 def test_changing_the_dict_does_not_change_the_model() -> None:

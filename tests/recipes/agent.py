@@ -15,7 +15,6 @@ BOOKMARK = Path("agent.bookmark")  # the position of the message that was handle
 class OrderState:
     order_id: str | None = None
     texts: int = 0
-    reply: str | None = None
 
 
 def think(text: str, state: OrderState) -> str:
@@ -51,11 +50,13 @@ async def main() -> None:
             store(await newest(client))  # before the first poll: a text that arrives while this is stopped is not lost
         last = Cursor.parse(BOOKMARK.read_text())
         async for conversation, message in client.conversations.watch(after=last, poll_interval=1):
-            if message.direction == "inbound":
-                async with client.conversations.state(conversation.id, OrderState) as state:
-                    state.reply = think(message.body or "", state)
-                print(f"{conversation.participant}: {message.body!r} -> {state.reply!r}", flush=True)
-            store(message.cursor)
+            if message.direction != "inbound":
+                continue
+            async with client.conversations.state(conversation.id, OrderState) as state:
+                reply = think(message.body or "", state)
+            store(message.cursor)  # before the reply: a crash may lose a reply, but never sends one twice
+            await client.conversations.reply(conversation, reply)
+            print(f"{conversation.participant}: {message.body!r} -> {reply!r}", flush=True)
 
 
 asyncio.run(main())

@@ -40,6 +40,7 @@ async def main() -> None:
         async for conversation, message in client.conversations.watch(poll_interval=1):
             if message.direction == "inbound":
                 answer = await agent.run(message.body, deps=Deps(client, conversation.id))
+                await client.conversations.reply(conversation, answer.output)
                 print(f"{conversation.participant}: {answer.output}", flush=True)
 
 

@@ -7,9 +7,11 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agentphone.sandbox import Sandbox
+from agentphone.sandbox.server import running
 
 from .helpers import ADA, AGENT, call, statuses
 from .receiver import SECRET, receiving, until
@@ -100,6 +102,17 @@ def test_message_is_dated_inside_its_transaction(tmp_path: Path) -> None:
         box.clock = clock
         text = box.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
     assert text["receivedAt"] == "2025-01-15T12:00:00.000000Z"
+
+
+def test_responses_are_dated_by_the_clock(sandbox: Sandbox) -> None:
+    sandbox.clock = NOON.timestamp
+    assert call(sandbox, "GET", "/v1/conversations").headers["date"] == "Wed, 15 Jan 2025 12:00:00 GMT"
+    sandbox.clock = broken
+    assert str(datetime.now(UTC).year) in call(sandbox, "GET", "/v1/conversations").headers["date"]
+    with running(sandbox) as url:
+        sandbox.clock = NOON.timestamp
+        dates = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer key"}).headers.get_list("date")
+    assert dates == ["Wed, 15 Jan 2025 12:00:00 GMT"]
 
 
 def test_clock_set_back_keeps_the_order_of_messages() -> None:

@@ -334,7 +334,7 @@ def test_file_that_stays_locked_is_an_error(tmp_path: Path, monkeypatch: pytest.
         _schema.GET_MESSAGE,
         _schema.GET_NUMBER,
         _schema.GET_NUMBER_OF_AGENT,
-        _schema.SET_REACTIONS,
+        _schema.SET_DETAILS,
         _schema.NEWEST_MESSAGES,
         _schema.OLDEST_MESSAGES,
         _schema.COUNT_CONVERSATIONS,

@@ -17,7 +17,7 @@ import pytest
 import agentphone
 
 SECONDS = 60
-"""For what takes one: a limit that turns a hang into a failure, not a measure."""
+"""A limit that turns a hang into a failure; everything that waits for it takes about one second."""
 
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("AGENTPHONE_")},
@@ -30,7 +30,7 @@ AGENTPHONE = (*PYTHON, "-m", "agentphone")
 
 
 def run(*command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with these environment variables besides."""
+    """Run a command to its end, with additional environment variables."""
     return subprocess.run(
         command,
         capture_output=True,
@@ -43,8 +43,10 @@ def run(*command: str, cwd: Path | None = None, **environment: str) -> subproces
     )
 
 
-def run_in_terminal(*command: str, columns: int = 80, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
-    """Run a command to its end in a terminal of that width; give its exit code and all that it wrote."""
+def run_in_terminal(
+    *command: str, columns: int = 80, cwd: Path | None = None, typed: str = "", **environment: str
+) -> tuple[int, str]:
+    """Run a command to its end in a terminal of that width, and type keys; return its exit code and its output."""
     fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -53,6 +55,7 @@ def run_in_terminal(*command: str, columns: int = 80, cwd: Path | None = None, *
         terminal.pop(name, None)
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=terminal, cwd=cwd) as process:
         os.close(slave)
+        os.write(master, typed.encode())
         seen = b""
         while chunk := read_terminal(master):
             seen += chunk
@@ -62,15 +65,15 @@ def run_in_terminal(*command: str, columns: int = 80, cwd: Path | None = None, *
 
 
 def read_terminal(master: int) -> bytes:
-    """Give what was written to a terminal, or nothing once nobody holds its other side any more."""
+    """Return what was written to a terminal, or nothing once its other side is closed."""
     try:
         return os.read(master, 65536)
-    except OSError:  # how Linux says so
+    except OSError:  # Linux reports the closed side as an error
         return b""
 
 
 def widest(text: str) -> int:
-    """How many columns the widest line takes; what a carriage return overwrites takes none, nor does a colour."""
+    """Return the width of the widest line in columns, without colors and what a carriage return overwrites."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\r\n", "\n"))
     lines = [line.rpartition("\r")[2] for line in plain.splitlines()]
     return max(sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in line) for line in lines)
@@ -78,7 +81,7 @@ def widest(text: str) -> int:
 
 @contextmanager
 def sandbox(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start `agentphone sandbox` on a free port and give it with the URL of its first line."""
+    """Start `agentphone sandbox` on a free port; yield the process and the URL from its first line."""
     with subprocess.Popen(
         [*AGENTPHONE, "sandbox", "--port", "0", *options],
         stdout=subprocess.PIPE,

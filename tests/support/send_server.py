@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import anyio
 from attrs import define, field
 
 from tests.support.fault_server import Connection, Received
@@ -58,7 +60,7 @@ class SendServer:
 
     def answer(self, connection: Connection, status: int, body: Any, **headers: str) -> None:
         """Send an answer with the server's time."""
-        told = {"date": format_datetime(self.now(), usegmt=True)} | headers
+        told: dict[str, Any] = {"date": format_datetime(self.now(), usegmt=True)} | headers
         connection.answer(status, body if isinstance(body, bytes) else json.dumps(body).encode(), **told)
 
     def accept(self, connection: Connection, post: Received) -> None:
@@ -66,6 +68,11 @@ class SendServer:
         stored = self.apply(post)
         sent = {"id": stored["id"], "status": "sent", "channel": "sms", "conversation_id": "conv_1", "media_urls": []}
         self.answer(connection, 200, sent)
+
+    async def wait_for_post(self) -> None:
+        """Wait until a POST has been read."""
+        while not self.posts:  # noqa: ASYNC110  # it is read in a thread
+            await anyio.sleep(0.01)
 
     def _serve(self, connection: Connection) -> None:
         if self.on_connect is not None and self.on_connect(connection, self):
@@ -81,16 +88,19 @@ class SendServer:
 
 
 @contextmanager
-def send_server(server: SendServer, port: int = 0) -> Iterator[SendServer]:
-    """Listen on a free port of this machine, or on the one that is given."""
+def send_server(server: SendServer, port: int = 0, *, tls: ssl.SSLContext | None = None) -> Iterator[SendServer]:
+    """Listen on a free port of this machine, or on the one that is given; over TLS if `tls` is given."""
     listener = socket.create_server(("127.0.0.1", port), backlog=100)
-    server.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    name = "https://localhost" if tls else "http://127.0.0.1"
+    server.url = f"{name}:{listener.getsockname()[1]}"
     over = threading.Event()
     sockets: set[socket.socket] = set()
 
     def attend(sock: socket.socket) -> None:
-        sockets.add(sock)
         with suppress(OSError, ValueError):
+            if tls is not None:
+                sock = tls.wrap_socket(sock, server_side=True)
+            sockets.add(sock)
             server._serve(Connection(sock, over))
         sock.close()
         sockets.discard(sock)

@@ -129,7 +129,7 @@ def test_file_that_cannot_be_imported_is_rewritten_by_the_script(copied_package:
     assert run_python(copied_package, "-m", "agentphone._codegen", "--check").returncode == 1
     failed = run_python(copied_package, "agentphone/_codegen.py", "--check")
     assert failed.returncode == 1
-    assert "\n+class Client:\n" in failed.stderr
+    assert "\n+class Client(ClientHints):\n" in failed.stderr
 
     assert run_python(copied_package, "agentphone/_codegen.py").returncode == 0
     assert target.read_bytes() == CURRENT
@@ -191,8 +191,8 @@ CHANGES = {
     ),
     "class": (
         "_client.py",
-        "class AsyncClient:",
-        f"{NEW_CLASS}class AsyncClient:",
+        "class AsyncClient(AsyncClientHints):",
+        f"{NEW_CLASS}class AsyncClient(AsyncClientHints):",
         ["class Added:", '    "Added",', "        return _portal.run(self._async.count)"],
     ),
     "default": (
@@ -256,7 +256,8 @@ each_facade = pytest.mark.parametrize(("asynchronous", "blocking"), FACADES.item
 def public(cls: type) -> dict[str, Any]:
     """Return what a class defines for its users."""
     names = {name for name in vars(cls) if name.startswith("__") or not name.startswith("_")}
-    names -= {"__slotnames__", "__firstlineno__", "__static_attributes__"}  # left by copy, and by Python 3.13 itself
+    names -= {"__slotnames__", "__annotations__"}  # left by copy and by help
+    names -= {"__firstlineno__", "__static_attributes__"}  # Python 3.13
     return {name: inspect.getattr_static(cls, name) for name in names - OF_EVERY_CLASS}
 
 

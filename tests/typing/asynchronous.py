@@ -19,6 +19,7 @@ import pydantic
 from agentphone import (
     AsyncClient,
     AsyncConversations,
+    AsyncMessages,
     AsyncPager,
     AsyncState,
     AsyncStream,
@@ -27,9 +28,11 @@ from agentphone import (
     Message,
     NewMessage,
     Page,
+    SentMessage,
+    SentReaction,
 )
 from agentphone.export import Progress, Result, export
-from agentphone.webhooks import Event
+from agentphone.webhooks import Event, MessageEvent
 
 
 async def clients(transport: httpx.AsyncBaseTransport) -> None:
@@ -73,6 +76,11 @@ async def lists(client: AsyncClient) -> None:
             assert_type(conversation, Conversation)
     assert_type([conversation.id async for conversation in pager], list[str])
 
+    _ = pager.total  # type: ignore[attr-defined]
+    _ = pager[0]  # type: ignore[index]
+    len(pager)  # type: ignore[arg-type]
+    for _ in pager:  # type: ignore[attr-defined]
+        pass
     client.conversations.list(limit="3")  # type: ignore[arg-type]
     client.conversations.list(page_size=None)  # type: ignore[arg-type]
     client.conversations.list(order="desc")  # type: ignore[call-arg]
@@ -135,6 +143,28 @@ async def live(client: AsyncClient, instant: datetime, last: Message) -> None:
     client.conversations.follow()  # type: ignore[call-arg]
     client.conversations.follow("conv_1", after=5)  # type: ignore[arg-type]
     client.conversations.watch("conv_1")  # type: ignore[call-arg]
+
+
+async def sends(client: AsyncClient, conversation: Conversation, message: Message, event: MessageEvent) -> None:
+    """Send messages and reactions."""
+    assert_type(client.messages, AsyncMessages)
+    sent = await client.messages.send("Hello", to="+15555550110", number_id="num_1", media_urls=["https://a.example"])
+    assert_type(sent, SentMessage)
+    assert_type(sent.status, str | None)
+    assert_type(
+        await client.messages.send("", recipients=("+1", "+2"), agent_id="agt_1", reply_to=message), SentMessage
+    )
+    assert_type(await client.messages.react(message, "love"), SentReaction)
+    assert_type(await client.conversations.reply(conversation, "Hello", confirm=5, reply_to=message.id), SentMessage)
+    assert_type(await client.conversations.reply("conv_1", "Hello"), SentMessage)
+    assert_type(await client.conversations.reply(event, "Hello"), SentMessage)
+    assert_type(await client.conversations.reply(NewMessage(conversation, message), "Hello"), SentMessage)
+    assert_type(await client.conversations.typing(event), bool)
+
+    await client.messages.send("Hello", to=5)  # type: ignore[arg-type]
+    await client.messages.send("Hello", "+15555550110")  # type: ignore[call-arg]
+    await client.conversations.reply(message, "Hello")  # type: ignore[arg-type]
+    await client.conversations.reply(conversation, "Hello", idempotency_key="1")  # type: ignore[call-arg]
 
 
 @attrs.define

@@ -15,20 +15,25 @@ import attrs
 import httpx
 import pydantic
 
+import agentphone
 from agentphone import (
     Client,
     Conversation,
     ConversationDetail,
     Conversations,
     Message,
+    Messages,
     NewMessage,
     Page,
     Pager,
+    SentMessage,
+    SentReaction,
     State,
     Stream,
 )
 from agentphone.export import Progress, Result, export
-from agentphone.webhooks import Event
+from agentphone.sandbox import Sandbox
+from agentphone.webhooks import Event, MessageEvent, Webhook
 
 
 def clients(transport: httpx.AsyncBaseTransport) -> None:
@@ -48,6 +53,17 @@ def clients(transport: httpx.AsyncBaseTransport) -> None:
     client.with_options(max_retries="3")  # type: ignore[arg-type]
     client.aclose()  # type: ignore[attr-defined]
     client.conversations = client.conversations  # type: ignore[misc]
+
+
+def modules() -> None:
+    """Use the public modules as attributes."""
+    assert_type(agentphone.webhooks.Webhook("whsec_1"), Webhook)
+    assert_type(agentphone.sandbox.Sandbox(), Sandbox)
+    assert_type(agentphone.export.Result, type[Result])
+    assert_type(agentphone.Client(), Client)
+
+    _ = agentphone.unknown  # type: ignore[attr-defined]
+    _ = agentphone.Cleint  # type: ignore[attr-defined]
 
 
 async def awaited(client: Client, pager: Pager[Message]) -> None:
@@ -79,6 +95,9 @@ def lists(client: Client) -> None:
             assert_type(conversation, Conversation)
     assert_type([conversation.id for conversation in pager], list[str])
 
+    _ = pager.total  # type: ignore[attr-defined]
+    _ = pager[0]  # type: ignore[index]
+    len(pager)  # type: ignore[arg-type]
     client.conversations.list(limit="3")  # type: ignore[arg-type]
     client.conversations.list(page_size=None)  # type: ignore[arg-type]
     client.conversations.list(order="desc")  # type: ignore[call-arg]
@@ -138,6 +157,26 @@ def live(client: Client, instant: datetime, last: Message) -> None:
     client.conversations.follow()  # type: ignore[call-arg]
     client.conversations.follow("conv_1", after=5)  # type: ignore[arg-type]
     client.conversations.watch("conv_1")  # type: ignore[call-arg]
+
+
+def sends(client: Client, conversation: Conversation, message: Message, event: MessageEvent) -> None:
+    """Send messages and reactions."""
+    assert_type(client.messages, Messages)
+    sent = client.messages.send("Hello", to="+15555550110", number_id="num_1", media_urls=["https://a.example"])
+    assert_type(sent, SentMessage)
+    assert_type(sent.status, str | None)
+    assert_type(client.messages.send("", recipients=("+1", "+2"), agent_id="agt_1", reply_to=message), SentMessage)
+    assert_type(client.messages.react(message, "love"), SentReaction)
+    assert_type(client.conversations.reply(conversation, "Hello", confirm=5, reply_to=message.id), SentMessage)
+    assert_type(client.conversations.reply("conv_1", "Hello"), SentMessage)
+    assert_type(client.conversations.reply(event, "Hello"), SentMessage)
+    assert_type(client.conversations.reply(NewMessage(conversation, message), "Hello"), SentMessage)
+    assert_type(client.conversations.typing(event), bool)
+
+    client.messages.send("Hello", to=5)  # type: ignore[arg-type]
+    client.messages.send("Hello", "+15555550110")  # type: ignore[call-arg]
+    client.conversations.reply(message, "Hello")  # type: ignore[arg-type]
+    client.conversations.reply(conversation, "Hello", idempotency_key="1")  # type: ignore[call-arg]
 
 
 @attrs.define

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from agentphone import AsyncClient, AsyncConversations, AsyncPager, Client, Conversations, Pager
+from agentphone import (
+    AsyncClient,
+    AsyncConversations,
+    AsyncMessages,
+    AsyncPager,
+    Client,
+    Conversations,
+    Messages,
+    Pager,
+)
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = Path(__file__).parent
@@ -54,7 +63,10 @@ def test_a_sample_that_says_something_else_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("sample", "classes"),
-    [(ASYNCHRONOUS, (AsyncClient, AsyncConversations, AsyncPager)), (BLOCKING, (Client, Conversations, Pager))],
+    [
+        (ASYNCHRONOUS, (AsyncClient, AsyncConversations, AsyncMessages, AsyncPager)),
+        (BLOCKING, (Client, Conversations, Messages, Pager)),
+    ],
     ids=["asynchronous", "blocking"],
 )
 def test_each_sample_uses_every_public_method(sample: Path, classes: tuple[type, ...]) -> None:

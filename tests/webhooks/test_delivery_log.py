@@ -246,6 +246,13 @@ def test_invalid_retention_is_rejected(tmp_path: Path, retention: float) -> None
         SQLiteDeliveryLog(tmp_path / "log.db", retention=retention)
 
 
+@pytest.mark.parametrize("clock", [5, None, "now"])
+def test_invalid_clock_is_a_type_error(tmp_path: Path, clock: Any) -> None:
+    with pytest.raises(TypeError, match="clock must be a function"):
+        SQLiteDeliveryLog(tmp_path / "log.db", clock=clock)
+    assert [*tmp_path.iterdir()] == []
+
+
 @pytest.mark.parametrize("delivery_id", [None, 5, b"dlv_1"])
 def test_invalid_id_is_a_type_error(tmp_path: Path, delivery_id: Any) -> None:
     log = SQLiteDeliveryLog(tmp_path / "log.db")

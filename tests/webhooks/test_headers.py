@@ -16,17 +16,17 @@ from agentphone import ResponseDecodeError, WebhookVerificationError
 from tests.webhooks.deliveries import BODY, HEADERS, NOW, SIGNATURE, WEBHOOK, assert_pickles, environ
 
 FORMS: dict[str, Callable[[dict[str, str]], Any]] = {
-    "a dict": dict,
+    "dict": dict,
     "lower case": lambda headers: {name.lower(): value for name, value in headers.items()},
     "upper case": lambda headers: {name.upper(): value for name, value in headers.items()},
     "pairs": lambda headers: list(headers.items()),
-    "a generator": lambda headers: (pair for pair in headers.items()),
-    "ASGI's pairs of bytes": lambda headers: [(n.lower().encode(), v.encode()) for n, v in headers.items()],
+    "generator": lambda headers: (pair for pair in headers.items()),
+    "pairs of bytes, as in ASGI": lambda headers: [(n.lower().encode(), v.encode()) for n, v in headers.items()],
     "Starlette": starlette.datastructures.Headers,
     "httpx": httpx.Headers,
-    "Django's headers": lambda headers: HttpHeaders(environ(headers)),  # request.headers
-    "WSGI, and Django's META": environ,
-    "surrounding blanks": lambda headers: {name: f" {value}\t" for name, value in headers.items()},
+    "Django": lambda headers: HttpHeaders(environ(headers)),  # request.headers
+    "WSGI environ": environ,
+    "spaces around values": lambda headers: {name: f" {value}\t" for name, value in headers.items()},
     "unrelated headers": lambda headers: {**headers, "Host": 5, b"X": None, 5: 5, None: [], "X-Webhook": "y"},
 }
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import hmac
 import json
+import logging
 import pickle
 import shutil
 import subprocess
@@ -163,6 +164,28 @@ def test_sign_returns_three_headers_with_a_new_id() -> None:
         assert WEBHOOK.parse(BODY, headers).delivery_id == headers["X-Webhook-ID"]
 
 
+@pytest.mark.parametrize(
+    ("timestamp", "error"),
+    [
+        (-5, ValueError),
+        (-0.5, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (10**12, ValueError),
+        ("5", TypeError),
+        (True, TypeError),
+    ],
+)
+def test_sign_with_an_invalid_timestamp_is_rejected(timestamp: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="timestamp must be"):
+        WEBHOOK.sign(BODY, timestamp=timestamp)
+
+
+@pytest.mark.parametrize("timestamp", [0, 10**12 - 1])
+def test_sign_accepts_every_timestamp_that_a_header_can_carry(timestamp: float) -> None:
+    Webhook(SECRET, clock=lambda: timestamp).verify(BODY, WEBHOOK.sign(BODY, timestamp=timestamp))
+
+
 def test_default_clock_is_the_current_time() -> None:
     webhook = Webhook(SECRET)
     webhook.verify(BODY, webhook.sign(BODY))
@@ -260,6 +283,32 @@ def test_secret_and_right_signature_are_never_shown() -> None:
     assert right not in text
     assert right.upper() not in text
     assert repr(bytes.fromhex(right)) not in text
+
+
+def test_each_refusal_is_one_warning_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    tampered = BODY.replace(b"Maya", b"Mara")
+    rejected: list[tuple[Webhook, bytes, dict[str, str]]] = [
+        (WEBHOOK, tampered, HEADERS),
+        (Webhook(SECRET, clock=lambda: NOW + 999), BODY, HEADERS),
+        (WEBHOOK, BODY, {}),
+        (WEBHOOK, BODY, HEADERS | {"X-Webhook-Signature": "forged\nline"}),
+        (WEBHOOK, BODY, HEADERS | {"X-Webhook-ID": "forged\nline"}),
+        (WEBHOOK, BODY, HEADERS | {"x-webhook-id": "dlv_2"}),
+    ]
+    for webhook, body, headers in rejected:
+        calls: list[Callable[[bytes, dict[str, str]], object]] = [webhook.parse, webhook.verify]
+        for call in calls:
+            caplog.clear()
+            with pytest.raises(WebhookVerificationError) as caught:
+                call(body, headers)
+            assert caplog.record_tuples == [
+                ("agentphone.webhooks", logging.WARNING, f"webhook delivery refused: {caught.value}")
+            ]
+            for private in (SECRET, "Maya", "Mara", "+1555", "dlv_", "forged", SIGNATURE[7:]):
+                assert private not in caplog.text
+    caplog.clear()
+    WEBHOOK.parse(BODY, HEADERS)
+    assert caplog.records == []
 
 
 def test_all_lists_the_public_classes() -> None:
