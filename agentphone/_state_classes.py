@@ -45,9 +45,10 @@ class StateField:
 
 
 def is_pydantic(cls: Any) -> bool:
-    """Return whether this is a pydantic model."""
+    """Return whether this is a pydantic model with fields, not one around a single value."""
     pydantic = sys.modules.get("pydantic.main")
-    return pydantic is not None and isinstance(cls, type) and issubclass(cls, pydantic.BaseModel)
+    is_model = pydantic is not None and isinstance(cls, type) and issubclass(cls, pydantic.BaseModel)
+    return is_model and not cls.__pydantic_root_model__
 
 
 def is_typed_dict(cls: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from agentphone.cli._base import Command
+from agentphone.cli._base import Command, describe
 from agentphone.cli._settings import Settings, client_options, settings_of
 from agentphone.errors import ConfigurationError
 
@@ -77,11 +77,11 @@ def mcp(ctx: click.Context, address: tuple[str, int] | None, read_only: bool, pr
         made = settings.async_client(deadline=DEADLINE)
     except ConfigurationError as error:
         made = error
-        sys.stderr.write(f"{ctx.command_path}: {error}\n")
+        sys.stderr.write(f"{ctx.command_path}: {describe(error)}\n")
 
     def connect() -> AsyncClient:
         if isinstance(made, ConfigurationError):
-            raise made
+            raise made.with_traceback(None)
         return made
 
     async def close() -> None:

@@ -2,6 +2,7 @@
 
 # The annotations are not postponed: pydantic reads those of the methods.
 
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
@@ -80,7 +81,7 @@ class Tools:
             if len(found) == limit or looked_at == MAX_LISTED:
                 return Conversations(conversations=found, next_cursor=str(position))
             looked_at, position = looked_at + 1, its_position
-            if participant is None or conversation.participant == participant:
+            if participant is None or _normalize(conversation.participant) == _normalize(participant):
                 found.append(ConversationAnswer.of(conversation))
         return Conversations(conversations=found)
 
@@ -355,6 +356,11 @@ class _Search:
     def result(self, next_cursor: str | None) -> Matches:
         """Return what was found."""
         return Matches(matches=self._matches, searched_messages=self._searched, next_cursor=next_cursor)
+
+
+def _normalize(participant: str) -> str:
+    """Return a number without the characters that only separate its digits; an e-mail address in lower case."""
+    return participant.casefold() if "@" in participant else re.sub(r"[\s().-]", "", participant)
 
 
 def _page(messages: list[Message]) -> list[MessageAnswer]:

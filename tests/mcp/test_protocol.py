@@ -20,7 +20,7 @@ from mcp.client.stdio import stdio_client
 
 from agentphone.__main__ import main
 from agentphone.sandbox import Sandbox
-from tests.mcp.conftest import AGENT, KEY, PERSON, Account, Session, connected, over_stdio
+from tests.mcp.conftest import AGENT, KEY, PERSON, Account, Session, connected, over_http, over_stdio
 from tests.support.cli_support import Outcome, RunCommand
 from tests.support.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, run
 
@@ -140,7 +140,8 @@ def test_key_is_in_no_answer_and_in_no_log(account: Account, tmp_path: Path) -> 
     assert wrong not in said + log.read_text()
 
 
-def test_cancelled_call_cancels_its_request() -> None:
+@pytest.mark.parametrize("transport", ["stdio", "http"])
+def test_cancelled_call_cancels_its_request(transport: str) -> None:
     arrived, gone = threading.Event(), threading.Event()
 
     def serve(listener: socket.socket) -> None:
@@ -152,8 +153,8 @@ def test_cancelled_call_cancels_its_request() -> None:
                 pass
             gone.set()
 
-    async def program(url: str) -> None:
-        async with Client(over_stdio(url)) as client, anyio.create_task_group() as group:
+    async def program(server: Any) -> None:
+        async with Client(server) as client, anyio.create_task_group() as group:
             group.start_soon(client.call_tool, "list_conversations", {})
             assert await anyio.to_thread.run_sync(arrived.wait, SECONDS)
             group.cancel_scope.cancel()
@@ -162,7 +163,12 @@ def test_cancelled_call_cancels_its_request() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, args=[listener], daemon=True).start()
-        anyio.run(program, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if transport == "stdio":
+            anyio.run(program, over_stdio(url))
+        else:
+            with over_http(url) as server:
+                anyio.run(program, server)
 
 
 def test_resource_of_each_conversation(session: Session, account: Account, conversation_id: str) -> None:

@@ -84,6 +84,8 @@ def test_conversations_are_listed_and_found_by_their_person(
     assert latest["message_count"] == 1
     found = session.answer("list_conversations", participant=latest["participant"])
     assert found == {"conversations": [latest]}
+    spaced = f"+1 ({latest['participant'][2:5]}) {latest['participant'][5:8]}-{latest['participant'][8:]}"
+    assert session.answer("list_conversations", participant=spaced) == found
     assert session.answer("list_conversations", participant="+19999999999") == {"conversations": []}
 
 

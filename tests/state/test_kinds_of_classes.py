@@ -15,6 +15,7 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.alias_generators import to_pascal
 from typing_extensions import TypedDict
 
 from agentphone import StateDecodeError
@@ -335,6 +336,34 @@ def test_pydantic_validates_and_serializes_itself(world: World) -> None:
         world.visit(lambda state: setattr(state, "balance", Decimal(-1)), Customer)
 
 
+class Wrapped(pydantic.RootModel[dict[str, int]]):
+    """A model around a single value."""
+
+
+class WithAliases(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(alias_generator=to_pascal)
+
+    order_id: str = ""
+    counts: Wrapped = Wrapped({})
+
+
+def test_aliases_of_pydantic_are_the_keys(world: World) -> None:
+    world.store({"OrderId": "a", "orderId": "b", "Counts": {"order_id": 1}, "order_id": "c"})
+
+    def change(state: WithAliases) -> None:
+        assert state == WithAliases(OrderId="a", Counts=Wrapped({"order_id": 1}))  # type: ignore[call-arg]  # mypy does not know the generator
+        state.order_id = "d"
+        state.counts.root["other"] = 2
+
+    world.visit(change, WithAliases)
+    assert world.stored == {
+        "OrderId": "d",
+        "orderId": "b",
+        "Counts": {"order_id": 1, "other": 2},
+        "order_id": "c",
+    }
+
+
 @dataclass
 class Outer:
     """A class of each kind inside another."""
@@ -407,6 +436,7 @@ class Unresolvable:
         (WithSet, r"WithSet\.tags: the type set\[str\] is not supported"),
         (DictWithBytes, r"DictWithBytes\.data: the type bytes is not supported"),
         (Aliased, r"Aliased\.order_id: its alias must be a string"),
+        (Wrapped, "cls must be dict or an attrs class, dataclass, TypedDict or pydantic model"),
         (Twice, "two fields of Twice have the same key"),
         (Unresolvable, "Unresolvable has an annotation that cannot be resolved: name 'Nowhere'"),
         (DataItem(1.0), "cls must be dict or an attrs class, dataclass, TypedDict or pydantic model"),
