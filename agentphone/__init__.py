@@ -23,52 +23,8 @@ Set `AGENTPHONE_BASE_URL=sandbox:` to try it without an account. The names to kn
 
 import importlib
 import sys
-import typing
 
-from agentphone._client import AsyncClient
-from agentphone._conversations import AsyncConversations
-from agentphone._messages import AsyncMessages
-from agentphone._portal import Stream
-from agentphone._state_block import AsyncState
-from agentphone._streams import AsyncPager, AsyncStream
-from agentphone._sync import Client, Conversations, Messages, Pager, State
 from agentphone._version import __version__
-from agentphone.errors import (
-    AgentPhoneError,
-    APIConnectionError,
-    APIStatusError,
-    APITimeoutError,
-    Attempt,
-    AuthenticationError,
-    BadRequestError,
-    ClientClosedError,
-    ConfigurationError,
-    ConflictError,
-    DeadlineExceededError,
-    NotFoundError,
-    PaginationError,
-    PermissionDeniedError,
-    RateLimitError,
-    ResponseDecodeError,
-    SendUnconfirmedError,
-    ServerError,
-    StateDecodeError,
-    UnprocessableEntityError,
-    WebhookVerificationError,
-)
-from agentphone.models import (
-    Conversation,
-    ConversationDetail,
-    Cursor,
-    Message,
-    NewMessage,
-    Page,
-    Participant,
-    Reaction,
-    ReplyTo,
-    SentMessage,
-    SentReaction,
-)
 
 __all__ = [
     "APIConnectionError",
@@ -118,22 +74,90 @@ __all__ = [
     "__version__",
 ]
 
-_MODULES = ("agents", "errors", "export", "models", "sandbox", "webhooks")
-"""The public modules. Those that are not imported above are imported on first use: not every program needs them."""
-
-if typing.TYPE_CHECKING:  # checkers would accept any name if they saw a `__getattr__`
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # checkers would accept any name if they saw a `__getattr__`
     from agentphone import agents as agents
     from agentphone import errors as errors
     from agentphone import export as export
     from agentphone import models as models
     from agentphone import sandbox as sandbox
     from agentphone import webhooks as webhooks
+    from agentphone._client import AsyncClient
+    from agentphone._conversations import AsyncConversations
+    from agentphone._messages import AsyncMessages
+    from agentphone._portal import Stream
+    from agentphone._state_block import AsyncState
+    from agentphone._streams import AsyncPager, AsyncStream
+    from agentphone._sync import Client, Conversations, Messages, Pager, State
+    from agentphone.errors import (
+        AgentPhoneError,
+        APIConnectionError,
+        APIStatusError,
+        APITimeoutError,
+        Attempt,
+        AuthenticationError,
+        BadRequestError,
+        ClientClosedError,
+        ConfigurationError,
+        ConflictError,
+        DeadlineExceededError,
+        NotFoundError,
+        PaginationError,
+        PermissionDeniedError,
+        RateLimitError,
+        ResponseDecodeError,
+        SendUnconfirmedError,
+        ServerError,
+        StateDecodeError,
+        UnprocessableEntityError,
+        WebhookVerificationError,
+    )
+    from agentphone.models import (
+        Conversation,
+        ConversationDetail,
+        Cursor,
+        Message,
+        NewMessage,
+        Page,
+        Participant,
+        Reaction,
+        ReplyTo,
+        SentMessage,
+        SentReaction,
+    )
 else:
+    _MODULES = ("agents", "errors", "export", "models", "sandbox", "webhooks")
+    _NAMES = {
+        "_client": "AsyncClient",
+        "_conversations": "AsyncConversations",
+        "_messages": "AsyncMessages",
+        "_portal": "Stream",
+        "_state_block": "AsyncState",
+        "_streams": "AsyncPager AsyncStream",
+        "_sync": "Client Conversations Messages Pager State",
+        "errors": (
+            "AgentPhoneError APIConnectionError APIStatusError APITimeoutError Attempt AuthenticationError "
+            "BadRequestError ClientClosedError ConfigurationError ConflictError DeadlineExceededError "
+            "NotFoundError PaginationError PermissionDeniedError RateLimitError ResponseDecodeError "
+            "SendUnconfirmedError ServerError StateDecodeError UnprocessableEntityError "
+            "WebhookVerificationError"
+        ),
+        "models": (
+            "Conversation ConversationDetail Cursor Message NewMessage Page Participant Reaction ReplyTo "
+            "SentMessage SentReaction"
+        ),
+    }
+    _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
     def __getattr__(name):
+        """Import a public name on first use: `import agentphone` alone loads neither httpx nor cattrs."""
         if name in _MODULES:
             return importlib.import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
 
     def __dir__():
         return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})

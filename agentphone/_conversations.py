@@ -79,14 +79,12 @@ class AsyncConversations:
         def spec(request: OffsetRequest) -> RequestSpec[Page[Conversation]]:
             return list_conversations(limit=request.limit, offset=request.offset)
 
-        def paginator() -> OffsetPaginator:
-            return OffsetPaginator(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
+        def pages() -> PageStream[OffsetRequest, Conversation]:
+            paginator = OffsetPaginator(limit=limit, offset=offset, page_size=page_size, concurrency=concurrency)
+            return PageStream(paginator, spec, self._transport, max_concurrency=concurrency)
 
         first = spec(OffsetRequest(limit=min(limit or page_size, page_size), offset=offset))
-        return AsyncPager(
-            lambda: self._transport.send(first),
-            lambda: PageStream(paginator(), spec, self._transport, max_concurrency=concurrency),
-        )
+        return AsyncPager("list", lambda: self._transport.send(first), pages)
 
     async def get(self, conversation_id: str, *, message_limit: int | None = None) -> ConversationDetail:
         """Get a conversation with its recent messages.
@@ -269,7 +267,9 @@ class AsyncConversations:
                 after=lower.timestamp if lower else None,
             )
         )
-        return AsyncPager(lambda: self._transport.send(first), lambda: PageStream(paginator(), spec, self._transport))
+        return AsyncPager(
+            "messages", lambda: self._transport.send(first), lambda: PageStream(paginator(), spec, self._transport)
+        )
 
     @overload
     def state(self, conversation_id: str) -> AsyncState[dict[str, Any]]: ...
@@ -372,7 +372,7 @@ class AsyncConversations:
             return list_messages(conversation_id, limit=request.limit, before=request.before, after=request.after)
 
         spec(CursorRequest(limit=1))  # raises here for an invalid id, not at the first step
-        return PollingStream(paginator, spec, self._transport, backoff)
+        return PollingStream("follow", paginator, spec, self._transport, backoff)
 
     def watch(
         self,
@@ -443,8 +443,8 @@ class AsyncConversations:
             cursor = request.cursor
             return list_messages(request.conversation_id, limit=cursor.limit, before=cursor.before, after=cursor.after)
 
-        def default_on_not_found(request: OffsetRequest | MessagesRequest) -> Page[Any] | None:
+        def on_not_found(request: OffsetRequest | MessagesRequest) -> Page[Any] | None:
             # A conversation may have gone since it was listed. Where the list itself is not found, something is wrong.
             return GONE if isinstance(request, MessagesRequest) else None
 
-        return PollingStream(paginator, spec, self._transport, backoff, default_on_not_found=default_on_not_found)
+        return PollingStream("watch", paginator, spec, self._transport, backoff, default_on_not_found=on_not_found)

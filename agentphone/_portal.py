@@ -38,11 +38,16 @@ PRELOADED_MODULES = (
 """What calls import on the thread, imported before it starts."""
 
 ASYNC_EQUIVALENTS = {
-    "_advance": "iterate with `async for`",
-    "__aenter__": "use `async with`",
-    "__aexit__": "use `async with`",
+    "Client.close": ("client.close()", "await client.aclose()"),
+    "Client.__exit__": ("with Client()", "async with AsyncClient()"),
+    "Pager.page": ("client.conversations.{}().page()", "await client.conversations.{}().page()"),
+    "State.__enter__": ("with client.conversations.state()", "async with client.conversations.state()"),
+    "State.__exit__": ("with client.conversations.state()", "async with client.conversations.state()"),
+    "Stream.__next__": ("for ... in client.conversations.{}()", "async for ... in client.conversations.{}()"),
+    "Stream.close": ("client.conversations.{}().close()", "await client.conversations.{}().aclose()"),
 }
-"""What to do instead of a blocking call, by the method that it runs; `await` it where none is listed."""
+"""A blocking call as it is written in a program, and what to write with an `AsyncClient`, by the method's qualified
+name; with `{}` for the method that created the pager or stream."""
 
 CANCELLATION_SECONDS = 1.0
 """How long an interrupted call may take to end."""
@@ -199,24 +204,45 @@ def run(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwarg
 
 
 def _check_loops(thread: LoopThread, function: Callable[..., object]) -> None:
-    """Raise on the portal's own thread; warn where the call blocks another event loop."""
-    if not _is_loop_running():
+    """Raise on the portal's own thread; warn where the call blocks another event loop, unless that is a notebook's."""
+    if not _is_loop_running() or (_is_in_kernel() and not thread.is_current()):
         return
-    name = getattr(function, "__qualname__", repr(function))
-    instead = ASYNC_EQUIVALENTS.get(name.rpartition(".")[2], f"await {name}")
+    level, frame = 1, sys._getframe()  # noqa: SLF001  # as `warnings` itself does
+    name = ""
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, name, frame = level + 1, frame.f_code.co_qualname, frame.f_back
+    owner = getattr(function, "__self__", None)
+    call, instead = (text.format(getattr(owner, "_origin", "")) for text in equivalents(name))
     if thread.is_current():
         raise RuntimeError(
-            "A blocking call was made inside the SDK's own event loop (from a hook or a transport), where it would wait"
-            f" for itself. With an AsyncClient, {instead} there."
+            f"`{call}` was called inside the SDK's own event loop (from a hook or a transport), where it would wait for"
+            f" itself. With an AsyncClient, write `{instead}` there."
         )
-    level, frame = 2, sys._getframe(1)  # noqa: SLF001  # as `warnings` itself does
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
     warnings.warn(
-        f"A blocking call stops the event loop that runs in this thread; with an AsyncClient, {instead} instead.",
+        f"`{call}` blocks the event loop that runs in this thread. With an AsyncClient, write `{instead}`.",
         RuntimeWarning,
         stacklevel=level,
     )
+
+
+def equivalents(name: str) -> tuple[str, str]:
+    """Return a blocking call as it is written in a program, and what to write with an `AsyncClient`.
+
+    Args:
+        name: The qualified name of the method or function that the user called.
+    """
+    owner, dot, method = name.rpartition(".")
+    call = f"client.{owner.lower()}.{method}()" if dot else f"{method}()"
+    return ASYNC_EQUIVALENTS.get(name, (call, f"await {call}"))
+
+
+def _is_in_kernel() -> bool:
+    """Return whether this process is an IPython kernel (Jupyter).
+
+    Its cells run on an event loop that has nothing else to do, and a blocking client is the natural one there.
+    """
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_ipython is not None and getattr(get_ipython(), "kernel", None) is not None
 
 
 def _is_loop_running() -> bool:
@@ -239,6 +265,7 @@ class Stream(Iterator[T]):
 
     def __init__(self, source: AsyncStream[T]) -> None:
         self._source = source
+        self._origin = source.origin
         self._items: Iterator[T] = iter(())
 
     def __next__(self) -> T:
@@ -272,7 +299,10 @@ class Stream(Iterator[T]):
     def close(self) -> None:
         """End the iteration, also for a thread that is waiting for its next item. Closing again does nothing."""
         self._items = iter(())
-        run(self._source.aclose)
+        run(self._close)
+
+    async def _close(self) -> None:
+        await self._source.aclose()
 
 
 def iterate(source: AsyncIterator[T]) -> Stream[T]:

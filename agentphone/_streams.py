@@ -39,6 +39,9 @@ class AsyncStream(AsyncIterator[T]):
     so that blocking code changes threads once a batch.
     """
 
+    origin = ""
+    """The method of `conversations` that created it; for warnings."""
+
     def __init__(self) -> None:
         self._items: Iterator[T] = iter(())
         self._scope: anyio.CancelScope | None = None
@@ -107,7 +110,10 @@ class AsyncPager(AsyncPagerHints, Generic[T]):
     Creating one sends nothing. Each `async for` starts again at the beginning, and requests pages as it needs them.
     """
 
-    def __init__(self, first: Callable[[], Awaitable[Page[T]]], pages: Callable[[], AsyncStream[Page[T]]]) -> None:
+    def __init__(
+        self, origin: str, first: Callable[[], Awaitable[Page[T]]], pages: Callable[[], AsyncStream[Page[T]]]
+    ) -> None:
+        self._origin = origin
         self._first = first
         self._pages = pages
 
@@ -124,7 +130,9 @@ class AsyncPager(AsyncPagerHints, Generic[T]):
             RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
                 interrupted a step.
         """
-        return _ItemStream(self._pages())
+        stream = _ItemStream(self._pages())
+        stream.origin = self._origin
+        return stream
 
     def pages(self) -> AsyncIterator[Page[T]]:
         """Iterate over the items a page at a time.
@@ -140,7 +148,9 @@ class AsyncPager(AsyncPagerHints, Generic[T]):
             RuntimeError: Two tasks or threads stepped the same iterator at once, which loses no item; or an exception
                 interrupted a step.
         """
-        return self._pages()
+        stream = self._pages()
+        stream.origin = self._origin
+        return stream
 
     async def page(self) -> Page[T]:
         """Read the server's first page, with one request.
@@ -207,6 +217,7 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
     """Send the requests of a live paginator, with delays between its polls, and retry what will clear by itself.
 
     Args:
+        origin: The method of `conversations` that created it; for warnings.
         paginator: What to request.
         spec: Returns the call for a request.
         transport: Sends the calls.
@@ -216,6 +227,7 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
 
     def __init__(
         self,
+        origin: str,
         paginator: LivePaginator[R, PageT, T],
         spec: Callable[[R], RequestSpec[PageT]],
         transport: Transport,
@@ -224,6 +236,7 @@ class PollingStream(AsyncStream[T], Generic[R, PageT, T]):
         default_on_not_found: Callable[[R], PageT | None] = lambda _: None,
     ) -> None:
         super().__init__()
+        self.origin = origin
         self._paginator = paginator
         self._spec = spec
         self._transport = transport

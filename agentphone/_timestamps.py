@@ -22,10 +22,17 @@ def parse_timestamp(text: str) -> datetime:
         raise ValueError(f"outside the years 1 to 9999 in UTC: {text!r}") from None
 
 
-def format_timestamp(timestamp: datetime) -> str:
+def format_timestamp(timestamp: datetime, timespec: str = "auto") -> str:
     """Return an aware `datetime` as ISO 8601 text in UTC with `Z`: what the API takes, and what the SDK writes.
+
+    Args:
+        timestamp: The `datetime`.
+        timespec: How many digits to write, as for `datetime.isoformat`. `"auto"`: six, or none for a whole second.
+
+    Returns:
+        The text.
 
     Raises:
         OverflowError: It lies outside the years 1 to 9999 in UTC.
     """
-    return timestamp.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
+    return timestamp.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"

@@ -1,8 +1,8 @@
 """The pytest plugin: fixtures for a sandbox and its clients, new for each test.
 
-pytest loads it in every test run of an environment that has the package, so it imports the sandbox only when a test
-requests it. No fixture is a coroutine or needs an event loop, so they work in plain tests and with pytest-asyncio and
-anyio.
+pytest loads it in every test run of an environment that has the package, so it imports the SDK and the sandbox only
+when a test requests them. No fixture is a coroutine or needs an event loop, so they work in plain tests and with
+pytest-asyncio and anyio.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agentphone import AsyncClient, Client
-
 if TYPE_CHECKING:
+    from agentphone import AsyncClient, Client
     from agentphone.sandbox import Sandbox
 
 BASE_URL = "https://sandbox.test"
@@ -43,6 +42,8 @@ def agentphone_sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def agentphone_client(agentphone_sandbox: Sandbox) -> Iterator[Client]:
     """Yield a blocking client of this test's sandbox."""
+    from agentphone import Client
+
     with Client(API_KEY, base_url=BASE_URL, transport=agentphone_sandbox.transport()) as client:
         yield client
 
@@ -53,4 +54,6 @@ def agentphone_async_client(agentphone_sandbox: Sandbox) -> AsyncClient:
 
     It has no connections, so closing it is optional.
     """
+    from agentphone import AsyncClient
+
     return AsyncClient(API_KEY, base_url=BASE_URL, transport=agentphone_sandbox.transport())

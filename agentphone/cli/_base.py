@@ -6,7 +6,7 @@ setting or an argument that cannot be used, 3 for a message that may have been s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -149,18 +149,6 @@ class Group(Command, click.Group):
         return command
 
 
-def timestamp(*words: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
-    """Create the callback of an option for a timestamp with an offset, or one of some words."""
-
-    def check(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-        if value not in words:
-            with usage_errors(ctx):
-                parse_bound(value, param.opts[0])
-        return value
-
-    return check
-
-
 def timestamp_or_cursor(ctx: click.Context, param: click.Parameter, value: str | None) -> str | Cursor | None:
     """Check an option for a timestamp with an offset, or for a cursor, which contains a slash."""
     if value is not None and "/" in value:
@@ -168,7 +156,9 @@ def timestamp_or_cursor(ctx: click.Context, param: click.Parameter, value: str |
             return Cursor.parse(value)
         except ValueError as error:
             raise click.UsageError(f"{param.opts[0]}: {error}", ctx) from error
-    return timestamp()(ctx, param, value)
+    with usage_errors(ctx):
+        parse_bound(value, param.opts[0])
+    return value
 
 
 @contextmanager

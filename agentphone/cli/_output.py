@@ -35,8 +35,8 @@ class Output(Protocol):
     def sent(self, sent: SentMessage) -> None:
         """Print a message that was sent."""
 
-    def exported(self, result: Result) -> None:
-        """Print the counts and paths of an export."""
+    def exported(self, result: Result, *, is_update: bool) -> None:
+        """Print the counts and paths of an export, or of an update of the last one."""
 
 
 class JsonLines:
@@ -74,7 +74,7 @@ class JsonLines:
         """Print one line with the message, as the API returned it."""
         _write([sent.to_dict()])
 
-    def exported(self, result: Result) -> None:
+    def exported(self, result: Result, *, is_update: bool) -> None:
         """Print one line with the counts and the paths."""
         _write([{to_camel_case(name): value for name, value in attrs.asdict(result).items()}])
 

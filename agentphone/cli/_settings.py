@@ -9,14 +9,16 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from attrs import define, field
 
-from agentphone import AsyncClient, Client
-from agentphone.cli._output import JsonLines, Output
 from agentphone.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agentphone import AsyncClient, Client
+    from agentphone.cli._output import Output
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,6 +45,8 @@ class Settings:
         Raises:
             ConfigurationError: There is no key, or a setting cannot be used.
         """
+        from agentphone import Client
+
         with self._explained():
             return Client(self.api_key, base_url=self.base_url, on_retry=on_retry)
 
@@ -55,6 +59,8 @@ class Settings:
         Raises:
             ConfigurationError: There is no key, or a setting cannot be used.
         """
+        from agentphone import AsyncClient
+
         with self._explained():
             return AsyncClient(self.api_key, base_url=self.base_url, deadline=deadline)
 
@@ -77,6 +83,7 @@ class Settings:
     def output(self) -> Output:
         """Choose the output format: tables in a terminal, JSON lines elsewhere."""
         # Imported for both: a command that fails only in a terminal, where rich is missing, would be hard to explain.
+        from agentphone.cli._output import JsonLines
         from agentphone.cli._tables import Tables
 
         return Tables() if sys.stdout.isatty() and not self.json else JsonLines()

@@ -158,13 +158,16 @@ class Tables:
         receiver = f" to {sent.to_number}" if sent.to_number else ""
         self._console.print(_lines(f"Sent {sent.id}{receiver} ({sent.status or 'no status'})."), soft_wrap=True)
 
-    def exported(self, result: Result) -> None:
-        """Print the counts and the paths."""
-        for count, what, path in (
-            (result.conversations, "conversations", result.conversations_path),
-            (result.messages, "messages", result.messages_path),
+    def exported(self, result: Result, *, is_update: bool) -> None:
+        """Print the counts and the paths; of an update how many messages are new."""
+        new, total = result.messages, result.messages_total
+        for line in (
+            f"Exported {result.conversations:,} conversations to {result.conversations_path}",
+            f"+{new:,} new message{'' if new == 1 else 's'}, {total:,} in all: {result.messages_path}"
+            if is_update
+            else f"Exported {new:,} messages to {result.messages_path}",
         ):
-            self._console.print(_lines(f"Exported {count:,} {what} to {path}"), soft_wrap=True)
+            self._console.print(_lines(line), soft_wrap=True)
         if result.skipped:
             self._print_note(f"{result.skipped:,} conversations were deleted before they could be read.")
 

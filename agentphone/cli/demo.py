@@ -125,15 +125,17 @@ def _show_loop(sandbox: Sandbox, url: str, api_key: str) -> None:
     )
     with _receiving(url, api_key) as (address, secret, handled):
         sandbox.set_webhook(address, secret)
+        conversation_id = ""
         for text in TEXTS:
-            sandbox.receive_sms(from_number="+15555550199", to_number="+15555550100", body=text)
+            held = sandbox.receive_sms(from_number="+15555550199", to_number="+15555550100", body=text)
+            conversation_id = held["conversationId"]
             event, stored = handled.get(timeout=ARRIVAL_SECONDS)
             _print_json("text", text)
             _print_json("state", event.conversation_state)
             _print_json("stored", stored)
         _print(f"{INDENT}The conversation now:")
         with Client(api_key, base_url=url) as client:
-            for message in client.conversations.messages(event.conversation_id, order="asc"):
+            for message in client.conversations.messages(conversation_id, order="asc"):
                 _print_message(message)
 
 

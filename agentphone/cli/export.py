@@ -7,18 +7,27 @@ from typing import Literal
 
 import click
 
-from agentphone.cli._base import Command, timestamp
+from agentphone.cli._base import Command, usage_errors
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.errors import AgentPhoneError, ConfigurationError
+from agentphone.export._since import LAST, parse_since
 
 EXAMPLES = """\
 examples:
   agentphone export backup --base-url sandbox:
   agentphone export backup --format csv --concurrency 8
   agentphone export backup --since last
+  agentphone export recent --since 24h
   agentphone export june --since 2025-06-01T00:00:00Z
 """
 RESUMES = "Run the same command again to resume."
+
+
+def check_since(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Check `--since`. The export itself gets the text, so that the same text resumes it."""
+    with usage_errors(ctx):
+        parse_since(value, param.opts[0])
+    return value
 
 
 @click.command(cls=Command, examples=EXAMPLES)
@@ -41,10 +50,10 @@ RESUMES = "Run the same command again to resume."
 )
 @click.option(
     "--since",
-    metavar="TIMESTAMP",
-    callback=timestamp("last"),
-    help="Only messages received after this time, such as 2025-06-01T00:00:00Z; 'last' adds new ones to the files of"
-    " the last export.",
+    metavar="TIME",
+    callback=check_since,
+    help="Only messages received after this time: 2025-06-01T00:00:00Z, an age such as 90m, 24h or 7d, or 'yesterday'"
+    " (in UTC). 'last' adds new messages to the files of the last export.",
 )
 @account_options
 @click.pass_context
@@ -84,4 +93,4 @@ def export(
         except OSError as error:
             reason = ": ".join(filter(None, (error.strerror or str(error), error.filename2 or error.filename)))
             raise click.ClickException(f"{ctx.command_path}: {reason}. {RESUMES}") from error
-        output.exported(result)
+        output.exported(result, is_update=since == LAST)

@@ -58,10 +58,11 @@ def parse_address(ctx: click.Context, param: click.Parameter, value: str | None)
 @client_options
 @click.pass_context
 def mcp(ctx: click.Context, address: tuple[str, int] | None, read_only: bool, print_config: str | None) -> None:
-    """Serve conversations as tools for a model, by the Model Context Protocol.
+    """Serve conversations to a model as tools (MCP).
 
-    A client such as Claude, Cursor or VS Code starts this and talks to it over stdin and stdout. The tools list, read
-    and search conversations, keep their state, and reply. Without a key it starts, and each tool says what is missing.
+    This is a server of the Model Context Protocol. A client such as Claude, Cursor or VS Code starts it and talks to it
+    over stdin and stdout. The tools list, read and search conversations, keep their state, and reply. Without a key it
+    starts, and each tool says what is missing.
     """
     settings = settings_of(ctx)
     if print_config:

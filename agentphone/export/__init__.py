@@ -15,11 +15,11 @@ from typing import Any, Literal, overload
 from agentphone import _portal
 from agentphone._checks import check_callback, check_integer
 from agentphone._client import AsyncClient
-from agentphone._paging.bounds import parse_bound
 from agentphone._sync import Client
 from agentphone.export import _exporter
 from agentphone.export._exporter import Progress, Result
 from agentphone.export._files import check_format
+from agentphone.export._since import parse_since
 
 __all__ = ["Progress", "Result", "export"]
 
@@ -65,22 +65,25 @@ def export(
     `(receivedAt, id)`. Two exports of an unchanged account are equal byte for byte, interrupted or not.
 
     **Rows.** The API's fields under the API's names; messages begin with `conversationId`. Timestamps are in UTC with
-    `Z`. In `jsonl`, fields that this SDK does not know follow the others; the other formats have a column `extra` for
-    them, which is JSON, as is `metadata`. In `csv` every text is quoted, null is empty and not quoted, and no text is
-    changed: a spreadsheet may read one that begins with `=` as a formula.
+    six digits and `Z`; in `parquet` they have the type `timestamp[us, UTC]`. In `jsonl`, fields that this SDK does not
+    know follow the others; the other formats have a column `extra` for them, which is JSON, as are other objects. In
+    `csv` every text is quoted, null is empty and not quoted, and no text is changed: a spreadsheet may read one that
+    begins with `=` as a formula. In `parquet` a row group has at most 100,000 rows.
 
-    **Incremental exports.** With a timestamp as `since`, the files hold the messages received later than it, and their
-    conversations. With `since="last"`, the export continues the last one in this directory, in the same format:
-    conversations are listed again, and new messages are appended to the file, each once. Messages that the API
-    publishes up to an hour after their timestamp are found; for later ones, make a full export. Without an earlier
-    export it is a full one. Its state is in `DIRECTORY/.last-export.db`.
+    **Incremental exports.** With a time as `since`, the files hold the messages received later than it, and their
+    conversations. An age, such as `"90m"`, `"24h"` or `"7d"`, counts back from the call, and `"yesterday"` is its
+    midnight in UTC; an export that resumes keeps the time that it began with. With `since="last"`, the export continues
+    the last one in this directory, in the same format: conversations are listed again, and new messages are appended to
+    the file, each once. Messages that the API publishes up to an hour after their timestamp are found; for later ones,
+    make a full export. Without an earlier export it is a full one. Its state is in `DIRECTORY/.last-export.db`.
 
     Args:
         client: An `AsyncClient`, with which the call is awaited; or a `Client`, with which it blocks.
         directory: Where to write the files; created if it does not exist.
         format: `"jsonl"`, `"csv"`, or `"parquet"`, which needs the extra `parquet`.
         concurrency: How many conversations to read at a time, from 1.
-        since: Export only what is newer: an aware `datetime`, an ISO 8601 string with an offset, or `"last"`.
+        since: Export only what is newer: an aware `datetime`, an ISO 8601 string with an offset, an age such as
+            `"24h"`, `"yesterday"` or `"last"`.
         on_progress: Called with a `Progress` at each step, on the event loop's thread. An exception that it raises ends
             the export.
 
@@ -103,7 +106,7 @@ def export(
         directory=Path(directory),
         format=format,
         concurrency=concurrency,
-        since=_parse_since(since),
+        since=parse_since(since, "since"),
         on_progress=on_progress,
     )
     if isinstance(client, AsyncClient):
@@ -111,14 +114,3 @@ def export(
     if isinstance(client, Client):
         return _portal.run(_exporter.export, client._async, options)  # noqa: SLF001  # the async client of the facade
     raise TypeError(f"client must be an AsyncClient or a Client, got {type(client).__name__}")
-
-
-def _parse_since(value: Any) -> datetime | Literal["last"] | None:
-    if value is None:
-        return None
-    if value == _exporter.LAST:
-        return _exporter.LAST
-    if not isinstance(value, str | datetime):
-        raise TypeError(f'since must be an aware datetime, an ISO 8601 string or "last", got {type(value).__name__}')
-    bound = parse_bound(value, "since")
-    return None if bound is None else bound.timestamp

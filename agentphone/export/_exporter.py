@@ -22,6 +22,7 @@ from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError, NotFoundError
 from agentphone.export import _files
 from agentphone.export._fingerprint import Fingerprint
+from agentphone.export._since import LAST, resolve
 from agentphone.export._store import LISTING, WRITTEN, ExportDatabase, Listed, MessageKey
 from agentphone.models import Conversation, Cursor, Message, Page
 
@@ -31,7 +32,6 @@ PARTIAL = ".partial"
 STATE = ".last-export.db"
 TABLES = ("messages", "conversations")
 
-LAST: Literal["last"] = "last"
 OVERLAP = timedelta(hours=1)
 """How late after its timestamp the API may publish a message for the next `since="last"` to find it."""
 
@@ -60,6 +60,8 @@ class Result:
     """How many conversations are in the file."""
     messages: int
     """How many messages this export read."""
+    messages_total: int
+    """How many messages are in the file: with `since="last"`, those of earlier exports too."""
     skipped: int
     """How many conversations were deleted between listing and reading."""
     conversations_path: Path
@@ -75,7 +77,8 @@ class ExportOptions:
     directory: Path
     format: str
     concurrency: int
-    since: datetime | Literal["last"] | None
+    since: datetime | str | None
+    """As `parse_since` returned it."""
     on_progress: Callable[[Progress], object] | None
 
     def file(self, table: str) -> Path:
@@ -158,7 +161,11 @@ class _Export:
 
     async def _list(self) -> None:
         since = self._options.since
-        after = await self._in_thread(self._load_last) if since == LAST else since
+        after, earlier = None, 0
+        if since == LAST:
+            after, earlier = await self._in_thread(self._load_last)
+        elif since is not None:
+            after = resolve(since, datetime.now(UTC))
         is_continued = since == LAST and after is not None
         watermark: datetime | None = None
         async for page in self._client.conversations.list(concurrency=self._options.concurrency).pages():
@@ -173,17 +180,22 @@ class _Export:
         notes = {
             "after": _to_text(after),
             "is_continued": "yes" if is_continued else "",
+            "earlier_messages": str(earlier),
             # Never move the watermark back: this run did not check earlier messages.
             "watermark": _to_text(max(watermark, after) if after else watermark),
         }
         await self._in_thread(self._store.finish_listing, notes)
 
-    def _load_last(self) -> datetime | None:
-        """Load the state of the last export into this directory, and return the timestamp to continue from."""
+    def _load_last(self) -> tuple[datetime | None, int]:
+        """Load the state of the last export into this directory.
+
+        Returns:
+            The timestamp to continue from, or None if there was no export, and how many messages are in its file.
+        """
         directory, messages = self._options.directory, self._options.file("messages")
         last = self._store.load_last(directory / STATE)
         if last is None:
-            return None
+            return None, 0
         stored, watermark = last
         difference = self._fingerprint().difference(stored)
         if difference is not None:
@@ -191,12 +203,8 @@ class _Export:
                 f"The last export into {str(directory)!r} was made with {difference}, so it cannot be continued. Use"
                 " another directory, or export without since."
             )
-        if not messages.exists():
-            raise ConfigurationError(
-                f"{str(messages)!r}, which the last export wrote, is missing, so it cannot be continued. Restore it, or"
-                " export without since."
-            )
-        return watermark
+        _files.check_earlier(messages, "messages", self._options.format)
+        return watermark, int(stored.get("messages", "0"))
 
     async def _read(self) -> None:
         after = await self._in_thread(self._store.get, "after")
@@ -273,11 +281,15 @@ class _Export:
 
     def _save_last(self) -> None:
         notes = {name: self._store.get(name) for name in ("version", "base_url", "format", "key", "watermark")}
+        notes["messages"] = str(self._messages_total())
         self._store.save_last(self._partial / STATE, notes, datetime.fromisoformat(notes["watermark"]))
+
+    def _messages_total(self) -> int:
+        return int(self._store.get("earlier_messages", "0")) + self._store.counts().messages
 
     def _finish(self) -> Result:
         """Move the files into place, those that an earlier run has not moved yet."""
-        counts = self._store.counts()
+        counts, messages_total = self._store.counts(), self._messages_total()
         skipped = int(self._store.get("skipped", "0"))
         for path in (*map(self._options.file, TABLES), self._options.directory / STATE):
             with suppress(FileNotFoundError):
@@ -289,6 +301,7 @@ class _Export:
         return Result(
             conversations=counts.conversations,
             messages=counts.messages,
+            messages_total=messages_total,
             skipped=skipped,
             conversations_path=self._options.file("conversations"),
             messages_path=self._options.file("messages"),

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from agentphone._secret import Secret
 
-VERSION = "1"
+VERSION = "2"
 """The version of what one export stores for a later one. It changes with the columns, too."""
 
 ROUNDS = 100_000
@@ -35,7 +35,9 @@ class Fingerprint:
 
     def difference(self, stored: Mapping[str, str]) -> str | None:
         """Return how a stored fingerprint differs from this one, in words; None if it does not."""
-        for name, value in {"version": VERSION, **self.arguments}.items():
+        if stored.get("version") != VERSION:
+            return "another version of agentphone"
+        for name, value in self.arguments.items():
             if stored.get(name) != value:
                 return f"{name} {stored.get(name) or None!r}, not {value or None!r}"
         stored_hash = stored.get("key", "")

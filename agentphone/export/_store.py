@@ -242,6 +242,7 @@ class ExportDatabase:
                 isinstance(one, str) for one in meta.values()
             ):
                 raise ValueError("its fingerprint is missing")
+            int(meta.get("messages", "0"))  # an earlier version has none, and the caller refuses it
             watermark = datetime.fromisoformat(meta["watermark"])
             watermark.astimezone(UTC)  # raises OverflowError outside the years 1 to 9999
             _to_micros(watermark)

@@ -10,11 +10,15 @@ import re
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentphone.__main__ import main
+from agentphone.sandbox import Sandbox
 from tests.support.processes import (
     AGENTPHONE,
     ENVIRONMENT,
@@ -38,15 +42,25 @@ def test_export_writes_two_files_of_json_lines(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {
         "conversations": 36,
         "messages": 1817,
+        "messagesTotal": 1817,
         "skipped": 0,
         "conversationsPath": str(conversations),
         "messagesPath": str(messages),
     }
     listed = run(*AGENTPHONE, "conversations", "list", "--all", *LOCAL).stdout
-    assert sorted((tmp_path / conversations).read_text().splitlines()) == sorted(listed.splitlines())
+    assert parsed((tmp_path / conversations).read_text()) == parsed(listed)
     rows = [json.loads(line) for line in (tmp_path / messages).read_text().splitlines()]
     assert len(rows) == 1817
     assert {row["conversationId"] for row in rows} == {json.loads(line)["id"] for line in listed.splitlines()}
+
+
+def parsed(lines: str) -> dict[str, dict[str, Any]]:
+    """Return the rows by id, with their timestamps as such: an export prints more digits."""
+    rows = {row["id"]: row for row in map(json.loads, lines.splitlines())}
+    for row in rows.values():
+        for name in ("lastMessageAt", "createdAt"):
+            row[name] = datetime.fromisoformat(row[name])
+    return rows
 
 
 @pytest.mark.parametrize("format_", ["csv", "parquet"])
@@ -61,15 +75,20 @@ def test_format_option(format_: str, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert importlib.import_module("pyarrow.parquet").read_metadata(file).num_rows == 1817
 
 
-def test_since_a_timestamp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(tmp_path), "--since", "2025-06-30T12:00:00Z", *LOCAL]) == 0
-    assert 0 < json.loads(capsys.readouterr().out)["messages"] < 100
+@pytest.mark.parametrize(
+    ("since", "messages"),
+    [("2025-06-30T12:00:00Z", range(1, 100)), ("9999d", [1817]), ("90m", [0]), ("24h", [0]), ("yesterday", [0])],
+)
+def test_since_a_time(since: str, messages: Sequence[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path), "--since", since, *LOCAL]) == 0
+    assert json.loads(capsys.readouterr().out)["messages"] in messages
 
 
 def test_since_last_appends_new_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for count in (1817, 0):
         assert main(["export", str(tmp_path), "--since", "last", *LOCAL]) == 0
-        assert json.loads(capsys.readouterr().out)["messages"] == count
+        counts = json.loads(capsys.readouterr().out)
+        assert (counts["messages"], counts["messagesTotal"]) == (count, 1817)
     assert len((tmp_path / "messages.jsonl").read_text().splitlines()) == 1817
 
 
@@ -88,6 +107,21 @@ def test_terminal_shows_progress_bars_and_then_the_paths(tmp_path: Path) -> None
         assert bool(setting) != bool(re.search(r"\x1b\[[0-9;]*m", shown))
 
 
+def test_terminal_shows_how_many_messages_are_new(tmp_path: Path) -> None:
+    command = [*AGENTPHONE, "export", "backup", "--since", "last", "--base-url", "sandbox:box.db"]
+    with Sandbox(tmp_path / "box.db") as box:
+        for new, line in (
+            (2, "+2 new messages, 2 in all"),
+            (1, "+1 new message, 3 in all"),
+            (0, "+0 new messages, 3 in all"),
+        ):
+            for _ in range(new):
+                box.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
+            code, shown = run_in_terminal(*command, cwd=tmp_path)
+            assert code == 0
+            assert f"{line}: {Path('backup') / 'messages.jsonl'}\r\n" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -95,9 +129,12 @@ def test_terminal_shows_progress_bars_and_then_the_paths(tmp_path: Path) -> None
         ([""], "DIR must not be empty"),
         (["x", "--concurrency", "0"], "Invalid value for '--concurrency': 0 is not in the range x>=1"),
         (["x", "--format", "xml"], "'xml' is not one of"),
-        (["x", "--since", "yesterday"], "--since"),
-        (["x", "--since", "2025-06-30T12:00:00"], "--since"),
-        (["x", "--since", "2025-06-30"], "--since"),
+        (
+            ["x", "--since", "noon"],
+            "--since must be a time with its offset such as 2025-06-01T00:00:00Z, an age such as",
+        ),
+        (["x", "--since", "2025-06-30T12:00:00"], "--since must be a time with its offset such as"),
+        (["x", "--since", "2025-06-30"], "'yesterday' or 'last', got '2025-06-30'"),
     ],
 )
 def test_usage_error_is_one_line_and_exit_code_2(

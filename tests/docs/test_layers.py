@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import os
 import pydoc
@@ -12,11 +13,11 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import agentphone
+from tests.support.processes import run
 
 PACKAGE = Path(agentphone.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -247,15 +248,34 @@ def test_no_module_is_longer_than_450_lines(name: str) -> None:
     assert sources()[name].count("\n") <= 450
 
 
-def test_all_is_what_the_package_binds() -> None:
+def test_all_is_what_type_checkers_and_programs_see() -> None:
     names = agentphone.__all__
     assert len(set(names)) == len(names)
-    bound = {
-        name
-        for name, value in vars(agentphone).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+    imported = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse(sources()["__init__"]))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module != "agentphone"
+        for alias in node.names
     }
-    assert set(names) == bound | {"__version__"}
+    assert set(names) == imported.keys()
+    for name, module in imported.items():
+        assert getattr(agentphone, name) is getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(
+    ("module", "unused"),
+    [
+        ("agentphone", {"anyio", "attrs", "cattrs", "click", "h11", "httpx", "typing", "logging"}),
+        ("agentphone.webhooks", {"click", "h11", "httpx"}),
+        ("agentphone.pytest_plugin", {"agentphone.sandbox", "cattrs", "httpx"}),
+        ("agentphone.cli.commands", {"agentphone.export", "anyio", "cattrs", "h11", "httpx", "rich", "starlette"}),
+    ],
+)
+def test_import_loads_only_what_is_needed(module: str, unused: set[str]) -> None:
+    code = f"import sys; known = set(sys.modules); import {module}; print(*sys.modules.keys() - known)"
+    loaded = run(sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}").stdout.split()
+    assert module in loaded
+    assert unused & set(loaded) == set()
 
 
 def test_dir_is_what_is_public() -> None:
@@ -273,6 +293,7 @@ def test_dir_is_what_is_public() -> None:
 ATTRIBUTES = """
 import sys
 import agentphone
+from tests.support.processes import run
 assert "agentphone.webhooks" not in sys.modules
 print(agentphone.webhooks.Webhook.__name__, agentphone.sandbox.Sandbox.__name__, agentphone.export.export.__name__)
 try:
@@ -329,6 +350,7 @@ def test_public_names_have_docstrings() -> None:
 LOADED = """
 import sys
 import agentphone
+from tests.support.processes import run
 agentphone.AsyncClient("key")
 unwanted = {"asyncio", "httpcore", "starlette", "uvicorn", "sqlite3", "trio", "pyarrow", "agentphone.cli"}
 unwanted |= {"agentphone.sandbox", "agentphone.webhooks", "agentphone.export"}

@@ -141,6 +141,7 @@ async def test_damaged_file_is_named(box: Sandbox, directory: Path) -> None:
         ("DROP TABLE conversations", r"export\.db' is damaged \(no such table.* Delete '.*\.partial' to begin again"),
         ("DROP TABLE messages", r"export\.db' is damaged \(no such table.* Delete '.*\.partial' to begin again"),
         ("DELETE FROM meta WHERE name = 'key'", r"another API key.* delete '.*\.partial' to begin again"),
+        ("UPDATE meta SET value = '1' WHERE name = 'version'", "begun with another version of agentphone. Finish that"),
     ],
 )
 async def test_unfinished_export_with_a_missing_table_is_not_empty(

@@ -133,7 +133,7 @@ class Account:
 
 
 def printed(micros: int) -> str:
-    return (datetime(1970, 1, 1) + timedelta(microseconds=micros)).isoformat() + "Z"
+    return (datetime(1970, 1, 1) + timedelta(microseconds=micros)).isoformat(timespec="microseconds") + "Z"
 
 
 def line(row: dict[str, Any]) -> bytes:

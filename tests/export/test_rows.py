@@ -6,8 +6,8 @@ import csv
 import importlib
 import io
 import json
-from collections.abc import Callable
-from datetime import UTC
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 
 from agentphone import (
     Client,
-    Conversation,
     Message,
     models,
 )
 from agentphone._decoding import decode
-from agentphone._json import to_camel_case
 from agentphone.export import Result, _files, export
 from agentphone.sandbox import Behavior, Sandbox
 from tests.support.accounts import (
+    DAY,
     FORMATS,
+    START,
     async_client,
     both,
     fill,
@@ -47,6 +47,7 @@ async def test_jsonl_has_every_conversation_and_message(box: Sandbox, directory:
     assert result == Result(
         conversations=5,
         messages=2250,
+        messages_total=2250,
         skipped=0,
         conversations_path=directory / "conversations.jsonl",
         messages_path=directory / "messages.jsonl",
@@ -79,7 +80,7 @@ async def test_cursor_behavior_of_the_api_does_not_matter(box: Sandbox, director
     assert both(directory) == rows_of(box)
 
 
-def as_csv(row: dict[str, Any], fixed: tuple[str, ...]) -> dict[str, str]:
+def as_csv(row: dict[str, Any], fixed: Iterable[str]) -> dict[str, str]:
     """Return a row as a CSV reader sees it."""
     extra = {name: value for name, value in row.items() if name not in fixed}
     return {
@@ -119,13 +120,18 @@ async def test_parquet_has_the_same_rows_with_lists_and_numbers(box: Sandbox, di
         row["metadata"] = row["metadata"] and compact(row["metadata"])
     for row in (*conversations, *messages):
         row.setdefault("extra", None)
+        for name in row.keys() & {"receivedAt", "lastMessageAt", "createdAt"}:
+            row[name] = datetime.fromisoformat(row[name])
     parquet = importlib.import_module("pyarrow.parquet")
     assert parquet.read_table(result.conversations_path).to_pylist() == conversations
     assert parquet.read_table(result.messages_path).to_pylist() == messages
-    kinds = {field.name: str(field.type) for field in parquet.read_schema(result.messages_path)}
-    assert kinds == dict.fromkeys((*_files.COLUMNS["messages"], "extra"), "string") | {
-        "mediaUrls": "list<element: string>",
-    }
+    timestamp = "timestamp[us, tz=UTC]"
+    for path, others in (
+        (result.messages_path, {"receivedAt": timestamp, "mediaUrls": "list<element: string>"}),
+        (result.conversations_path, {"lastMessageAt": timestamp, "createdAt": timestamp, "messageCount": "int64"}),
+    ):
+        types = {field.name: str(field.type) for field in parquet.read_schema(path)}
+        assert types == dict.fromkeys((*_files.COLUMNS[path.stem], "extra"), "string") | others
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -139,18 +145,6 @@ async def test_empty_account(box: Sandbox, directory: Path, format_: Any) -> Non
         "parquet": lambda path: importlib.import_module("pyarrow.parquet").read_table(path).to_pylist(),
     }[format_]
     assert (read(result.conversations_path), read(result.messages_path)) == ([], [])
-
-
-def test_columns_match_the_models() -> None:
-    for model, name in ((Conversation, "conversations"), (Message, "messages")):
-        optional = {field for field, _ in models.optional_keys(model)}
-        assert optional
-        fields = {field: kind for field, kind in model.__annotations__.items() if field not in {*optional, "extra"}}
-        kinds = {to_camel_case(field): kind for field, kind in fields.items()}
-        assert [column for column in _files.COLUMNS[name] if column != "conversationId"] == list(kinds)
-        assert {column for column, kind in kinds.items() if "int" in kind} == _files.NUMBERS & kinds.keys()
-        assert {column for column, kind in kinds.items() if "tuple" in kind} == _files.LISTS & kinds.keys()
-        assert {column for column, kind in kinds.items() if "dict" in kind} == {"metadata"} & kinds.keys()
 
 
 UNKNOWN = {"reactions": [{"by": "+15555550110", "what": "\u2764"}], "extra": {"a": 1}, "content": None, "seq": 7}
@@ -169,10 +163,11 @@ async def account_of(directory: Path, format_: Any, **changes: Any) -> Result:
 
 async def test_unknown_fields_are_kept(directory: Path) -> None:
     result = await account_of(directory, "jsonl", **UNKNOWN)
+    noon, earlier = "2025-06-30T12:00:00.000000Z", "2025-06-30T11:30:00.000000Z"
     [row] = lines(result.messages_path)
-    assert row == {"conversationId": "conv_1", **message(**UNKNOWN)}
+    assert row == {"conversationId": "conv_1", **message(**UNKNOWN, receivedAt=noon)}
     assert next(iter(row)) == "conversationId"
-    assert lines(result.conversations_path) == [conversation(**UNKNOWN)]
+    assert lines(result.conversations_path) == [conversation(**UNKNOWN, lastMessageAt=noon, createdAt=earlier)]
     result = await account_of(directory, "csv", **UNKNOWN)
     assert json.loads(read_csv(result.messages_path)[0]["extra"]) == UNKNOWN
     result = await account_of(directory, "parquet", **UNKNOWN)
@@ -185,10 +180,45 @@ async def test_conversation_id_of_the_request_wins(directory: Path) -> None:
     assert row["conversationId"] == "conv_1"
 
 
-async def test_timestamps_are_in_utc_with_all_digits(directory: Path) -> None:
-    result = await account_of(directory, "jsonl", receivedAt="2025-06-30T14:00:00.120+02:00", createdAt=None)
-    assert lines(result.messages_path)[0]["receivedAt"] == "2025-06-30T12:00:00.120000Z"
-    assert lines(result.conversations_path)[0]["createdAt"] is None
+@pytest.mark.parametrize(
+    ("sent", "written"),
+    [
+        ("2025-06-30T14:00:00.120+02:00", "2025-06-30T12:00:00.120000Z"),
+        ("2025-06-30T12:00:00Z", "2025-06-30T12:00:00.000000Z"),
+        ("2025-06-30T12:00:00.123456Z", "2025-06-30T12:00:00.123456Z"),
+        ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000000Z"),
+        ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"),
+    ],
+)
+async def test_timestamps_are_in_utc_with_six_digits(directory: Path, sent: str, written: str) -> None:
+    for format_, read in (("jsonl", lines), ("csv", read_csv)):
+        result = await account_of(directory, format_, receivedAt=sent, createdAt=None)
+        assert read(result.messages_path)[0]["receivedAt"] == written
+        assert read(result.conversations_path)[0]["createdAt"] in (None, "")
+    result = await account_of(directory, "parquet", receivedAt=sent, createdAt=None)
+    parquet = importlib.import_module("pyarrow.parquet")
+    assert parquet.read_table(result.messages_path)["receivedAt"].to_pylist() == [datetime.fromisoformat(sent)]
+    assert parquet.read_table(result.conversations_path)["createdAt"].to_pylist() == [None]
+
+
+async def test_parquet_row_groups_are_bounded(box: Sandbox, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_files, "CHUNK", 4)
+    monkeypatch.setattr(_files, "ROW_GROUP", 10)
+    parquet = importlib.import_module("pyarrow.parquet")
+
+    def row_groups(result: Result) -> list[int]:
+        metadata = parquet.read_metadata(result.messages_path)
+        return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+
+    fill(box, 3, 7)
+    async with async_client(box.transport()) as client:
+        assert row_groups(await export(client, directory, format="parquet")) == [8, 8, 5]
+        for day in (1, 2, 3):  # small updates make no small row groups
+            fill(box, 1, 1, START + day * DAY)
+            result = await export(client, directory, format="parquet", since="last")
+        assert row_groups(result) == [8, 8, 8]
+        monkeypatch.setattr(_files, "ROW_GROUP_BYTES", 1)
+        assert row_groups(await export(client, directory, format="parquet")) == [4] * 6
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -207,7 +237,7 @@ async def test_half_a_surrogate_pair_is_exported(directory: Path, format_: Any) 
 async def test_csv_distinguishes_null_and_empty_text(directory: Path) -> None:
     result = await account_of(directory, "csv", body="", status=None)
     assert result.messages_path.read_text(encoding="utf-8").splitlines()[1] == (
-        '"conv_1","msg_1","","+15555550110","+15555550100","inbound","2025-06-30T12:00:00Z","sms",'
+        '"conv_1","msg_1","","+15555550110","+15555550100","inbound","2025-06-30T12:00:00.000000Z","sms",'
         '"[""https://media.example/1.jpg""]",,'
     )
 

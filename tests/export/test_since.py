@@ -9,12 +9,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from agentphone import (
     ConfigurationError,
+    ServerError,
 )
-from agentphone.export import _files, export
+from agentphone.export import _exporter, _files, export
+from agentphone.export._since import parse_since, resolve
 from agentphone.sandbox import Behavior, Sandbox
 from tests.support.accounts import (
     AGENT,
@@ -58,8 +61,10 @@ async def test_since_last_appends_each_new_message_once(box: Sandbox, directory:
             async with async_client(transport) as watched:
                 result = await export(watched, directory, format=format_, since="last")
             assert result.messages == 5 * 2 * day
+            assert result.messages_total == 3 * 30 + 5 * 2 * sum(range(1, day + 1))
             assert len(transport.asked) == 1 + 5
-        assert (await export(client, directory, format=format_, since="last")).messages == 0
+        result = await export(client, directory, format=format_, since="last")
+        assert (result.messages, result.messages_total) == (0, 150)
         await export(client, directory.parent / "whole", format=format_)
     assert rows_in(directory, format_) == rows_in(directory.parent / "whole", format_)
 
@@ -155,6 +160,100 @@ async def test_since_last_rejects_other_arguments(
                 await export(other, directory, since="last", **arguments)
         assert contents(directory) == before
         await export(client, directory)  # as the text says
+
+
+async def test_since_last_rejects_state_of_another_version(box: Sandbox, directory: Path) -> None:
+    fill(box, 2, 3)
+    async with async_client(box.transport()) as client:
+        await export(client, directory)
+        before = contents(directory)
+        altered(
+            directory / ".last-export.db",
+            "UPDATE meta SET value = '1' WHERE name = 'version'",
+            "DELETE FROM meta WHERE name = 'messages'",
+        )
+        with pytest.raises(ConfigurationError, match=r"was made with another version of agentphone, .* without since"):
+            await export(client, directory, since="last")
+        assert contents(directory) == before
+        await export(client, directory)  # as the text says
+
+
+def with_timestamps_as_text(path: Path) -> None:
+    parquet = importlib.import_module("pyarrow.parquet")
+    table = parquet.read_table(path)
+    index = table.schema.get_field_index("receivedAt")
+    parquet.write_table(table.set_column(index, "receivedAt", table["receivedAt"].cast("string")), path)
+
+
+EARLIER_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "csv with other columns": ("csv", lambda path: path.write_bytes(b"id," + path.read_bytes())),
+    "empty csv": ("csv", lambda path: path.write_bytes(b"")),
+    "parquet with timestamps as text": ("parquet", with_timestamps_as_text),
+    "truncated parquet": ("parquet", lambda path: os.truncate(path, path.stat().st_size // 2)),
+    "empty parquet": ("parquet", lambda path: path.write_bytes(b"")),
+}
+
+
+@pytest.mark.parametrize("change", EARLIER_FILES)
+async def test_since_last_rejects_a_file_that_it_cannot_continue(box: Sandbox, directory: Path, change: str) -> None:
+    format_: Any
+    format_, alter = EARLIER_FILES[change]
+    fill(box, 2, 3)
+    async with async_client(box.transport()) as client:
+        result = await export(client, directory, format=format_)
+        alter(result.messages_path)
+        before = contents(directory)
+        with pytest.raises(ConfigurationError, match=r"messages\.\w+', which .* Restore it, or"):
+            await export(client, directory, format=format_, since="last")
+        assert contents(directory) == before
+        await export(client, directory, format=format_)  # as the text says
+
+
+NOW = datetime(2025, 7, 2, 12, 30, 15, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("since", "bound"),
+    [
+        ("90m", NOW - timedelta(minutes=90)),
+        ("24h", NOW - timedelta(hours=24)),
+        ("7d", NOW - timedelta(days=7)),
+        ("999999d", datetime.min.replace(tzinfo=UTC)),
+        ("yesterday", datetime(2025, 6, 30, 23, 59, 59, 999999, tzinfo=UTC)),
+        ("2025-06-30T14:00:00+02:00", datetime(2025, 6, 30, 12, tzinfo=UTC)),
+        (datetime(2025, 6, 30, tzinfo=UTC), datetime(2025, 6, 30, tzinfo=UTC)),
+    ],
+)
+def test_ages_and_yesterday(since: Any, bound: datetime) -> None:
+    parsed = parse_since(since, "since")
+    assert parsed is not None
+    assert resolve(parsed, NOW) == bound
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["noon", "", "Yesterday", "LAST", "0h", "-1h", "1.5h", "24", "24H", " 24h", "24h\n", "7w", "1000000d", "\u0667d"],
+)
+def test_invalid_since_shows_examples(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^--since must be a time .* as 2025-06-01T00:00:00Z, an age such as 90m, "):
+        parse_since(text, "--since")
+
+
+async def test_since_an_age_filters_and_resumes_from_the_same_time(
+    box: Sandbox, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    fill(box, 3, 3, now - timedelta(hours=23))
+    fill(box, 3, 2, now - timedelta(hours=25))
+    failing = Watched(box, lambda number, _: httpx.Response(500) if number == 3 else None)
+    async with async_client(failing) as client:
+        with pytest.raises(ServerError):
+            await export(client, directory, since="24h", concurrency=1)
+        monkeypatch.setattr(_exporter, "resolve", None)  # it does not look at the clock again
+        with pytest.raises(ConfigurationError, match="begun with since '24h', not '23h'"):
+            await export(client, directory, since="23h")
+        result = await export(client, directory, since="24h")
+    assert (result.messages, result.messages_total) == (9, 9)
 
 
 async def test_since_last_rejects_missing_files_and_damaged_state(box: Sandbox, directory: Path) -> None:

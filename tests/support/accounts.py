@@ -46,7 +46,7 @@ def rows_of(box: Sandbox, after: datetime | None = None) -> tuple[list[dict[str,
         messages += sorted(own, key=lambda message: (message["receivedAt"], message["id"]))
     for row in (*conversations, *messages):
         for name in {"receivedAt", "lastMessageAt", "createdAt"} & row.keys():
-            row[name] = datetime.fromisoformat(row[name]).replace(tzinfo=None).isoformat() + "Z"
+            row[name] = datetime.fromisoformat(row[name]).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
     if after is None:
         return conversations, messages
     return (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import sys
 import warnings
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import anyio
 import httpx
 import pytest
 
-from agentphone import Client, _portal
-from tests.support.helpers import conversation, ok
+from agentphone import AsyncClient, Client, _portal, _sync
+from agentphone.export import export
+from tests.support.helpers import conversation, ok, page
 from tests.sync.blocking import blocking
 
 CALLS: dict[str, Callable[[Client], object]] = {
@@ -22,29 +25,36 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "page": lambda client: client.conversations.list().page(),
     "iterate": lambda client: list(client.conversations.list()),
     "pages": lambda client: next(client.conversations.list().pages()),
+    "messages": lambda client: list(client.conversations.messages("conv_1")),
+    "follow": lambda client: client.conversations.follow("conv_1").close(),
     "close": lambda client: client.close(),
 }
 
 
 ADVICE = {
-    "get": "await AsyncConversations.get ",
-    "page": "await AsyncPager.page ",
-    "iterate": "`async for`",
-    "pages": "`async for`",
-    "close": "await AsyncClient.aclose ",
+    "get": ("`client.conversations.get()`", "`await client.conversations.get()`"),
+    "page": ("`client.conversations.list().page()`", "`await client.conversations.list().page()`"),
+    "iterate": ("`for ... in client.conversations.list()`", "`async for ... in client.conversations.list()`"),
+    "pages": ("`for ... in client.conversations.list()`", "`async for ... in client.conversations.list()`"),
+    "messages": (
+        "`for ... in client.conversations.messages()`",
+        "`async for ... in client.conversations.messages()`",
+    ),
+    "follow": ("`client.conversations.follow().close()`", "`await client.conversations.follow().aclose()`"),
+    "close": ("`client.close()`", "`await client.aclose()`"),
 }
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("name", CALLS)
 def test_blocking_call_on_a_running_loop_warns_once_per_line(name: str, backend: str) -> None:
-    response = ok(conversation() | {"messages": []}) if name == "get" else ok()
+    response = ok(conversation() | {"messages": []}) if name == "get" else ok(page(total=0))
 
     async def main() -> None:
         client, script = blocking(response)
         for _ in range(3):
             CALLS[name](client)
-        assert len(script.requests) == (0 if name == "close" else 3)
+        assert bool(script.requests) == (name not in ("close", "follow"))
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -52,7 +62,10 @@ def test_blocking_call_on_a_running_loop_warns_once_per_line(name: str, backend:
         anyio.run(main, backend=backend)
     assert [(warning.filename, warning.category) for warning in caught] == [(__file__, RuntimeWarning)]
     assert caught[0].lineno == CALLS[name].__code__.co_firstlineno
-    assert ADVICE[name] in str(caught[0].message)
+    call, instead = ADVICE[name]
+    assert str(caught[0].message) == (
+        f"{call} blocks the event loop that runs in this thread. With an AsyncClient, write {instead}."
+    )
 
 
 def test_leaving_a_with_block_on_a_running_loop_warns() -> None:
@@ -60,9 +73,33 @@ def test_leaving_a_with_block_on_a_running_loop_warns() -> None:
         with blocking(ok())[0]:
             pass
 
-    with pytest.warns(RuntimeWarning, match="use `async with`") as caught:
+    with pytest.warns(RuntimeWarning, match=r"`with Client\(\)` .* `async with AsyncClient\(\)`") as caught:
         anyio.run(main)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_export_on_a_running_loop_warns(tmp_path: Path) -> None:
+    async def main() -> None:
+        export(blocking(ok(page(total=0)))[0], tmp_path)
+
+    with pytest.warns(RuntimeWarning, match=r"`export\(\)` blocks .* write `await export\(\)`") as caught:
+        anyio.run(main)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_every_blocking_method_has_an_equivalent_that_exists() -> None:
+    tree = ast.parse(Path(_sync.__file__).read_text(encoding="utf-8"))
+    found = 0
+    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for method in (node for node in cls.body if isinstance(node, ast.FunctionDef)):
+            if "_portal.run(" in ast.unparse(method):
+                found += 1
+                name = f"{cls.name}.{method.name}"
+                if name not in _portal.ASYNC_EQUIVALENTS:
+                    written = f"client.{cls.name.lower()}.{method.name}"
+                    assert _portal.equivalents(name) == (f"{written}()", f"await {written}()")
+                    assert callable(attrgetter(f"{cls.name.lower()}.{method.name}")(AsyncClient(base_url="sandbox:")))
+    assert found >= 7
 
 
 def test_blocking_call_in_a_callback_of_a_loop_warns() -> None:
@@ -73,7 +110,7 @@ def test_blocking_call_in_a_callback_of_a_loop_warns() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
-    with pytest.warns(RuntimeWarning, match="await AsyncPager.page"):
+    with pytest.warns(RuntimeWarning, match=r"`await client\.conversations\.list\(\)\.page\(\)`"):
         asyncio.run(main())
     assert len(script.requests) == 1
 
@@ -82,7 +119,7 @@ def test_warning_names_the_line_of_a_package_with_a_similar_name() -> None:
     package = str(Path(_portal.__file__).parent)
     scope: dict[str, Any] = {"client": blocking(ok())[0]}
     exec(compile("async def main(): client.conversations.list().page()", f"{package}_shop/views.py", "exec"), scope)
-    with pytest.warns(RuntimeWarning, match="await AsyncPager.page") as caught:
+    with pytest.warns(RuntimeWarning, match=r"`await client\.conversations\.list\(\)\.page\(\)`") as caught:
         asyncio.run(scope["main"]())
     assert [Path(warning.filename).name for warning in caught] == ["views.py"]
 
@@ -113,8 +150,10 @@ def test_blocking_call_inside_the_sdks_loop_raises(where: str, name: str) -> Non
     client, _script = blocking(step, **settings)
     with pytest.raises(RuntimeError, match="inside the SDK's own event loop"):
         client.conversations.list().page()
-    with pytest.raises(RuntimeError, match=ADVICE[name].strip()):
+    with pytest.raises(RuntimeError) as caught:
         client.conversations.list().page()
+    assert str(caught.value).startswith(f"{ADVICE[name][0]} was called inside")
+    assert str(caught.value).endswith(f"With an AsyncClient, write {ADVICE[name][1]} there.")
 
 
 def test_blocking_call_in_a_callback_of_the_sdks_loop_raises() -> None:
