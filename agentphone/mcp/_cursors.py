@@ -71,7 +71,7 @@ class SearchCursor:
     message: Cursor | None
 
     def __str__(self) -> str:
-        return f"{self.position}~{self.message or ''}"
+        return f"{self.position}|{self.message or ''}"
 
     @classmethod
     def parse(cls, text: str | None) -> SearchCursor | None:
@@ -82,8 +82,8 @@ class SearchCursor:
         """
         if text is None:
             return None
-        before, tilde, after = text.rpartition("~")
-        position = ListCursor.parse(before) if tilde else None
+        before, bar, after = text.partition("|")
+        position = ListCursor.parse(before) if bar else None
         if position is None:
             raise _wrong(text)
         return cls(position, parse_message_cursor(after) if after else None)

@@ -338,7 +338,7 @@ def test_api_errors_are_tool_errors_in_the_words_of_the_sdk(session: Session, ac
         ("read_messages", {"conversation_id": "c", "cursor": "2025"}, "cursor must be the next_cursor"),
         ("search_messages", {"query": ""}, "query must not be empty"),
         ("search_messages", {"query": "x" * 201}, "query must have at most 200 characters"),
-        ("search_messages", {"query": "x", "cursor": "1,c,~x"}, "cursor must be the next_cursor"),
+        ("search_messages", {"query": "x", "cursor": "1,c,|x"}, "cursor must be the next_cursor"),
         ("get_state", {"conversation_id": "c", "keys": "a"}, "keys must be an array, got 'a'"),
         ("get_state", {"conversation_id": "c", "keys": ["a", 1]}, "keys[1] must be a string, got 1"),
         ("set_state", {"conversation_id": "c", "state": [1]}, "state must be an object, got [1]"),
