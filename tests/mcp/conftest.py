@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -23,6 +24,9 @@ from tests.support.processes import ENVIRONMENT, PYTHON
 
 KEY = "sk_of_the_mcp_tests_9f8e7d"
 PERSON, AGENT = "+15555550110", "+15555550100"
+
+
+_people = itertools.count()
 
 
 @frozen
@@ -146,7 +150,7 @@ def session(request: pytest.FixtureRequest) -> Session:
 
 
 @pytest.fixture
-def conversation_id(account: Account, request: pytest.FixtureRequest) -> str:
+def conversation_id(account: Account) -> str:
     """Receive a text from a person of this test's own, and return the conversation's id."""
-    person = f"+1556{abs(hash(request.node.nodeid)) % 10**7:07}"
+    person = f"+1556{next(_people):07}"
     return str(account.box.receive_sms(from_number=person, to_number=AGENT, body="Where is it?")["conversationId"])
