@@ -17,6 +17,7 @@ Set `AGENTPHONE_BASE_URL=sandbox:` to try it without an account. The names to kn
 - `AgentPhoneError`: the base of all errors, among them `APIStatusError` and `APIConnectionError`.
 - `agentphone.webhooks.Webhook`: verifies deliveries of webhooks, and parses them into typed events.
 - `agentphone.sandbox.Sandbox`: a local AgentPhone to test against.
+- `agentphone.agents.history`: a conversation as the messages that language models take.
 - `agentphone.export.export`: writes a whole account to files.
 """
 
@@ -75,6 +76,7 @@ __all__ = [
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # checkers would accept any name if they saw a `__getattr__`
+    from agentphone import agents as agents
     from agentphone import errors as errors
     from agentphone import export as export
     from agentphone import models as models
@@ -124,7 +126,7 @@ if TYPE_CHECKING:  # checkers would accept any name if they saw a `__getattr__`
         SentReaction,
     )
 else:
-    _MODULES = ("errors", "export", "models", "sandbox", "webhooks")
+    _MODULES = ("agents", "errors", "export", "models", "sandbox", "webhooks")
     _NAMES = {
         "_client": "AsyncClient",
         "_conversations": "AsyncConversations",

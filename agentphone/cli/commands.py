@@ -9,6 +9,7 @@ from agentphone.cli._base import Group
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
 from agentphone.cli.export import export
+from agentphone.cli.mcp import mcp
 from agentphone.cli.sandbox import sandbox
 from agentphone.cli.sending import messages, reply
 
@@ -38,7 +39,7 @@ tab completion, with this line in your shell's startup file:
 """
 HEADINGS = {
     "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names]
-    + ["messages send", "export"],
+    + ["messages send", "export", "mcp"],
     "without an account": ["demo", "sandbox", "sandbox text"],
 }
 
@@ -61,6 +62,7 @@ conversations.add_command(reply)
 agentphone.add_command(conversations)
 agentphone.add_command(messages)
 agentphone.add_command(export)
+agentphone.add_command(mcp)
 
 
 @agentphone.command()

@@ -361,5 +361,5 @@ def test_missing_click_names_the_command_that_installs_it(arguments: list[str]) 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         "agentphone: click is not installed; in the project's folder (PyPI has another package of this name):"
-        " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox\n"
+        " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox, '.[mcp]' for mcp\n"
     )
