@@ -148,7 +148,6 @@ def test_which_message_is_the_reply(found: bool, changes: dict[str, Any]) -> Non
     assert result == (candidate if found else None)
 
 
-@pytest.mark.parametrize("field", ["mediaUrls", "mediaUrl"])
 @pytest.mark.parametrize(("seconds", "found"), [(-5.0, False), (-0.4, True), (0.0, True), (3.0, True)])
 def test_reply_is_not_older_than_the_text_that_it_answers(seconds: float, found: bool) -> None:
     """Another worker has sent the same words just before; the history may print whole seconds."""
@@ -158,6 +157,7 @@ def test_reply_is_not_older_than_the_text_that_it_answers(seconds: float, found:
     assert (result is not None) == found
 
 
+@pytest.mark.parametrize("field", ["mediaUrls", "mediaUrl"])
 def test_message_of_media_alone_is_found(field: str) -> None:
     media = ("https://media.example/1.jpg",)
     given = {"media_urls": media} if field == "mediaUrls" else {"extra": {field: media[0]}}
