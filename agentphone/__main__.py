@@ -51,7 +51,7 @@ def _run(arguments: list[str]) -> int:
     except ModuleNotFoundError:
         return _fail(
             f"{PROGRAM}: click is not installed; in the project's folder (PyPI has another package of this name):"
-            " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox"
+            " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox, '.[mcp]' for mcp"
         )
     from agentphone.cli.commands import agentphone
 

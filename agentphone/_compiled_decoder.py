@@ -13,10 +13,8 @@ from typing import Any, Union, cast, get_args, get_origin
 import attrs
 
 from agentphone._timestamps import parse_timestamp
+from agentphone._value_hooks import Hook
 from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL, json_key
-
-Hook = Callable[[Any, Any], Any]
-"""Creates a value from JSON; the second argument is cattrs' (the type), and ignored."""
 
 
 def inner_of_optional(shape: Any) -> Any:

@@ -10,26 +10,32 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from datetime import datetime
 from enum import EnumType
 from functools import lru_cache
-from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 from cattrs import Converter
 from cattrs.errors import AttributeValidationNote, BaseValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn_from_attrs, override
 
-from agentphone._compiled_decoder import Hook, compile_list_decoder, inner_of_optional, is_compilable
+from agentphone._compiled_decoder import compile_list_decoder, inner_of_optional, is_compilable
 from agentphone._json import DecodeError, parse_json
-from agentphone._timestamps import parse_timestamp
+from agentphone._state_classes import (
+    QUALIFIERS,
+    Created,
+    StateField,
+    first_error,
+    is_pydantic,
+    is_state_class,
+    state_fields,
+    validate,
+)
+from agentphone._value_hooks import HOOKS, Hook, check_dict, check_list, null_is_empty, nullable, one_of, unchanged
 from agentphone.models import EXTRA, NULLABLE_LIST, OPTIONAL, json_key
 
 T = TypeVar("T")
 
-Created = list[tuple[Any, dict[str, Any]]]
-"""Objects of attrs classes, each with the JSON object that it was created from."""
 _created: ContextVar[Created | None] = ContextVar("_created", default=None)
 
 
@@ -68,7 +74,7 @@ def structure_state(raw: Any, cls: type[T], root: str, created: Created) -> T:
         raw: The JSON. The object shares its parts.
         cls: The class.
         root: The name of `raw` in the paths of errors.
-        created: Where to record the objects of attrs classes that are created.
+        created: Where to record the objects of state classes that are created.
 
     Raises:
         DecodeError: The JSON does not fit the class.
@@ -120,11 +126,17 @@ def decode_with_path(raw: Any, cls: Any, root: str, *, is_state: bool) -> Any:
             raise DecodeError(TOO_DEEP, root) from None
         # A KeyError with the note of a field is cattrs' own look-up; one that the class's code raised has none.
         is_missing = isinstance(cause, KeyError) and any(isinstance(note, AttributeValidationNote) for note in notes)
-        reason = "the field is missing" if is_missing else describe(cause)
+        reason = MISSING if is_missing else describe(cause)
         raise DecodeError(reason, "".join(path).removeprefix(".")) from None
 
 
 TOO_DEEP = "it is nested too deeply"
+MISSING = "the field is missing"
+
+
+def _record(created: Any, raw: dict[str, Any]) -> None:
+    if (record := _created.get()) is not None:
+        record.append((created, raw))
 
 
 def _path_part(note: object) -> str:
@@ -139,88 +151,6 @@ def describe(error: BaseException) -> str:
     """Return an error's text, with its type where the text of a KeyError or an assert alone would say nothing."""
     is_clear = isinstance(error, TypeError | ValueError) and str(error)
     return str(error) if is_clear else f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-# ---- Hooks: each returns a value of exactly one JSON type, and raises for any other
-
-_JSON_NAMES: Mapping[type, str] = {
-    dict: "an object",
-    list: "an array",
-    str: "a string",
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    NoneType: "null",
-    datetime: "an ISO 8601 timestamp",
-}
-
-
-def _wrong_type(value: Any, expected: str) -> TypeError:
-    actual = "a number" if type(value) is int else _JSON_NAMES.get(type(value), type(value).__name__)
-    return TypeError(f"expected {expected}, got {actual}")
-
-
-def _exactly(expected: type) -> Hook:
-    def structure(value: Any, _: Any) -> Any:
-        # type() and not isinstance(): JSON has no subclasses, and True is an int to isinstance().
-        if type(value) is expected:
-            return value
-        raise _wrong_type(value, _JSON_NAMES[expected])
-
-    return structure
-
-
-def _structure_float(value: Any, _: Any) -> float:
-    if type(value) is not float and type(value) is not int:
-        raise _wrong_type(value, _JSON_NAMES[float])
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError("the number is too large for a float") from None
-
-
-def _structure_timestamp(value: Any, _: Any) -> datetime:
-    if type(value) is not str:
-        raise _wrong_type(value, _JSON_NAMES[datetime])
-    return parse_timestamp(value)
-
-
-def _unchanged(value: Any, _: Any) -> Any:
-    return value
-
-
-_HOOKS: Mapping[Any, Hook] = {
-    **{cls: _exactly(cls) for cls in (str, int, bool, dict, list)},
-    float: _structure_float,
-    datetime: _structure_timestamp,
-    **dict.fromkeys((Any, object, None), _unchanged),
-}
-
-
-def _one_of(members: Sequence[tuple[Any, Any]]) -> Hook:
-    """Return the hook for pairs of a result and its JSON; they are compared by type and value: 1 is not True."""
-    expected = f"expected one of {', '.join(repr(json_value) for _, json_value in members)}"
-
-    def structure(value: Any, _: Any) -> Any:
-        for member, json_value in members:
-            if type(json_value) is type(value) and json_value == value:
-                return member
-        raise ValueError(expected)
-
-    return structure
-
-
-_check_list: Hook
-_check_dict: Hook
-_check_list, _check_dict = _HOOKS[list], _HOOKS[dict]
-
-
-def _optional(hook: Hook) -> Hook:
-    return lambda value, _: None if value is None else hook(value, None)
-
-
-def _null_is_empty(structure_list: Hook) -> Hook:
-    return lambda value, shape: () if value is None else structure_list(value, shape)
 
 
 def _with_note(hook: Hook) -> Callable[[int | str, Any], Any]:
@@ -254,25 +184,6 @@ def _checked_by(converter: Callable[[Any], Any], hook: Hook) -> Hook:
     return structure
 
 
-def _init_fields(cls: Any) -> list[attrs.Attribute[Any]]:
-    """Return the fields that are read from JSON, with resolved types.
-
-    Raises:
-        TypeError: A type cannot be resolved, or two fields have the same key.
-    """
-    try:
-        attrs.resolve_types(cls)
-    except Exception as error:  # noqa: BLE001  # an annotation in quotes is code, and fails in any way
-        raise TypeError(
-            f"{cls.__name__} has an annotation that cannot be resolved: {error}. If it names a class that is local to a"
-            f" function, call attrs.resolve_types({cls.__name__}, localns=locals()) there."
-        ) from None
-    fields = [field for field in attrs.fields(cls) if field.init]
-    if len({json_key(cls, field.name) for field in fields}) < len(fields):
-        raise TypeError(f"two fields of {cls.__name__} have the same key in JSON")
-    return fields
-
-
 _KEY = "key_"
 """Before the names of fields in cattrs' generated code, where a field `converter` would clash with an argument."""
 
@@ -299,14 +210,14 @@ class StrictConverter(Converter):
             TypeError: The type is not supported.
         """
         origin, arguments = get_origin(type) or type, get_args(type)
-        if not arguments and origin in _HOOKS:
-            return _HOOKS[origin]
-        if origin is Annotated:
+        if not arguments and origin in HOOKS:
+            return HOOKS[origin]
+        if origin in QUALIFIERS:
             return self.get_structure_hook(arguments[0])
         if origin is Literal:
-            return _one_of([(value, value) for value in arguments])
+            return one_of([(value, value) for value in arguments])
         if (inner := inner_of_optional(type)) is not None:
-            return _optional(self.get_structure_hook(inner))
+            return nullable(self.get_structure_hook(inner))
         if origin is list:
             return self._list(arguments[0])
         if origin is dict and arguments[0] is str:
@@ -315,30 +226,32 @@ class StrictConverter(Converter):
             return self._tuple(arguments)
         if isinstance(type, EnumType):
             members: list[Any] = list(type)
-            return _one_of([(member, member.value) for member in members])
+            return one_of([(member, member.value) for member in members])
         if isinstance(origin, builtins.type) and attrs.has(origin):
             return self._class(type, origin)
+        if self._is_state and is_state_class(origin):
+            return self._pydantic(origin) if is_pydantic(origin) else self._by_fields(type, origin)
         name = type.__name__ if isinstance(type, builtins.type) and not arguments else type
         raise TypeError(f"the type {name} is not supported; {_SUPPORTED}")
 
     def _list(self, item_type: Any) -> Hook:
         if self._compiles(item_type):
             decode_list = self._compile(item_type)
-            return lambda value, _: decode_list(_check_list(value, None), None)
+            return lambda value, _: decode_list(check_list(value, None), None)
         hook = self.get_structure_hook(item_type)
         if not self.detailed_validation:
-            return lambda value, _: [hook(item, None) for item in _check_list(value, None)]
+            return lambda value, _: [hook(item, None) for item in check_list(value, None)]
         structure_item = _with_note(hook)
-        return lambda value, _: [structure_item(*pair) for pair in enumerate(_check_list(value, None))]
+        return lambda value, _: [structure_item(*pair) for pair in enumerate(check_list(value, None))]
 
     def _dict(self, item_type: Any) -> Hook:
         hook = self.get_structure_hook(item_type)
-        if hook is _unchanged:
-            return _check_dict
+        if hook is unchanged:
+            return check_dict
         if not self.detailed_validation:
-            return lambda value, _: {key: hook(item, None) for key, item in _check_dict(value, None).items()}
+            return lambda value, _: {key: hook(item, None) for key, item in check_dict(value, None).items()}
         structure_item = _with_note(hook)
-        return lambda value, _: {key: structure_item(key, item) for key, item in _check_dict(value, None).items()}
+        return lambda value, _: {key: structure_item(key, item) for key, item in check_dict(value, None).items()}
 
     def _tuple(self, item_types: Sequence[Any]) -> Hook:
         if not item_types or item_types[1:] == (...,):
@@ -348,7 +261,7 @@ class StrictConverter(Converter):
         items = [_with_note(hook) if self.detailed_validation else _ignoring_index(hook) for hook in hooks]
 
         def structure(value: Any, _: Any) -> Any:
-            if len(_check_list(value, None)) != len(items):
+            if len(check_list(value, None)) != len(items):
                 raise ValueError(f"expected {len(items)} items, got {len(value)}")
             return tuple(item(index, one) for index, (item, one) in enumerate(zip(items, value, strict=True)))
 
@@ -363,7 +276,8 @@ class StrictConverter(Converter):
             return self._class_hooks[shape]
         # For a field that holds the same class: the hook is looked up when it is called.
         self._class_hooks[shape] = lambda value, _: self._class_hooks[shape](value, None)
-        fields = {json_key(cls, field.name): field for field in _init_fields(cls)}
+        state_fields(cls)  # which resolves the types
+        fields = {json_key(cls, field.name): field for field in attrs.fields(cls) if field.init}
         has_extra = not self._is_state and any(EXTRA in field.metadata for field in fields.values())
         if has_extra:
             del fields["extra"]
@@ -381,7 +295,7 @@ class StrictConverter(Converter):
         )
 
         def structure(value: Any, _: Any) -> Any:
-            created = structure_described(_check_dict(value, None), None)
+            created = structure_described(check_dict(value, None), None)
             if has_extra and not value.keys() <= described.keys():
                 extra = {}
                 for key in (key for key in optional if key in value):
@@ -394,29 +308,85 @@ class StrictConverter(Converter):
                         extra[key] = value[key]
                 extra |= {key: value[key] for key in value if key not in fields}
                 object.__setattr__(created, "extra", extra)
-            if self._is_state and (record := _created.get()) is not None:
-                record.append((created, value))
+            if self._is_state:
+                _record(created, value)
             return created
 
         self._class_hooks[shape] = structure
         return structure
 
+    def _by_fields(self, shape: Any, cls: Any) -> Hook:
+        """Return the hook of a dataclass or TypedDict."""
+        if shape in self._class_hooks:
+            return self._class_hooks[shape]
+        self._class_hooks[shape] = lambda value, _: self._class_hooks[shape](value, None)
+        types = dict(zip(getattr(cls, "__parameters__", ()), get_args(shape), strict=False))
+        fields = [(field, self._field_hook(cls, field, types)) for field in state_fields(cls)]
+
+        def structure(value: Any, _: Any) -> Any:
+            check_dict(value, None)
+            found: dict[str, Any] = {}
+            for field, hook in fields:
+                if field.key in value:
+                    try:
+                        found[field.name] = hook(value[field.key], None)
+                    except Exception as error:
+                        error.add_note(AttributeValidationNote("", field.key, None))
+                        raise
+                elif field.is_required:
+                    missing = ValueError(MISSING)
+                    missing.add_note(AttributeValidationNote("", field.key, None))
+                    raise missing
+            try:
+                created = cls(**found)
+            except RecursionError:
+                raise
+            except Exception as error:  # noqa: BLE001  # the caller's code
+                raise ValueError(describe(error)) from None
+            _record(created, value)
+            return created
+
+        self._class_hooks[shape] = structure
+        return structure
+
+    def _pydantic(self, cls: Any) -> Hook:
+        """Return the hook of a pydantic model, which validates itself."""
+        state_fields(cls)  # which raises for what is not supported
+
+        def structure(value: Any, _: Any) -> Any:
+            check_dict(value, None)
+            try:
+                return validate(cls, value, _created.get())
+            except RecursionError:
+                raise
+            except Exception as error:  # noqa: BLE001  # pydantic's own, or one of the caller's code
+                path, reason = first_error(error, cls) if hasattr(error, "errors") else ("", describe(error))
+                described = ValueError(reason)
+                if path:
+                    described.add_note(AttributeValidationNote("", path, None))
+                raise described from None
+
+        return structure
+
     def _field(self, cls: Any, field: attrs.Attribute[Any], types: Mapping[Any, Any]) -> Hook:
+        hook = self._field_hook(cls, field, types)
+        if NULLABLE_LIST in field.metadata:
+            return null_is_empty(hook)
+        converter: Any = field.converter  # an attrs.Converter may want the object, which does not exist yet
+        if self.detailed_validation and converter and not isinstance(converter, attrs.Converter):
+            return _checked_by(converter, hook)
+        return hook
+
+    def _field_hook(self, cls: Any, field: attrs.Attribute[Any] | StateField, types: Mapping[Any, Any]) -> Hook:
         shape: Any = field.type
         if isinstance(shape, TypeVar):
             shape = types.get(shape, shape)
         elif parameters := getattr(shape, "__parameters__", ()):
             shape = shape[tuple(types.get(parameter, parameter) for parameter in parameters)]
         try:
-            hook = self.get_structure_hook(shape)
+            return self.get_structure_hook(shape)
         except TypeError as error:
             raise TypeError(f"{cls.__name__}.{field.name}: {error}") from None
-        if NULLABLE_LIST in field.metadata:
-            return _null_is_empty(hook)
-        converter: Any = field.converter  # an attrs.Converter may want the object, which does not exist yet
-        if self.detailed_validation and converter and not isinstance(converter, attrs.Converter):
-            return _checked_by(converter, hook)
-        return hook
 
     def _compiles(self, shape: Any) -> bool:
         return not self._is_state and not self.detailed_validation and is_compilable(shape)
@@ -427,6 +397,6 @@ class StrictConverter(Converter):
 
 
 _SUPPORTED = (
-    "use str, int, float, bool, datetime, enums, Literal, list[...], dict[str, ...], tuple[...] or attrs classes, each"
-    " also with `| None`, or Any"
+    "use str, int, float, bool, datetime, enums, Literal, list[...], dict[str, ...], tuple[...] or classes (attrs,"
+    " dataclasses, TypedDict, pydantic), each also with `| None`, or Any"
 )

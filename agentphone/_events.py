@@ -105,7 +105,8 @@ class Event(Model):
         Changing it does not change what is stored; use `conversations.state` for that.
 
         Args:
-            cls: An attrs class; a field `order_id` is the key `orderId`. By default a dict, a copy.
+            cls: An attrs class, a dataclass, a TypedDict or a pydantic model: a field `order_id` is the key `orderId`.
+                By default a dict, a copy.
 
         Returns:
             The state; without one, the class's defaults or an empty dict.

@@ -8,34 +8,52 @@ not to its place. A state is written only if it would be read back as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, ValuesView
+from collections.abc import Iterator, Mapping, Sized
 from datetime import datetime
 from enum import Enum
+from types import NoneType
 from typing import Any, Generic, TypeVar
 
-import attrs
-
-from agentphone._decoding import TOO_DEEP, Created, structure_hook, structure_state
-from agentphone._json import DecodeError, encode_json, to_camel_case
+from agentphone._decoding import TOO_DEEP, structure_hook, structure_state
+from agentphone._json import DecodeError, encode_json
+from agentphone._state_classes import (
+    Created,
+    class_of,
+    get_items,
+    is_pydantic,
+    is_state_class,
+    item_shape,
+    serialize,
+    state_fields,
+)
 from agentphone._timestamps import format_timestamp
 from agentphone.errors import StateDecodeError
 
 T = TypeVar("T")
 
-Encoded = dict[int, tuple[Any, Any]]
-"""The attrs objects of a state and their JSON, by id."""
 _ABSENT: Any = object()
 """Stands for the JSON of an object that a default created: it is not stored until it changes."""
+
+
+class ObjectJSON(dict[str, Any]):
+    """The JSON of an object of a state class.
+
+    Attributes:
+        source: The object.
+    """
+
+    __slots__ = ("source",)
+    source: Any
 
 
 def check_class(cls: Any) -> None:
     """Check that a state can be read as this class.
 
     Raises:
-        TypeError: It is neither `dict` nor an attrs class, or a field of it has a type that is not supported.
+        TypeError: It is neither `dict` nor such a class, or a field of it has a type that is not supported.
     """
-    if cls is not dict and not (isinstance(cls, type) and attrs.has(cls)):
-        raise TypeError(f"cls must be dict or an attrs class (made with attrs.define), got {cls!r}")
+    if cls is not dict and not is_state_class(cls):
+        raise TypeError(f"cls must be dict or an attrs class, dataclass, TypedDict or pydantic model, got {cls!r}")
     structure_hook(cls, is_state=True)
 
 
@@ -44,9 +62,9 @@ def read_state(raw: Mapping[str, Any] | None, cls: type[T], name: str, created: 
 
     Args:
         raw: The object; None is an empty one.
-        cls: `dict`, for a copy, or an attrs class.
+        cls: `dict`, for a copy, or a class; see `check_class`.
         name: What the object is called in paths.
-        created: Where to record the attrs objects that are created.
+        created: Where to record the objects of state classes that are created.
 
     Raises:
         DecodeError: The object does not fit the class.
@@ -85,11 +103,13 @@ class LoadedState(Generic[T]):
         created: Created = []
         self.value = read_state(raw, cls, name, created)
         try:
-            encoded: Encoded = {}
-            self._before, _ = self._encode(encoded)
+            self._before, _ = self._encode()
             stored = {id(one): its_raw for one, its_raw in created}
             # The objects are kept too, so that no other object gets their ids.
-            self._origins = {key: (one, its_json, stored.get(key, _ABSENT)) for key, (one, its_json) in encoded.items()}
+            self._origins = {
+                id(found.source): (found.source, found, stored.get(id(found.source), _ABSENT))
+                for found in _objects(self._before)
+            }
         except RecursionError:  # encoding needs more of the stack than reading
             raise DecodeError(TOO_DEEP, name) from None
 
@@ -101,8 +121,8 @@ class LoadedState(Generic[T]):
             ValueError: A value is one that JSON cannot carry, or a datetime without an offset.
         """
         try:
-            now, types = self._encode({})
-            merged: dict[str, Any] = self._merge_changes(self.value, now, self._before, self._raw)
+            now, types = self._encode()
+            merged: dict[str, Any] = self._merge_changes(now, self._before, self._raw)
             if _is_same(merged, self._raw):
                 return None
             if self._class is not dict:
@@ -111,46 +131,46 @@ class LoadedState(Generic[T]):
             raise ValueError(f"{self._name} is nested too deeply, or contains itself") from None
         return merged
 
-    def _encode(self, encoded: Encoded) -> tuple[dict[str, Any], dict[str, type]]:
-        """Return the value as JSON, and the types that JSON loses by their paths; see `_to_json` for `encoded`."""
+    def _encode(self) -> tuple[dict[str, Any], dict[str, type]]:
+        """Return the value as JSON, in containers of its own, and the types that JSON loses by their paths."""
         types: dict[str, type] = {}
-        plain = self.value if isinstance(self.value, dict) else _to_json(self.value, self._name, types, encoded)
-        return json.loads(encode_json(plain, self._name)), types
+        if self._class is dict:
+            value: Any = self.value
+            return json.loads(encode_json(value, self._name)), types
+        encoded = _to_json(self.value, self._class, self._name, types)
+        encode_json(encoded, self._name)  # raises for what JSON does not have
+        return encoded, types
 
-    def _merge_changes(self, value: Any, now: Any, before: Any, raw: Any) -> Any:
+    def _merge_changes(self, now: Any, before: Any, raw: Any) -> Any:
         """Return `raw` with the changes.
 
         Args:
-            value: The value.
             now: The value as JSON.
             before: What was in its place, as the class has it; None if nothing was. An object that was read has its
                 own `before` and `raw`, wherever it is now.
             raw: What was in its place, as it was read.
         """
-        is_object = attrs.has(type(value))
-        if is_object:
-            _, before, raw = self._origins.get(id(value), (value, None, None))
+        is_object = isinstance(now, ObjectJSON)
+        if isinstance(now, ObjectJSON):
+            _, before, raw = self._origins.get(id(now.source), (None, None, None))
             if raw is _ABSENT:
                 if _is_same(now, before):
                     return _ABSENT
                 before = raw = None
         # Objects are compared one by one: another object with equal fields has unknown keys of its own.
-        if _is_same(now, before) and not _has_objects(_items(value).values() if is_object else value):
+        if _is_same(now, before) and not any(found is not now for found in _objects(now)):
             return raw
         if isinstance(now, list):  # items are not compared by index: one may have been inserted
-            merged_items = [
-                self._merge_changes(item, its_now, None, None) for item, its_now in zip(value, now, strict=True)
-            ]
-            return [its_now if item is _ABSENT else item for item, its_now in zip(merged_items, now, strict=True)]
+            merged_items = [self._merge_changes(item, None, None) for item in now]
+            return [item if merged is _ABSENT else merged for merged, item in zip(merged_items, now, strict=True)]
         if not isinstance(now, dict):
             return now
         if not (isinstance(before, dict) and isinstance(raw, dict)):
             before, raw = {}, {}
         merged = {key: item for key, item in raw.items() if key in now or (is_object and key not in before)}
-        items = _items(value) if is_object else value
         for key, item in now.items():
-            if key not in before or not _is_same(item, before[key]) or _has_objects(items[key]):
-                changed = self._merge_changes(items[key], item, before.get(key), raw.get(key))
+            if key not in before or not _is_same(item, before[key]) or any(True for _ in _objects(item)):
+                changed = self._merge_changes(item, before.get(key), raw.get(key))
                 if changed is not _ABSENT:
                     merged[key] = changed
         return merged
@@ -164,7 +184,7 @@ class LoadedState(Generic[T]):
                 f"{error.path}: {error.reason}; {self._class.__name__} could not read it back, and nothing was written"
             ) from None
         read_back: dict[str, type] = {}
-        _to_json(again, self._name, read_back, {})
+        _to_json(again, self._class, self._name, read_back)
         for path, its_type in types.items():
             if read_back.get(path) is not its_type:
                 raise TypeError(
@@ -178,34 +198,52 @@ def _is_same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def _has_objects(value: Any) -> bool:
-    """Return whether a value is or contains attrs objects."""
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, list | tuple | ValuesView):
-        return attrs.has(type(value))
-    return any(map(_has_objects, value))
+def _objects(encoded: Any) -> Iterator[ObjectJSON]:
+    """Yield the JSON of each object in a value, itself included."""
+    if isinstance(encoded, ObjectJSON):
+        yield encoded
+    if isinstance(encoded, dict | list):
+        for item in encoded.values() if isinstance(encoded, dict) else encoded:
+            yield from _objects(item)
 
 
-def _items(value: Any) -> dict[str, Any]:
-    """Return the fields of an attrs object under their JSON keys."""
-    return {to_camel_case(field.name): getattr(value, field.name) for field in attrs.fields(type(value)) if field.init}
+_OWN: Any = object()
+"""Stands for what pydantic serialized, where it did not."""
+_EXCLUDED: Any = object()
+"""Stands for what pydantic leaves out."""
 
 
-def _to_json(value: Any, path: str, types: dict[str, type], encoded: Encoded) -> Any:
+def _to_json(value: Any, shape: Any, path: str, types: dict[str, type], serialized: Any = _OWN) -> Any:
     """Return a value as JSON has it. Values of unknown types stay as they are.
 
     Args:
         value: The value.
+        shape: Its annotation.
         path: The path to it.
         types: Where to record, by path, the types that JSON loses.
-        encoded: Where to record each attrs object with its JSON, by id.
+        serialized: Inside a pydantic model, what pydantic serialized it to.
     """
-    if attrs.has(type(value)):
+    if is_pydantic(type(value)) and serialized is _OWN:
+        serialized = serialize(value)
+    if (cls := class_of(value, shape)) is not None and (serialized is _OWN or isinstance(serialized, dict)):
         types[path] = type(value)
-        plain = {key: _to_json(item, f"{path}.{key}", types, encoded) for key, item in _items(value).items()}
-        encoded[id(value)] = value, plain
-        return plain
+        return _object_to_json(value, cls, path, types, serialized)
+    if isinstance(value, Mapping) and (serialized is _OWN or _has_length(serialized, dict, value)):
+        parts = [(key, _OWN) for key in value] if serialized is _OWN else [*serialized.items()]
+        return {
+            key: _to_json(item, item_shape(shape, 0), f"{path}.{key}", types, part)
+            for (key, part), item in zip(parts, value.values(), strict=True)
+        }
+    if isinstance(value, list | tuple) and (serialized is _OWN or _has_length(serialized, list, value)):
+        parts = [_OWN] * len(value) if serialized is _OWN else serialized
+        return [
+            _to_json(item, item_shape(shape, index), f"{path}[{index}]", types, part)
+            for index, (part, item) in enumerate(zip(parts, value, strict=True))
+        ]
+    if serialized is not _OWN:
+        if type(value) not in (str, int, float, bool, NoneType):
+            types[path] = type(value)
+        return serialized
     if isinstance(value, Enum):
         types[path] = type(value)
         return value.value
@@ -217,8 +255,20 @@ def _to_json(value: Any, path: str, types: dict[str, type], encoded: Encoded) ->
             return format_timestamp(value)
         except OverflowError:
             raise ValueError(f"{path} is a datetime outside the years 1 to 9999 in UTC") from None
-    if isinstance(value, Mapping):
-        return {key: _to_json(item, f"{path}.{key}", types, encoded) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item, f"{path}[{index}]", types, encoded) for index, item in enumerate(value)]
     return value
+
+
+def _object_to_json(value: Any, cls: Any, path: str, types: dict[str, type], serialized: Any) -> ObjectJSON:
+    if isinstance(value, dict) and (unknown := value.keys() - {field.name for field in state_fields(cls)}):
+        raise TypeError(f"{path} has the key {min(unknown, key=str)!r}, which {cls.__name__} does not declare")
+    encoded = ObjectJSON()
+    encoded.source = value
+    for key, (name, shape, item) in get_items(value, cls).items():
+        part = _OWN if serialized is _OWN else serialized.get(name, _EXCLUDED)
+        if part is not _EXCLUDED:
+            encoded[key] = _to_json(item, shape, f"{path}.{key}", types, part)
+    return encoded
+
+
+def _has_length(serialized: Any, container: type[Sized], value: Sized) -> bool:
+    return isinstance(serialized, container) and len(serialized) == len(value)

@@ -369,10 +369,11 @@ class Conversations:
 
         Args:
             conversation_id: The conversation's id (`conv_...`).
-            cls: An attrs class that is not frozen: a field `order_id` is the key `orderId`. By default a dict with the
-                API's keys. Field types are checked strictly, and may be str, int, float, bool, datetime (ISO 8601),
-                enums, Literal, list, dict with string keys, tuple and other attrs classes. A field with `init=False` is
-                neither read nor written.
+            cls: An attrs class, a dataclass or a pydantic model that is not frozen, or a TypedDict: a field `order_id`
+                is the key `orderId`. By default a dict with the API's keys. Field types are checked strictly, and may
+                be str, int, float, bool, datetime (ISO 8601), enums, Literal, list, dict with string keys, tuple and
+                other such classes. A field with `init=False` is neither read nor written. A pydantic model validates
+                (in strict mode) and serializes itself, with the types and the aliases that it has.
 
         Returns:
             A context manager for the state. Without metadata the state is an instance with the class's defaults, or an

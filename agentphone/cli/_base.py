@@ -27,7 +27,16 @@ from agentphone.errors import (
 )
 from agentphone.models import Cursor
 
-EXTRAS = {"rich": "cli", "starlette": "sandbox", "uvicorn": "sandbox", "dbos": "inbox", "sqlalchemy": "inbox"}
+EXTRAS = {
+    "dbos": "inbox",
+    "mcp": "mcp",
+    "mcp_types": "mcp",
+    "pydantic": "mcp",
+    "rich": "cli",
+    "sqlalchemy": "inbox",
+    "starlette": "sandbox",
+    "uvicorn": "sandbox",
+}
 """The extra that installs each package that a command may need."""
 
 ADVICE: Mapping[str, str] = {

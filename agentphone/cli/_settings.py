@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,7 +17,7 @@ from attrs import define, field
 from agentphone.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from agentphone import Client
+    from agentphone import AsyncClient, Client
     from agentphone.cli._output import Output
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,6 +45,28 @@ class Settings:
         Raises:
             ConfigurationError: There is no key, or a setting cannot be used.
         """
+        from agentphone import Client
+
+        with self._explained():
+            return Client(self.api_key, base_url=self.base_url, on_retry=on_retry)
+
+    def async_client(self, deadline: float | None = None) -> AsyncClient:
+        """Create an async client.
+
+        Args:
+            deadline: Seconds for a whole call with its retries.
+
+        Raises:
+            ConfigurationError: There is no key, or a setting cannot be used.
+        """
+        from agentphone import AsyncClient
+
+        with self._explained():
+            return AsyncClient(self.api_key, base_url=self.base_url, deadline=deadline)
+
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        """Name the options in errors about settings."""
         base_url = os.environ.get("AGENTPHONE_BASE_URL") if self.base_url is None else self.base_url
         has_key = self.api_key or os.environ.get("AGENTPHONE_API_KEY")
         if not has_key and not (base_url or "").startswith("sandbox:"):
@@ -51,10 +74,8 @@ class Settings:
                 "No API key. Pass --api-key KEY or set AGENTPHONE_API_KEY;"
                 " --base-url sandbox: tries the SDK without one."
             )
-        from agentphone import Client
-
         try:
-            return Client(self.api_key, base_url=self.base_url, on_retry=on_retry)
+            yield
         except ConfigurationError as error:
             error.add_note("(Set by --base-url or AGENTPHONE_BASE_URL, and --api-key or AGENTPHONE_API_KEY.)")
             raise
@@ -79,8 +100,8 @@ def _remember(ctx: click.Context, param: click.Parameter, value: str | bool | No
         setattr(settings, str(param.name), value)
 
 
-def account_options(command: F) -> F:
-    """Add the options to a command; their values go into its settings."""
+def client_options(command: F) -> F:
+    """Add the options for a client to a command; their values go into its settings."""
     add_api_key = click.option(
         "--api-key",
         metavar="KEY",
@@ -95,6 +116,11 @@ def account_options(command: F) -> F:
         callback=_remember,
         expose_value=False,
     )
+    return add_api_key(add_base_url(command))
+
+
+def account_options(command: F) -> F:
+    """Add the options for a client and for output to a command; their values go into its settings."""
     add_json = click.option(
         "--json",
         is_flag=True,
@@ -103,4 +129,4 @@ def account_options(command: F) -> F:
         callback=_remember,
         expose_value=False,
     )
-    return add_api_key(add_base_url(add_json(command)))
+    return client_options(add_json(command))

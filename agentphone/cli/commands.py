@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import click
 
 from agentphone._version import __version__
@@ -12,6 +10,8 @@ from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
 from agentphone.cli.export import export
 from agentphone.cli.inbox import dev, inbox, run, work
+from agentphone.cli.mcp import mcp
+from agentphone.cli.sandbox import sandbox
 from agentphone.cli.sending import messages, reply
 
 EXAMPLES = """\
@@ -38,19 +38,11 @@ tab completion, with this line in your shell's startup file:
   zsh   eval "$(_AGENTPHONE_COMPLETE=zsh_source agentphone)"
   fish  _AGENTPHONE_COMPLETE=fish_source agentphone | source
 """
-SANDBOX_EXAMPLES = """\
-examples:
-  agentphone sandbox --demo           in memory, with 36 conversations
-  agentphone sandbox --db box.db      in a file that outlives the process
-
-then, in the program under test:
-  AGENTPHONE_BASE_URL=http://127.0.0.1:8765 AGENTPHONE_API_KEY=any-key
-"""
 HEADINGS = {
     "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names]
-    + ["messages send", "export"],
+    + ["messages send", "export", "mcp"],
     "the inbox of an agent": ["dev", "run", "work", "inbox list", "inbox retry"],
-    "without an account": ["demo", "sandbox"],
+    "without an account": ["demo", "sandbox", "sandbox text"],
 }
 
 
@@ -70,7 +62,7 @@ def agentphone(ctx: click.Context) -> None:
 
 conversations.add_command(reply)
 agentphone.add_command(conversations)
-for command in (messages, export, dev, run, work, inbox):
+for command in (messages, export, mcp, dev, run, work, inbox):
     agentphone.add_command(command)
 
 
@@ -87,42 +79,4 @@ def demo() -> int:
     return demo()
 
 
-@agentphone.command(examples=SANDBOX_EXAMPLES)
-@click.option("--host", metavar="HOST", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option(
-    "--port",
-    metavar="N",
-    type=click.IntRange(0, 65535),
-    default=8765,
-    show_default=True,
-    help="The port; 0 picks a free one.",
-)
-@click.option("--db", metavar="FILE", help="Keep the data in this SQLite file (default: in memory).")
-@click.option("--api-key", metavar="KEY", help="The only key to accept (default: any key).")
-@click.option("--demo", is_flag=True, help="Load the demo's conversations, unless there is data.")
-@click.option(
-    "--retry-scale",
-    metavar="FACTOR",
-    type=click.FloatRange(min=0, max=math.inf, max_open=True),
-    default=1.0,
-    show_default=True,
-    help="Scale the delays of 1, 2, 4, 8 and 16 seconds between the attempts to deliver a webhook.",
-)
-@click.pass_context
-def sandbox(
-    ctx: click.Context, host: str, port: int, db: str | None, api_key: str | None, demo: bool, retry_scale: float
-) -> int:
-    """Serve a local AgentPhone over HTTP until Ctrl-C.
-
-    It has AgentPhone's conversations API, and POST /sandbox/messages to act as the person who texts. The first line
-    of output is its URL, printed when it is ready.
-    """
-    if api_key is not None and not api_key.strip():
-        raise click.UsageError("--api-key must not be empty.", ctx)
-    if math.isnan(retry_scale):  # which click's range accepts
-        raise click.UsageError("--retry-scale must be a number, got nan.", ctx)
-    if db == ":memory:":
-        raise click.UsageError("--db must be a file. Leave it out to keep the data in memory.", ctx)
-    from agentphone.sandbox.server import serve
-
-    return serve(host=host, port=port, db=db, api_key=api_key, demo=demo, retry_scale=retry_scale)
+agentphone.add_command(sandbox)

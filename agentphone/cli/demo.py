@@ -120,7 +120,7 @@ async def _show_metadata(client: AsyncClient, conversation: Conversation) -> Non
 def _show_loop(sandbox: Sandbox, url: str, api_key: str) -> None:
     """Show an agent's loop: texts arrive as webhooks, with the state that the handler stored, and are answered."""
     _print_heading(
-        "4. An agent's loop: a text arrives with the state, state is stored, the reply is sent",
+        "4. An agent's loop: a text with its state, a reply, new state",
         "client.conversations.reply(event, text)",
     )
     with _receiving(url, api_key) as (address, secret, handled):

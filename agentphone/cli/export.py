@@ -10,7 +10,6 @@ import click
 from agentphone.cli._base import Command, usage_errors
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.errors import AgentPhoneError, ConfigurationError
-from agentphone.export._since import LAST, parse_since
 
 EXAMPLES = """\
 examples:
@@ -25,6 +24,8 @@ RESUMES = "Run the same command again to resume."
 
 def check_since(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Check `--since`. The export itself gets the text, so that the same text resumes it."""
+    from agentphone.export._since import parse_since
+
     with usage_errors(ctx):
         parse_since(value, param.opts[0])
     return value
@@ -93,4 +94,4 @@ def export(
         except OSError as error:
             reason = ": ".join(filter(None, (error.strerror or str(error), error.filename2 or error.filename)))
             raise click.ClickException(f"{ctx.command_path}: {reason}. {RESUMES}") from error
-        output.exported(result, is_update=since == LAST)
+        output.exported(result, is_update=since == "last")

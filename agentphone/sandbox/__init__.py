@@ -13,8 +13,9 @@ from typing import Any, NoReturn, Self
 import httpx
 
 from agentphone._checks import check_integer
-from agentphone.sandbox._app import DEFAULT_CONTEXT_LIMIT, DEFAULT_DELIVERIES, MAX_DELIVERIES, App
+from agentphone.sandbox._app import DEFAULT_CONTEXT_LIMIT, App
 from agentphone.sandbox._behavior import Behavior, Settings
+from agentphone.sandbox._controls import DEFAULT_PAGE, MAX_PAGE
 from agentphone.sandbox._deliveries import DEFAULT_TIMEOUT
 from agentphone.sandbox._demo_data import demo_data
 from agentphone.sandbox._dispatcher import WebhookDispatcher
@@ -225,7 +226,7 @@ class Sandbox:
         """
         self._store.queue.set_webhook(parse_webhook(url, secret, context_limit, timeout))
 
-    def deliveries(self, limit: int = DEFAULT_DELIVERIES) -> list[dict[str, Any]]:
+    def deliveries(self, limit: int = DEFAULT_PAGE) -> list[dict[str, Any]]:
         """Return the webhook deliveries, newest first, as `GET /sandbox/deliveries` does.
 
         Args:
@@ -240,7 +241,7 @@ class Sandbox:
             ValueError: The limit is out of range.
             TypeError: The limit is not an integer.
         """
-        check_integer("limit", limit, minimum=1, maximum=MAX_DELIVERIES)
+        check_integer("limit", limit, minimum=1, maximum=MAX_PAGE)
         deliveries: list[dict[str, Any]] = self._store.queue.page(limit=limit)["data"]
         return deliveries
 

@@ -2,10 +2,11 @@
 
 Parsing is in `_inputs`, all data in `_store`. Paths are matched as sent, one percent-encoded segment at a time, so that
 an id with `%2F` is an unknown id and never another path. Every response has an `x-request-id`. Every request is
-recorded before it can be rejected.
+recorded before it can be rejected, except those of the phone and those that observe the sandbox.
 
 ASGI cannot reset a connection, nor close it without a response. A server or transport that is able to puts functions
-for it into the scope, as the extensions `RESET_EXTENSION` and `DISCONNECT_EXTENSION`.
+for it into the scope, as the extensions `RESET_EXTENSION` and `DISCONNECT_EXTENSION`. A server that web pages can reach
+puts the names that it may be called by there, as `HOSTS_EXTENSION`.
 """
 
 import hmac
@@ -21,11 +22,14 @@ import anyio
 import anyio.lowlevel
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from agentphone._logging import logger as package_logger
 from agentphone.sandbox._behavior import Settings
-from agentphone.sandbox._deliveries import DEFAULT_TIMEOUT
+from agentphone.sandbox._controls import Controls
+from agentphone.sandbox._deliveries import DEFAULT_TIMEOUT, DeliveryQueue
 from agentphone.sandbox._faults import Fault, Faults, ReceivedRequest, Requests
+from agentphone.sandbox._hosts import is_local_host
 from agentphone.sandbox._inputs import (
     FieldError,
     check_string,
@@ -36,16 +40,24 @@ from agentphone.sandbox._inputs import (
     parse_webhook,
     timestamp_parameter,
 )
+from agentphone.sandbox._page import page_response
+from agentphone.sandbox._request_log import LoggedRequest, RequestLog
 from agentphone.sandbox._sending import parse_outgoing, parse_reaction
 from agentphone.sandbox._store import NotFoundError, Store, UnsupportedError
 
 RESET_EXTENSION = "agentphone.sandbox.reset"
 DISCONNECT_EXTENSION = "agentphone.sandbox.disconnect"
+HOSTS_EXTENSION = "agentphone.sandbox.hosts"
 HANG_SECONDS = 300.0
 MAX_BODY = 1024 * 1024
 DEFAULT_MESSAGE_LIMIT = 50
-DEFAULT_DELIVERIES, MAX_DELIVERIES = 100, 1000
 DEFAULT_CONTEXT_LIMIT = 10
+HOST_ADVICE = "Use an address such as 127.0.0.1, or start the sandbox with --allow-host NAME."
+EVENTS_PATH = "/sandbox/events"
+OBSERVER_PATHS = (EVENTS_PATH, "/sandbox/changes", "/sandbox/requests", "/sandbox/search", "/sandbox/faults")
+"""Paths that observe and control the sandbox: requests for them are not recorded, and no scripted fault hits them."""
+PHONE_HEADER = "x-agentphone-phone"
+"""The header of the phone's own requests, which are treated like those for `OBSERVER_PATHS`."""
 ERROR_CODES = {
     400: ("BAD_REQUEST", "invalid_request_error"),
     401: ("UNAUTHORIZED", "authentication_error"),
@@ -60,7 +72,7 @@ ERROR_CODES = {
 }
 """The `code` and `type` of an error, by its HTTP status."""
 
-logger = logging.getLogger("agentphone.sandbox")
+logger: logging.Logger = package_logger.getChild("sandbox")
 
 Handler = Callable[[Request, bytes], Response]
 
@@ -86,6 +98,11 @@ class App:
         api_key: The only bearer key to accept; None accepts any non-empty key.
         faults: The scripted faults, which replace ordinary responses.
         requests: Where every request is recorded.
+        settings: How timestamps are shown.
+
+    Attributes:
+        request_log: The requests with their outcomes.
+        queue: The webhook deliveries.
     """
 
     def __init__(
@@ -96,6 +113,9 @@ class App:
         self._api_key = api_key
         self._faults = faults
         self._requests = requests
+        self.request_log: RequestLog = RequestLog(settings)
+        self.queue: DeliveryQueue = store.queue
+        self._controls = Controls(store, self.request_log, _found)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to an HTTP request; acknowledge the start and end of a lifespan."""
@@ -109,28 +129,65 @@ class App:
                 return
             # In-process, nothing else here yields to the event loop, so a caller's timeout could never fire.
             await anyio.lowlevel.checkpoint()
-            request = Request(scope)
+            request = Request(scope, receive)
             path = _raw_path(scope)
-            self._requests.append(ReceivedRequest.from_request(request, path, body))
-            fault = self._faults.next_for(request.method, path)
-            if fault is not None and fault.kind in ("hang", "reset"):
-                await _hang_or_reset(fault, scope, receive, send)
+            send = self._with_headers(send)
+            allowed_hosts = (scope.get("extensions") or {}).get(HOSTS_EXTENSION)
+            host = request.headers.get("host", "")
+            if allowed_hosts is not None and not is_local_host(host, allowed_hosts):
+                await _error_response(403, f"The host {host!r} is not allowed. {HOST_ADVICE}")(scope, receive, send)
                 return
-            if fault is None:
-                response = self._respond(request, path, body)
+            page = page_response(request, path)
+            if page is not None:
+                await page(scope, receive, send)
+            elif path.startswith(OBSERVER_PATHS) or PHONE_HEADER in request.headers:
+                await self._respond(request, path, body)(scope, receive, send)
             else:
-                if fault.kind == "lost":
-                    self._respond(request, path, body)
-                if fault.status is None:
-                    await _disconnect(DISCONNECT_EXTENSION, scope, send)
-                    return
-                response = _fault_response(fault, fault.status)
-            response.headers["x-request-id"] = f"req_{secrets.token_hex(8)}"
-            response.headers["date"] = self._http_date()
-            if fault is not None and fault.kind == "cut":
-                await _send_truncated(response, send)
-            else:
-                await response(scope, receive, send)
+                received = ReceivedRequest.from_request(request, path, body)
+                self._requests.append(received)
+                with self.request_log.recording(received) as entry:
+                    await self._respond_or_fail(request, path, body, entry, send)
+
+    async def _respond_or_fail(
+        self, request: Request, path: str, body: bytes, entry: LoggedRequest, send: Send
+    ) -> None:
+        """Respond, or do what a scripted fault says."""
+
+        async def note_status(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                entry.status = message["status"]
+            await send(message)
+
+        fault = self._faults.next_for(request.method, path)
+        entry.is_fault = fault is not None
+        if fault is not None and fault.kind in ("hang", "reset"):
+            await _hang_or_reset(fault, request.scope, request.receive, note_status)
+            return
+        if fault is None:
+            response = self._respond(request, path, body)
+        else:
+            if fault.kind == "lost":
+                self._respond(request, path, body)
+            if fault.status is None:
+                await _disconnect(DISCONNECT_EXTENSION, request.scope, note_status)
+                return
+            response = _fault_response(fault, fault.status)
+        if fault is not None and fault.kind == "cut":
+            await _send_truncated(response, note_status)
+        else:
+            await response(request.scope, request.receive, note_status)
+
+    def _with_headers(self, send: Send) -> Send:
+        """Add the headers that every response has."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = {"x-request-id": f"req_{secrets.token_hex(8)}", "date": self._http_date()}
+                encoded = [(name.encode(), value.encode()) for name, value in added.items()]
+                message = {**message, "headers": [*message["headers"], *encoded]}
+            await send(message)
+
+        return send_with_headers
 
     def _http_date(self) -> str:
         """Return the time of the clock that dates the messages; the real time if it returns none."""
@@ -191,10 +248,12 @@ class App:
                 handlers = {"POST": lambda _, body: self._add_fault(body), "DELETE": self._clear_faults}
             case ["", "sandbox", "webhook"]:
                 handlers = {"PUT": lambda _, body: self._set_webhook(body)}
-            case ["", "sandbox", "deliveries"]:
-                handlers = {"GET": self._deliveries}
+            case ["", "sandbox", *rest]:
+                handlers = self._controls.handlers(rest)
             case _:
-                raise HTTPError(404, "There is nothing at this path.")
+                handlers = {}
+        if not handlers:
+            raise HTTPError(404, "There is nothing at this path.")
         if method not in handlers:
             allowed = ", ".join(handlers)
             raise HTTPError(405, f"Allowed methods: {allowed}.", {"Allow": allowed})
@@ -274,10 +333,6 @@ class App:
         self._store.queue.set_webhook(webhook)
         shown = {"url": webhook.url, "contextLimit": webhook.context_limit, "timeout": webhook.timeout}
         return _json_response(200, shown)
-
-    def _deliveries(self, request: Request, _: bytes) -> Response:
-        limit = integer_parameter(request, "limit", DEFAULT_DELIVERIES, minimum=1, maximum=MAX_DELIVERIES)
-        return _json_response(200, self._store.queue.page(limit=limit))
 
 
 async def _read_body(receive: Receive) -> bytes | None:

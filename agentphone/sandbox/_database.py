@@ -70,29 +70,43 @@ class Database:
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             with self._lock:
-                if self._is_closed:
-                    raise RuntimeError("the sandbox is closed")
-                if self._connection is None:
-                    self._connection = self._connect()
+                current = self._open()
                 try:
-                    self._connection.execute("PRAGMA busy_timeout = 0")
-                    self._connection.execute(begin)
+                    current.execute("PRAGMA busy_timeout = 0")
+                    current.execute(begin)
                 except sqlite3.OperationalError as error:
                     if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                         raise
                 else:
-                    self._connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
-                    with self._connection as connection:
+                    current.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+                    with current as connection:
                         yield connection
                     return
             # Another process is writing. Wait without the lock, because a fork waits for the lock.
             time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  # jitter: two processes must not retry in step
+
+    def version(self) -> tuple[int, int]:
+        """Return a value that differs after every commit that changed rows, by this process or another.
+
+        Raises:
+            RuntimeError: The database is closed.
+        """
+        with self._lock:
+            connection = self._open()
+            return connection.total_changes, connection.execute("PRAGMA data_version").fetchone()[0]
 
     def close(self) -> None:
         """Close the database; data in memory is lost. May be called twice."""
         with self._lock:
             self._is_closed = True
             self._disconnect()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._is_closed:
+            raise RuntimeError("the sandbox is closed")
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

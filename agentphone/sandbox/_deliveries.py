@@ -37,6 +37,7 @@ SCHEMA = (
         due REAL NOT NULL,
         claim TEXT)""",
     "CREATE INDEX IF NOT EXISTS by_due ON deliveries (due, serial) WHERE status = 'pending'",
+    "CREATE INDEX IF NOT EXISTS by_conversation ON deliveries (conversation_id, serial)",
 )
 GET_WEBHOOK = "SELECT url, secret, context_limit, timeout FROM webhook"
 SET_WEBHOOK = "INSERT OR REPLACE INTO webhook VALUES (1, ?, ?, ?, ?)"
@@ -52,6 +53,10 @@ CLAIM = """UPDATE deliveries SET due = :until, claim = :claim WHERE serial IN (
 FINISH = """UPDATE deliveries SET status = :status, attempts = :attempts, due = :due, claim = NULL
     WHERE serial = :serial AND claim = :claim"""
 LIST_DELIVERIES = "SELECT * FROM deliveries ORDER BY serial DESC LIMIT ?"
+LIST_CONVERSATION = "SELECT * FROM deliveries WHERE conversation_id = ? ORDER BY serial DESC LIMIT ?"
+GET_DELIVERY = "SELECT * FROM deliveries WHERE id = ?"
+# An attempt in progress holds a claim. It is left alone, else two would run at once.
+REDELIVER = "UPDATE deliveries SET status = 'pending', due = ? WHERE id = ? AND claim IS NULL"
 
 
 @attrs.frozen
@@ -103,12 +108,14 @@ class DeliveryQueue:
 
     Attributes:
         on_change: Called after a commit that may have added something to deliver.
+        on_finish: Called with each delivery whose attempt has ended, its status, and all of its attempts.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
         self.on_change: Callable[[], object] = lambda: None
+        self.on_finish: Callable[[Delivery, str, list[dict[str, Any]]], object] = lambda *_: None
 
     def set_webhook(self, webhook: WebhookConfig) -> None:
         """Store the receiver of all deliveries from now on, pending ones included."""
@@ -142,23 +149,47 @@ class DeliveryQueue:
         }
         connection.execute(ENQUEUE, values)
 
-    def page(self, *, limit: int) -> dict[str, Any]:
-        """Return the newest deliveries, newest first, as the sandbox's HTTP API shows them."""
+    def page(self, *, limit: int, conversation_id: str | None = None) -> dict[str, Any]:
+        """Return the newest deliveries, newest first, as the sandbox's HTTP API shows them.
+
+        Args:
+            limit: The largest number of deliveries.
+            conversation_id: The only conversation to show; None for all.
+        """
         with self._database.transaction("BEGIN") as connection:
-            rows = connection.execute(LIST_DELIVERIES, (limit + 1,)).fetchall()
-        data = [
-            {
-                "id": row["id"],
-                "event": row["event"],
-                "conversationId": row["conversation_id"],
-                "messageId": row["message_id"],
-                "status": row["status"],
-                "attempts": json.loads(row["attempts"]),
-                "createdAt": self._settings.format(row["created_at"]),
-            }
-            for row in rows[:limit]
-        ]
-        return {"data": data, "hasMore": len(rows) > limit}
+            if conversation_id is None:
+                rows = connection.execute(LIST_DELIVERIES, (limit + 1,)).fetchall()
+            else:
+                rows = connection.execute(LIST_CONVERSATION, (conversation_id, limit + 1)).fetchall()
+        return {"data": [self._show(row) for row in rows[:limit]], "hasMore": len(rows) > limit}
+
+    def delivery(self, delivery_id: str) -> dict[str, Any] | None:
+        """Return a delivery with its `payload`, or None if the id is unknown."""
+        with self._database.transaction("BEGIN") as connection:
+            row = connection.execute(GET_DELIVERY, (delivery_id,)).fetchone()
+        return None if row is None else self._show(row) | {"payload": json.loads(row["payload"])}
+
+    def redeliver(self, delivery_id: str) -> dict[str, Any] | None:
+        """Attempt a delivery again now, under the same id, whatever became of it; return it as `page` shows it.
+
+        One that is being attempted at this moment is left alone.
+        """
+        with self._database.transaction("BEGIN IMMEDIATE") as connection:
+            connection.execute(REDELIVER, (time.time(), delivery_id))
+            row = connection.execute(GET_DELIVERY, (delivery_id,)).fetchone()
+        self.on_change()
+        return None if row is None else self._show(row)
+
+    def _show(self, row: sqlite3.Row) -> dict[str, Any]:
+        return {
+            "id": row["id"],
+            "event": row["event"],
+            "conversationId": row["conversation_id"],
+            "messageId": row["message_id"],
+            "status": row["status"],
+            "attempts": json.loads(row["attempts"]),
+            "createdAt": self._settings.format(row["created_at"]),
+        }
 
     def next_due(self) -> float | None:
         """Return when the next delivery can be claimed, in seconds since 1970; None if none is pending."""
@@ -205,3 +236,5 @@ class DeliveryQueue:
         }
         with self._database.transaction("BEGIN IMMEDIATE") as connection:
             connection.execute(FINISH, values)
+        if len(attempts) > len(delivery.attempts):
+            self.on_finish(delivery, status, attempts)

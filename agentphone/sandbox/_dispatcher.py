@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from agentphone._logging import logger as package_logger
 from agentphone._loop_thread import LoopThread, pause_thread_at_fork
 from agentphone.sandbox._behavior import Settings
 from agentphone.sandbox._deliveries import Delivery, DeliveryQueue
@@ -35,7 +36,7 @@ STOP_SECONDS = 10.0
 MAX_RESPONSE_BODY = 64 * 1024
 PRELOADED_MODULES = ("anyio._backends._asyncio", "anyio.streams.tls", "encodings.idna", "httpcore._backends.anyio")
 
-logger = logging.getLogger("agentphone.sandbox")
+logger: logging.Logger = package_logger.getChild("sandbox")
 
 
 class WebhookDispatcher:

@@ -15,8 +15,9 @@ from typing import Any
 
 import attrs
 
-from agentphone.sandbox import _deliveries
+from agentphone.sandbox import _changes, _deliveries
 from agentphone.sandbox._behavior import Settings
+from agentphone.sandbox._changes import ChangeLog
 from agentphone.sandbox._database import Database
 from agentphone.sandbox._deliveries import DeliveryQueue
 from agentphone.sandbox._messages import Direction, MessageInput, OutgoingMessage
@@ -38,6 +39,7 @@ from agentphone.sandbox._schema import (
     SET_DETAILS,
     UPSERT_CONVERSATION,
 )
+from agentphone.sandbox._search import Search
 from agentphone.sandbox._shapes import Row, Shapes, details_of, id_of
 
 PREVIEW_LENGTH = 100
@@ -73,6 +75,8 @@ class Store:
 
     Attributes:
         queue: The webhook and its deliveries, in the same database.
+        changes: What changed in it.
+        search: Search in it.
 
     Raises:
         ValueError: The path is `":memory:"`.
@@ -83,8 +87,10 @@ class Store:
         self._settings = settings
         self._latest = (settings.clock, settings.now())
         self._shapes = Shapes(settings)
-        self._database = Database(path, (*SCHEMA, *_deliveries.SCHEMA), SCHEMA_VERSION)
+        self._database = Database(path, (*SCHEMA, *_deliveries.SCHEMA, *_changes.SCHEMA), SCHEMA_VERSION)
         self.queue: DeliveryQueue = DeliveryQueue(self._database, settings)
+        self.changes: ChangeLog = ChangeLog(self._database, settings)
+        self.search: Search = Search(self._database, self._shapes)
 
     def close(self) -> None:
         """Close the database; data in memory is lost. May be called twice."""

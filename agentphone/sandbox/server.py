@@ -1,9 +1,12 @@
 """The sandbox over HTTP, served by uvicorn: as a process of its own, or from a thread of this one.
 
-It parses no command line. The process prints only its URL, why it could not start, and its failures. Nothing that
-it prints contains the key.
+It parses no command line. The process prints its URL, why it could not start, its failures and, unless it is quiet, a
+line per request and per webhook attempt. Nothing that it prints contains the key.
+
+Requests must name the server by an address or a local name, so that no web page can reach it by DNS rebinding.
 """
 
+import ipaddress
 import logging
 import os
 import signal
@@ -12,18 +15,20 @@ import sqlite3
 import struct
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from agentphone._checks import check_integer
 from agentphone.sandbox import Sandbox
-from agentphone.sandbox._app import DISCONNECT_EXTENSION, RESET_EXTENSION
+from agentphone.sandbox._activity import LineWriter, delivery_line, request_line
+from agentphone.sandbox._app import DISCONNECT_EXTENSION, EVENTS_PATH, HOSTS_EXTENSION, RESET_EXTENSION
 
 STOP_SECONDS = 30.0
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # by which a browser reaches a server on all addresses
 
 
 def serve(
@@ -34,10 +39,13 @@ def serve(
     api_key: str | None = None,
     demo: bool = False,
     retry_scale: float = 1.0,
+    webhook: tuple[str, str] | None = None,
+    allowed_hosts: Collection[str] = (),
+    quiet: bool = True,
 ) -> int:
     """Serve a sandbox until Ctrl-C or SIGTERM.
 
-    The first line on stdout is its URL, printed once connections are accepted.
+    The first line on stdout is its URL, printed once connections are accepted. It is also the URL of the phone.
 
     Args:
         host: The name or address to listen on.
@@ -46,13 +54,16 @@ def serve(
         api_key: The only bearer key to accept; None accepts any non-empty key.
         demo: Whether to load the demo data, if there is no data yet.
         retry_scale: The factor on the delays between the attempts of a webhook delivery, at least 0.
+        webhook: The URL and the secret of the webhook to set; None leaves it as it is.
+        allowed_hosts: Names by which requests may call this server, besides addresses, `host` and local names.
+        quiet: Whether to print the URL only.
 
     Returns:
         The exit code: 0 after Ctrl-C or SIGTERM; 1 if the address or the file could not be opened, with the reason on
         stderr.
 
     Raises:
-        ValueError: `db` is `":memory:"`, the key is empty, or `retry_scale` is negative or not finite.
+        ValueError: `db` is `":memory:"`, the key or the webhook is invalid, or `retry_scale` is negative or not finite.
     """
     try:
         listener = _listen(host, port)
@@ -66,16 +77,43 @@ def serve(
         with sandbox:
             if demo:
                 sandbox.load_demo_data()
+            if webhook is not None:
+                sandbox.set_webhook(*webhook)
             _log_failures_to_stderr()
-            shown = f"[{host}]" if ":" in host else host
+            address, bound_port = listener.getsockname()[:2]
 
-            def print_url() -> None:
-                sys.stdout.write(f"AgentPhone sandbox at http://{shown}:{listener.getsockname()[1]}\n")
+            def print_urls() -> None:
+                sys.stdout.write(f"AgentPhone sandbox at {_url(host, bound_port)}\n")
+                if not quiet:
+                    page = _url(LOOPBACK.get(address, host), bound_port)
+                    sys.stdout.write(f"Open {page}/ in a browser to text with your agent.\n")
+                    if not ipaddress.ip_address(address).is_loopback:
+                        key = "that key" if api_key is not None else "any key"
+                        sys.stdout.write(f"It listens on {address}: other machines can use it too, with {key}.\n")
                 sys.stdout.flush()
 
-            with suppress(KeyboardInterrupt):  # a Ctrl-C before or after uvicorn handles signals
-                _Server(sandbox, when_ready=print_url).run([listener])
+            with (
+                suppress(KeyboardInterrupt),  # a Ctrl-C before or after uvicorn handles signals
+                nullcontext() if quiet else printing_activity(sandbox),
+            ):
+                _Server(sandbox, when_ready=print_urls, allowed_hosts={host, *allowed_hosts}).run([listener])
     return 0
+
+
+@contextmanager
+def printing_activity(sandbox: Sandbox) -> Generator[None]:
+    """Print a line per request to a sandbox and per webhook attempt of this process, on stdout.
+
+    Args:
+        sandbox: The sandbox.
+    """
+    writer = LineWriter(sys.stdout)
+    sandbox.app.request_log.on_finish = lambda entry: writer.write(request_line(entry))
+    sandbox.app.queue.on_finish = lambda *attempt: writer.write(delivery_line(*attempt))
+    try:
+        yield
+    finally:
+        writer.close()
 
 
 @contextmanager
@@ -86,7 +124,7 @@ def running(sandbox: Sandbox, *, port: int = 0) -> Iterator[str]:
 
     Args:
         sandbox: The sandbox to serve.
-        port: The port; 0 chooses a free one.
+        port: The port, 0 to 65535; 0 chooses a free one.
 
     Raises:
         OSError: The port is in use, or there is no free one.
@@ -117,7 +155,9 @@ def running(sandbox: Sandbox, *, port: int = 0) -> Iterator[str]:
 class _Server(uvicorn.Server):
     """A uvicorn server that reports when it is ready, can reset connections, and exits normally on a signal."""
 
-    def __init__(self, sandbox: Sandbox, *, when_ready: Callable[[], object]) -> None:
+    def __init__(
+        self, sandbox: Sandbox, *, when_ready: Callable[[], object], allowed_hosts: Collection[str] = ()
+    ) -> None:
         # Without log configuration and access log, no part of a request, such as its key, is ever written.
         config = uvicorn.Config(
             self._app,
@@ -134,11 +174,13 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._sandbox = sandbox
         self._when_ready = when_ready
+        self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["extensions"] = {
             **(scope.get("extensions") or {}),
             RESET_EXTENSION: lambda: self._disconnect(scope["client"], reset=True),
+            HOSTS_EXTENSION: self._allowed_hosts,
             DISCONNECT_EXTENSION: lambda: self._disconnect(scope["client"], reset=False),
         }
         await self._sandbox.app(scope, receive, send)
@@ -152,6 +194,13 @@ class _Server(uvicorn.Server):
                     no_linger = struct.pack("ii", 1, 0)
                     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
                 transport.abort()  # Unlike close(), it also discards what is still to be written.
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # An open stream of events would delay the end until uvicorn's timeout.
+        for connection in tuple(self.server_state.connections):
+            if (getattr(connection, "scope", None) or {}).get("path") == EVENTS_PATH:
+                connection.transport.close()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -170,6 +219,10 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

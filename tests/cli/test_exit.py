@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -146,12 +148,75 @@ def test_demo_works_with_closed_stdout() -> None:
 
 
 def test_sandbox_serves_until_ctrl_c() -> None:
-    with sandbox() as (process, url):
+    with sandbox("--quiet") as (process, url):
         response = httpx.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer any"}, timeout=SECONDS)
         assert response.json() == {"data": [], "hasMore": False, "total": 0}
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout, stderr) == (0, "", "")
+
+
+def test_sandbox_prints_a_line_per_request_and_delivery() -> None:
+    hook = ["--webhook", "http://127.0.0.1:9/hook", "--secret", "whsec_unlikely", "--retry-scale", "1000"]
+    with sandbox(*hook) as (process, url):
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"Open {url}/ in a browser to text with your agent.\n"
+        sent = run(*AGENTPHONE, "sandbox", "text", "Hi\x1b[31m", "--url", url)
+        assert (sent.returncode, json.loads(sent.stdout)["body"]) == (0, "Hi\x1b[31m")
+        headers = {"Authorization": "Bearer any"}
+        httpx.get(f"{url}/v1/conversations/none", params={"x": "\x1b\n"}, headers=headers, timeout=SECONDS)
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    shown = "".join(sorted(re.sub(r"^\d\d:\d\d:\d\d  |  +", " ", line) for line in lines))
+    assert re.fullmatch(
+        r" GET /v1/conversations/none\?x=%1B%0A 404 \d+ ms\n"
+        r" POST /sandbox/messages 201 \d+ ms\n"
+        r" → http://127\.0\.0\.1:9/hook no answer \d+ ms attempt 1, ConnectError: .*; will be retried\n",
+        shown,
+    )
+    assert (process.returncode, stdout, stderr) == (0, "", "")
+    assert "unlikely" not in shown
+
+
+def test_unread_output_does_not_stop_the_sandbox() -> None:
+    """More lines than a pipe holds; a program that starts the sandbox may read its URL only."""
+    with sandbox() as (process, url), httpx.Client(base_url=url, timeout=SECONDS) as client:
+        for _ in range(150):
+            assert client.get(f"/{'x' * 90}", params={"y": "z" * 1000}).status_code == 401
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 0
+
+
+def test_sandbox_says_when_other_machines_can_reach_it() -> None:
+    with subprocess.Popen(
+        [*AGENTPHONE, "sandbox", "--port", "0", "--host", "0.0.0.0"], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.kill()
+    assert lines[0].startswith("AgentPhone sandbox at http://0.0.0.0:")
+    assert lines[1].startswith("Open http://127.0.0.1:")
+    assert lines[2] == "It listens on 0.0.0.0: other machines can use it too, with any key.\n"
+
+
+def test_text_without_a_sandbox_is_one_line_and_exit_code_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = run(*AGENTPHONE, "sandbox", "text", "Hi", "--url", f"http://127.0.0.1:{port}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"agentphone sandbox text: no sandbox at http://127.0.0.1:{port}: ")
+    assert done.stderr.endswith("Start one with: agentphone sandbox\n")
+
+
+def test_text_to_a_sandbox_with_a_key() -> None:
+    with sandbox("--api-key", "sk-unlikely-text") as (_, url):
+        command = [*AGENTPHONE, "sandbox", "text", "Hi", "--from", "+15555550119", "--url", url]
+        rejected = run(*command)
+        assert (rejected.returncode, rejected.stdout) == (1, "")
+        assert f"{url} answered 401: Missing or wrong API key" in rejected.stderr
+        sent = run(*command, AGENTPHONE_API_KEY="sk-unlikely-text")
+    assert json.loads(sent.stdout)["fromNumber"] == "+15555550119"
 
 
 def test_sandbox_with_demo_data() -> None:
@@ -228,6 +293,10 @@ def test_port_in_use_is_one_line_and_exit_code_1() -> None:
         ["sandbox", "--retry-scale", "fast"],
         ["sandbox", "--api", "abbreviated"],
         ["sandbox", "--port"],
+        ["sandbox", "--webhook", "http://127.0.0.1:9/"],
+        ["sandbox", "--webhook", "no-url", "--secret", "s"],
+        ["sandbox", "text"],
+        ["sandbox", "--port", "1", "text", "Hi"],
         ["demo", "surplus"],
         ["--api-key", "of-an-account", "sandbox"],
         ["--base-url", "sandbox:", "demo"],
@@ -292,5 +361,5 @@ def test_missing_click_names_the_command_that_installs_it(arguments: list[str]) 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         "agentphone: click is not installed; in the project's folder (PyPI has another package of this name):"
-        " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox\n"
+        " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox, '.[mcp]' for mcp\n"
     )

@@ -44,9 +44,9 @@ def test_help_fits_eighty_columns_and_its_examples_parse(
 
 def parse(arguments: list[str], command: click.Command = agentphone) -> None:
     """Parse a command line without running it; a wrong one raises `UsageError`."""
-    if isinstance(command, click.Group) and arguments[0] != "COMMAND":
+    if isinstance(command, click.Group) and arguments[0] in command.commands:
         parse(arguments[1:], command.commands[arguments[0]])
-    elif not isinstance(command, click.Group):
+    elif not isinstance(command, click.Group) or command.invoke_without_command:
         command.make_context("agentphone", arguments)
 
 

@@ -19,7 +19,7 @@ import pytest
 import agentphone
 from agentphone import errors
 from agentphone.cli.commands import agentphone as agentphone_command
-from agentphone.cli.commands import sandbox as sandbox_command
+from agentphone.cli.sandbox import sandbox as sandbox_command
 from agentphone.models import Model, json_keys, optional_keys
 from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal, sandbox
 

@@ -13,7 +13,7 @@ import httpx
 
 from agentphone import AsyncClient, AsyncStream, Message
 from agentphone.sandbox import Sandbox
-from tests.support.helpers import KEY, client_of, page
+from tests.support.helpers import client_of, page
 
 AGENT, PERSON, OTHER = "+15555550100", "+15555550110", "+15555550111"
 
@@ -45,21 +45,22 @@ def fill(sandbox: Sandbox) -> Phone:
 
 
 def client_for(sandbox: Sandbox, **settings: Any) -> AsyncClient:
-    """Create a client of a sandbox."""
-    return AsyncClient(KEY, base_url="https://sandbox.test", transport=sandbox.transport(), **settings)
+    """Create a client of a sandbox whose responses have no `Date`: the test decides the time of the messages."""
+    return faulty_client(sandbox, lambda _: None, **settings)
 
 
-def faulty_client(sandbox: Sandbox, fault: Fault, *, date: datetime | None = None) -> AsyncClient:
-    """Create a client of a sandbox whose responses `fault` may replace. `date` is their header `Date`."""
+def faulty_client(sandbox: Sandbox, fault: Fault, *, date: datetime | None = None, **settings: Any) -> AsyncClient:
+    """Create a client of a sandbox whose responses `fault` may replace. `date` is their header `Date`, if any."""
     inner = sandbox.transport()
 
     async def respond(request: httpx.Request) -> httpx.Response:
         response = fault(request) or await inner.handle_async_request(request)
+        response.headers.pop("Date", None)
         if date is not None:
             response.headers["Date"] = format_datetime(date, usegmt=True)
         return response
 
-    return client_of(respond)[0]
+    return client_of(respond, **settings)[0]
 
 
 def not_found(_: httpx.Request) -> httpx.Response:

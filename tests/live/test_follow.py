@@ -117,6 +117,7 @@ async def test_watch_without_after_omits_old_messages(sandbox: Sandbox) -> None:
 
 async def test_watch_of_an_empty_account() -> None:
     with Sandbox() as sandbox:
+        phone = Phone(sandbox)
         async with client_for(sandbox) as client, anyio.create_task_group() as group:
             received: list[str | None] = []
 
@@ -125,7 +126,7 @@ async def test_watch_of_an_empty_account() -> None:
 
             group.start_soon(read)
             await wait_for_requests(sandbox)
-            Phone(sandbox).text("the very first")
+            phone.text("the very first")
         assert received == ["the very first"]
 
 

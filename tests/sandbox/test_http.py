@@ -200,7 +200,6 @@ async def test_oversized_body_is_a_413(sandbox: Sandbox, client: httpx.AsyncClie
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/v1",
         "/v1/conversations/",
         "/v1/conversations/conv_none",

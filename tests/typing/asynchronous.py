@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, TypedDict, assert_type
 
 import attrs
 import httpx
+import pydantic
 
 from agentphone import (
     AsyncClient,
@@ -173,10 +174,24 @@ class OrderState:
     order_id: str = ""
 
 
+class DictState(TypedDict, total=False):
+    """A state as a TypedDict."""
+
+    order_id: str
+
+
+class PydanticState(pydantic.BaseModel):
+    """A state as a pydantic model."""
+
+    order_id: str = ""
+
+
 async def states(client: AsyncClient, event: Event) -> None:
     """Open states."""
     assert_type(client.conversations.state("conv_1"), AsyncState[dict[str, Any]])
     assert_type(client.conversations.state("conv_1", OrderState), AsyncState[OrderState])
+    assert_type(client.conversations.state("conv_1", DictState), AsyncState[DictState])
+    assert_type(client.conversations.state("conv_1", PydanticState), AsyncState[PydanticState])
     async with client.conversations.state("conv_1") as plain:
         assert_type(plain, dict[str, Any])
     async with client.conversations.state("conv_1", cls=OrderState) as state:

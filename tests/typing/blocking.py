@@ -9,10 +9,11 @@ would itself be an error.
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, TypedDict, assert_type
 
 import attrs
 import httpx
+import pydantic
 
 import agentphone
 from agentphone import (
@@ -185,10 +186,24 @@ class OrderState:
     order_id: str = ""
 
 
+class DictState(TypedDict, total=False):
+    """A state as a TypedDict."""
+
+    order_id: str
+
+
+class PydanticState(pydantic.BaseModel):
+    """A state as a pydantic model."""
+
+    order_id: str = ""
+
+
 def states(client: Client, event: Event) -> None:
     """Open states."""
     assert_type(client.conversations.state("conv_1"), State[dict[str, Any]])
     assert_type(client.conversations.state("conv_1", OrderState), State[OrderState])
+    assert_type(client.conversations.state("conv_1", DictState), State[DictState])
+    assert_type(client.conversations.state("conv_1", PydanticState), State[PydanticState])
     with client.conversations.state("conv_1") as plain:
         assert_type(plain, dict[str, Any])
     with client.conversations.state("conv_1", cls=OrderState) as state:

@@ -1,0 +1,98 @@
+"""Serve a server over stdio or HTTP, until its client goes away or the process is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import anyio
+import uvicorn
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+from starlette.types import ASGIApp
+
+PATH = "/mcp"
+
+
+def serve_stdio(server: Server[Any], close: Callable[[], Awaitable[None]]) -> None:
+    """Serve over stdin and stdout until stdin ends. Nothing but the protocol is written to stdout.
+
+    Args:
+        server: The server.
+        close: An async function to call in the end.
+    """
+    _log_to_stderr()
+    # Ctrl-C ends it like SIGTERM: a thread waits for stdin, and no exception could wake it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    async def run() -> None:
+        try:
+            async with stdio_server() as (reader, writer):
+                await server.run(reader, writer, server.create_initialization_options())
+        finally:
+            await close()
+
+    anyio.run(run)
+
+
+def serve_http(server: Server[Any], close: Callable[[], Awaitable[None]], host: str, port: int) -> None:
+    """Serve streamable HTTP until Ctrl-C or SIGTERM. The first line on stdout is the URL.
+
+    Args:
+        server: The server.
+        close: An async function to call in the end.
+        host: The name or address to listen on.
+        port: The port; 0 chooses a free one.
+
+    Raises:
+        OSError: The address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=1024) as listener:
+        _log_to_stderr()
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}{PATH}"
+        http = _HTTPServer(server.streamable_http_app(host=host, streamable_http_path=PATH), url)
+
+        async def run() -> None:
+            try:
+                await http.serve([listener])
+            finally:
+                await close()
+
+        with suppress(KeyboardInterrupt):  # a Ctrl-C before or after uvicorn handles signals
+            anyio.run(run)
+
+
+class _HTTPServer(uvicorn.Server):
+    """A uvicorn server that prints its URL when it is ready, and exits normally on a signal."""
+
+    def __init__(self, app: ASGIApp, url: str) -> None:
+        # Without log configuration and access log, nothing of a request is ever written.
+        settings: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False}
+        super().__init__(uvicorn.Config(app, **settings, ws="none", lifespan="on", timeout_graceful_shutdown=1))
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        sys.stdout.write(f"AgentPhone MCP server at {self._url}\n")
+        sys.stdout.flush()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        # uvicorn's own raises the signal again at the end, which kills the process before the client is closed.
+        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="agentphone mcp: %(message)s")
