@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -260,20 +259,6 @@ def _log_to_stderr() -> None:
 
 def _introduce(url: str) -> None:
     """Print what to do next."""
-    import httpx
-
-    person, agent = "+15555550199", "+15555550100"
-    has_phone = httpx.get(url, timeout=10, trust_env=False).status_code == 200
-    if has_phone:
-        lines = [f"Text your agent: open {url} in a browser."]
-    else:
-        body = json.dumps({"direction": "inbound", "from": person, "to": agent, "body": "Hi"})
-        lines = [
-            f"A local AgentPhone is running at {url}. Text your agent:",
-            (
-                f"  curl {url}/sandbox/messages -H 'Authorization: Bearer dev' -H 'Content-Type: application/json'"
-                f" -d '{body}'"
-            ),
-        ]
-    sys.stdout.write("\n".join([*lines, "Ctrl-C stops it.", ""]))
+    sys.stdout.write(f"Text your agent: open {url} in a browser, or run\n  agentphone sandbox text Hi --url {url}\n")
+    sys.stdout.write("Ctrl-C stops it.\n")
     sys.stdout.flush()

@@ -81,7 +81,7 @@ FOREIGN: dict[str, str] = {
     "mcp": "anyio attrs mcp mcp_types pydantic pydantic_core starlette uvicorn",
     "pytest_plugin": "pytest",
     "inbox": "anyio attrs dbos django opentelemetry sqlalchemy uvicorn",
-    "cli": "attrs click httpx rich",
+    "cli": "attrs click rich",
     "__main__": "click",
     "sandbox": "anyio attrs httpx starlette uvicorn",
 }

@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,6 @@ def test_workers_killed_at_random_moments(
     tmp_path: Path,
     forking: subprocess.Popen[str],
     workers: int,
-    record_property: Callable[[str, object], None],
 ) -> None:
     with World.opened(tmp_path, database, forking, faults=True) as world:
         for number in range(workers):
@@ -64,7 +62,6 @@ def test_workers_killed_at_random_moments(
 
         world.finish(TEXTS, between=kill, seconds=LONGEST)
         world.check(TEXTS, PEOPLE, unconfirmed=KILLS)
-        record_property("unconfirmed", len(world.items("unconfirmed")))
         assert IS_LONG or not remaining
 
 
