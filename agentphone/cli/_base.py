@@ -31,6 +31,7 @@ EXTRAS = {
     "dbos": "inbox",
     "mcp": "mcp",
     "mcp_types": "mcp",
+    "pdoc": "docs",
     "pydantic": "mcp",
     "rich": "cli",
     "sqlalchemy": "inbox",

@@ -8,6 +8,7 @@ from agentphone._version import __version__
 from agentphone.cli._base import Group
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
+from agentphone.cli.docs import docs
 from agentphone.cli.export import export
 from agentphone.cli.inbox import dev, inbox, run, work
 from agentphone.cli.mcp import mcp
@@ -42,7 +43,7 @@ HEADINGS = {
     "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names]
     + ["messages send", "export", "mcp"],
     "the inbox of an agent": ["dev", "run", "work", "inbox list", "inbox retry"],
-    "without an account": ["demo", "sandbox", "sandbox text"],
+    "without an account": ["demo", "sandbox", "sandbox text", "docs"],
 }
 
 
@@ -55,7 +56,7 @@ def agentphone(ctx: click.Context) -> None:
 
     Output is tables in a terminal, and JSON lines in a pipe or a file.
     """
-    if ctx.invoked_subcommand in ("demo", "dev", "sandbox") and (given := settings_of(ctx).given()):
+    if ctx.invoked_subcommand in ("demo", "dev", "docs", "sandbox") and (given := settings_of(ctx).given()):
         # Else it would be confused with the sandbox's own --api-key, the key to accept, which comes after its name.
         raise click.UsageError(f"{ctx.invoked_subcommand} takes no {given[0]} before its name.", ctx)
 
@@ -80,3 +81,4 @@ def demo() -> int:
 
 
 agentphone.add_command(sandbox)
+agentphone.add_command(docs)
