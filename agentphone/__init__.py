@@ -20,6 +20,8 @@ Set `AGENTPHONE_BASE_URL=sandbox:` to try it without an account. The names to kn
 - `agentphone.sandbox.Sandbox`: a local AgentPhone to test against.
 - `agentphone.agents.history`: a conversation as the messages that language models take.
 - `agentphone.export.export`: writes a whole account to files.
+- `agentphone.mcp.create_server`: conversations as tools for a model.
+- `agentphone.models`, `agentphone.errors`: every field, and every exception; `agentphone.pytest_plugin`: fixtures.
 """
 
 import importlib

@@ -1,4 +1,146 @@
-"""Conversations for agent frameworks: a history as the messages that language models take."""
+r'''Agents without the inbox: histories for language models, and whole agents built on `watch`.
+
+`history` returns a conversation as the messages that language models take:
+
+```python
+import asyncio
+
+from agentphone import AsyncClient
+from agentphone.agents import history
+
+
+async def main() -> None:
+    async with AsyncClient() as client:
+        conversation = (await client.conversations.list(limit=1))[0]
+        for entry in history(await client.conversations.messages(conversation.id, page_size=50)):
+            print(entry["role"], entry["content"])
+
+
+asyncio.run(main())
+```
+
+This agent plans its replies by rules, keeps its state in the conversation, and continues where it was after a restart.
+One process at a time may run it; `agentphone.inbox` has no such limit.
+
+```python
+# agent.py
+import asyncio
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from attrs import define
+
+from agentphone import AsyncClient, Cursor
+
+BOOKMARK = Path("agent.bookmark")  # the position of the message that was handled last
+
+
+@define
+class OrderState:
+    order_id: str | None = None
+    texts: int = 0
+
+
+def think(text: str, state: OrderState) -> str:
+    """Plan a reply: by rules here, by a model in a real agent."""
+    state.texts += 1
+    if found := re.search(r"\bORD-\d+\b", text):
+        state.order_id = found[0]
+    if state.order_id is None:
+        return "Which order is it about? Its number begins with ORD-."
+    if "where" in text.lower():
+        return f"{state.order_id} is on its way."
+    return f"Thank you, I have noted it for {state.order_id}."
+
+
+def store(cursor: Cursor) -> None:
+    """Write the bookmark atomically: a crash leaves the old one or the new one."""
+    part = BOOKMARK.with_suffix(".part")
+    part.write_text(f"{cursor}\n")
+    part.replace(BOOKMARK)
+
+
+async def newest(client: AsyncClient) -> Cursor:
+    """Return the position of the newest message, where a first run begins."""
+    async for conversation in client.conversations.list(limit=1):
+        async for message in client.conversations.messages(conversation.id, limit=1):
+            return message.cursor
+    return Cursor(datetime(1970, 1, 1, tzinfo=UTC), "")  # no message yet, so every message will be new
+
+
+async def main() -> None:
+    async with AsyncClient() as client:
+        if not BOOKMARK.exists():
+            store(await newest(client))  # before the first poll: a text that arrives while this is stopped is not lost
+        last = Cursor.parse(BOOKMARK.read_text())
+        async for conversation, message in client.conversations.watch(after=last, poll_interval=1):
+            if message.direction != "inbound":
+                continue
+            async with client.conversations.state(conversation.id, OrderState) as state:
+                reply = think(message.body or "", state)
+            store(message.cursor)  # before the reply: a crash may lose a reply, but never sends one twice
+            await client.conversations.reply(conversation, reply)
+            print(f"{conversation.participant}: {message.body!r} -> {reply!r}", flush=True)
+
+
+asyncio.run(main())
+```
+
+The same inside an agent framework, whose tools await the SDK. With a model's name in `MODEL` it is a real one:
+
+```python
+# pydantic_ai_agent.py
+import asyncio
+import os
+from dataclasses import dataclass
+
+from pydantic_ai import Agent, RunContext
+
+from agentphone import AsyncClient
+
+
+@dataclass
+class Deps:
+    client: AsyncClient
+    conversation_id: str
+
+
+model = os.environ.get("MODEL", "test")  # "test" is built into pydantic-ai and needs no network
+agent = Agent(model, deps_type=Deps, instructions="Answer the person's text in one sentence.")
+
+
+@agent.tool
+async def recent_texts(context: RunContext[Deps]) -> list[str]:
+    """Return the latest messages of the conversation, with their directions."""
+    deps = context.deps
+    conversation = await deps.client.conversations.get(deps.conversation_id, message_limit=10)
+    return [f"{message.direction}: {message.body}" for message in conversation.messages]
+
+
+@agent.tool
+async def remember_topic(context: RunContext[Deps], topic: str) -> str:
+    """Store the topic of the conversation."""
+    deps = context.deps
+    async with deps.client.conversations.state(deps.conversation_id) as state:
+        state["topic"] = topic
+    return "remembered"
+
+
+async def main() -> None:
+    async with AsyncClient() as client:
+        async for conversation, message in client.conversations.watch(poll_interval=1):
+            if message.direction == "inbound":
+                answer = await agent.run(message.body, deps=Deps(client, conversation.id))
+                await client.conversations.reply(conversation, answer.output)
+                print(f"{conversation.participant}: {answer.output}", flush=True)
+
+
+asyncio.run(main())
+```
+
+`tests/recipes/` has more: pydantic-ai with the tools of `agentphone.mcp`, the OpenAI Agents SDK, and LangChain.
+'''
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 """The models of the API as frozen values, and their way to plain JSON data. `_decoding` creates them.
 
-Names are the API's in snake_case; every timestamp is an aware `datetime` in UTC.
+Names are the API's in snake_case; every timestamp is an aware `datetime` in UTC. What a class does not know is in its
+`extra`, under the API's names, as received. Fields that the API's reference does not describe tolerate other values:
+one of another type stays in `extra` as well, and `to_dict()` leaves them out while they are None or empty. `direction`,
+`channel`, `status`, `reaction_type` and `error_code` are plain text, because their values are open sets. `has_more` and
+`total` of a page are about the whole list.
 """
 
 from __future__ import annotations

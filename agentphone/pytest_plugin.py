@@ -1,8 +1,41 @@
-"""The pytest plugin: fixtures for a sandbox and its clients, new for each test.
+"""The pytest plugin: fixtures for a sandbox and its clients, new for each test. Needs the extra `sandbox`.
 
-pytest loads it in every test run of an environment that has the package, so it imports the SDK and the sandbox only
-when a test requests them. No fixture is a coroutine or needs an event loop, so they work in plain tests and with
-pytest-asyncio and anyio.
+`agentphone_sandbox` is an empty local AgentPhone; `agentphone_client` and `agentphone_async_client` are clients of it.
+They work in plain tests and with pytest-asyncio and anyio, on asyncio and trio:
+
+```python
+# test_orders.py
+import pytest
+
+from agentphone import APITimeoutError
+
+
+def test_history_has_the_text(agentphone_sandbox, agentphone_client):
+    text = agentphone_sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Where is it?")
+    conversation = agentphone_client.conversations.get(text["conversationId"])
+    assert [message.body for message in conversation.messages] == ["Where is it?"]
+
+
+def test_rate_limits_are_retried(agentphone_sandbox, agentphone_client):
+    text = agentphone_sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
+    agentphone_sandbox.faults.add(status=429, retry_after=0, times=2)
+    agentphone_client.conversations.update(text["conversationId"], metadata={"greeted": True})
+    assert [request.method for request in agentphone_sandbox.requests] == ["PATCH", "PATCH", "PATCH"]
+    assert agentphone_sandbox.requests[-1].body == b'{"metadata":{"greeted":true}}'
+
+
+@pytest.mark.anyio
+async def test_silence_is_a_timeout(agentphone_sandbox, agentphone_async_client):
+    agentphone_sandbox.faults.add(kind="hang")
+    client = agentphone_async_client.with_options(timeout=0.1, max_retries=0)
+    with pytest.raises(APITimeoutError):
+        await client.conversations.list(limit=1)
+```
+
+`agentphone.inbox` shows a test of a whole inbox. `agentphone.sandbox` has the faults, the clock and the webhooks.
+
+pytest loads the plugin in every test run of an environment that has the package, so it imports the SDK and the sandbox
+only when a test requests them. No fixture is a coroutine or needs an event loop.
 """
 
 from __future__ import annotations

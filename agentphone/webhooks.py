@@ -1,12 +1,96 @@
-"""Webhooks: verify that a delivery is AgentPhone's, and read it. No web framework is imported, and nothing is sent.
+'''Webhooks: verify that a delivery is AgentPhone's, and parse it. No web framework is imported, and nothing is sent.
 
-    from agentphone.webhooks import SQLiteDeliveryLog, Webhook
+AgentPhone POSTs what happens to your URL, signed with the webhook's secret (`whsec_...`). `Webhook.parse` takes the raw
+body and the headers of any framework, and returns a typed event with the conversation's metadata. Here a body is signed
+as AgentPhone does it, in place of a delivery:
 
-`Webhook.parse` takes the raw body and the headers of any framework and returns an event. A `DeliveryLog` remembers
-which deliveries were handled, because AgentPhone repeats one until the response is 2xx.
+```python
+import json
+
+from agentphone import WebhookVerificationError
+from agentphone.webhooks import MessageEvent, Webhook
+
+webhook = Webhook("whsec_of_this_webhook")  # or several, during a rotation
+
+text = {"conversationId": "conv_1", "from": "+15555550110", "to": "+15555550100", "message": "Where is my order?"}
+payload = {"event": "agent.message", "channel": "sms", "timestamp": "2025-06-30T12:00:00Z", "data": text}
+body = json.dumps({**payload, "conversationState": {"topic": "order_tracking"}}).encode()
+headers = webhook.sign(body)
+
+event = webhook.parse(body, headers)
+if isinstance(event, MessageEvent):
+    print(event.conversation_id, event.text)  # conv_1 Where is my order?
+    assert event.conversation_state == {"topic": "order_tracking"}
+
+try:
+    webhook.parse(body.replace(b"order", b"money"), headers)
+except WebhookVerificationError as error:
+    print("Refused:", error)
+```
+
+Where the body and the headers are:
+
+- Django: `request.body` and `request.headers`
+- Starlette and FastAPI: `await request.body()` and `request.headers`
+- WSGI: `environ["wsgi.input"].read(length)` and `environ`
+
+**What is refused.** A signature made with another secret or for another body, a timestamp more than `tolerance=300`
+seconds from now, before or after, and a header that is there twice. The log of `agentphone.webhooks` has a warning with
+the reason; `AGENTPHONE_LOG=warning` shows it. Answer 503 where `error.is_mismatch` is true, and 400 otherwise:
+AgentPhone sends again after a 5xx and gives up after a 4xx, so that rotating a secret loses nothing.
+
+**Events.** `MessageEvent`, `VoiceEvent`, `ReactionEvent`, `CallEndedEvent`, and `UnknownEvent` for types that come
+later. What a class has no attribute for is in `event.extra`, as received. `event.state(cls)` reads the conversation's
+state.
+
+**Once each.** AgentPhone sends a delivery up to six times, until the response is 2xx, always with the same
+`event.delivery_id`. Remember it in a `DeliveryLog` after the work is done, so that a handler that failed gets its
+retry. `SQLiteDeliveryLog` is one for all threads and processes of a machine.
+
+This receiver is right for several processes on one machine, such as `gunicorn bare_webhook --workers 2 --threads 4`. A
+worker that dies between storing the state and remembering the delivery handles that text again. To reply as well, use
+`agentphone.inbox`.
+
+```python
+# bare_webhook.py
+import fcntl
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from agentphone import Client, WebhookVerificationError
+from agentphone.webhooks import MessageEvent, SQLiteDeliveryLog, Webhook
+
+client = Client()
+webhook = Webhook(os.environ["AGENTPHONE_WEBHOOK_SECRET"])
+deliveries = SQLiteDeliveryLog("deliveries.db")
+
+
+def think(event: MessageEvent, state: dict) -> None:
+    """Do the agent's work. If it raises, nothing is stored, and AgentPhone sends the webhook again."""
+    state["texts"] = state.get("texts", 0) + 1
+
+
+def application(environ, start_response):
+    status = "202 Accepted"
+    try:
+        event = webhook.parse(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])), environ)
+        if isinstance(event, MessageEvent) and event.delivery_id:
+            # One text of a conversation at a time, over all processes; the lock ends with its process.
+            with Path(quote(event.conversation_id, safe="") + ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not deliveries.seen(event.delivery_id):
+                    with client.conversations.state(event.conversation_id) as state:
+                        think(event, state)
+                    deliveries.mark(event.delivery_id)
+    except WebhookVerificationError as error:
+        status = "503 Service Unavailable" if error.is_mismatch else "400 Bad Request"
+    start_response(status, [])
+    return [b""]
+```
 
 Source: the vendor's guide to webhooks.
-"""
+'''
 
 from __future__ import annotations
 

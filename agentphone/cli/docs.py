@@ -6,7 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 
@@ -66,6 +66,9 @@ def render(pdoc: Any, modules: list[ModuleType]) -> dict[str, str]:
         pdoc: The module pdoc.
         modules: The modules to render.
     """
+    agentphone = importlib.import_module("agentphone")
+    # The annotations of a named tuple's `__new__` are names of a module that pdoc cannot find.
+    agentphone.NewMessage.__new__.__annotations__ = get_type_hints(agentphone.NewMessage)
     pdoc.render.configure(docformat="google", show_source=False, include_undocumented=False)
     for module in modules:
         _load_public_names(module)
@@ -77,7 +80,10 @@ def render(pdoc: Any, modules: list[ModuleType]) -> dict[str, str]:
 
 def _load_public_names(module: ModuleType) -> None:
     """Load what a module has under its public names: pdoc finds only what is there already."""
-    if module.__name__ in ("agentphone.errors", "agentphone.models"):  # `agentphone` tells which of their names are public
+    if module.__name__ in (
+        "agentphone.errors",
+        "agentphone.models",
+    ):  # `agentphone` tells which of their names are public
         agentphone = importlib.import_module("agentphone")
         public = {name: getattr(agentphone, name) for name in agentphone.__all__}
         module.__all__ = [name for name, value in public.items() if getattr(value, "__module__", "") == module.__name__]

@@ -1,4 +1,85 @@
-"""A local AgentPhone to develop and test against: the vendor's conversations API over SQLite.
+"""A local AgentPhone to develop and test against: the vendor's API over SQLite. Needs the extra `sandbox`.
+
+It has conversations, sending, reactions, typing and webhooks, with the API's defaults, limits and errors.
+
+- **By base URL.** `AsyncClient(base_url="sandbox:")` has a sandbox of its own in memory, with demo data and without a
+  key; `"sandbox:box.db"` keeps it in a file.
+- **In your process**, for tests: `Sandbox()`, as below, or the fixtures of `agentphone.pytest_plugin`.
+- **Over HTTP**, for other processes and languages: `python -m agentphone sandbox`, or
+  `agentphone.sandbox.server.running` from a thread of yours.
+
+```python
+import asyncio
+
+from agentphone import AsyncClient
+from agentphone.sandbox import Sandbox
+
+
+async def main() -> None:
+    with Sandbox() as sandbox:
+        transport = sandbox.transport()
+        async with AsyncClient("any-key", base_url="https://sandbox.test", transport=transport) as client:
+            text = sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Where is my order?")
+            sandbox.faults.add(status=503, times=1)  # the next request fails; the client retries
+
+            conversation = await client.conversations.get(text["conversationId"])
+            assert [message.body for message in conversation.messages] == ["Where is my order?"]
+            assert len(sandbox.requests) == 2
+
+
+asyncio.run(main())
+```
+
+`receive_sms` acts as the person who texts, and `send_sms` as the agent. A fault is a response
+(`status=429, retry_after=2, times=3`, or any `body`) or a broken connection: `kind="hang"`, `"reset"`, `"cut"` or
+`"lost"` (carried out, and its response is lost). `sandbox.clock = lambda: 1736942400.0` sets the time, in seconds since
+1970. `sandbox.behavior` chooses what the API's documentation leaves open.
+
+## Over HTTP
+
+```console
+$ python -m agentphone sandbox --port 8765 --db box.db
+AgentPhone sandbox at http://127.0.0.1:8765
+Open http://127.0.0.1:8765/ in a browser to text with your agent.
+```
+
+Set `AGENTPHONE_BASE_URL=http://127.0.0.1:8765` and any `AGENTPHONE_API_KEY`. The page is a phone: text as a person,
+watch your agent answer, and see messages, metadata, webhook deliveries and requests as they happen. Buttons deliver a
+webhook again, send a text twice or ten at once, and fail the next request. It loads nothing from elsewhere and stores
+no key.
+
+It starts empty; `--demo` loads demo data, and `--api-key KEY` accepts that key only. It listens on this machine only,
+unless `--host` says otherwise, and answers only requests that name it by an address or a local name;
+`--allow-host NAME` adds one, for a tunnel. Beside the API, with the same `Authorization` header:
+
+| request | what it does |
+|---|---|
+| `POST /sandbox/messages` | `{"direction", "from", "to", "body"}`: text as the person (`"inbound"`), or as the agent |
+| `PUT /sandbox/webhook` | `{"url", "secret", "contextLimit"}`: set the webhook |
+| `GET /sandbox/deliveries?conversation_id=ID`, `.../{id}` | webhook deliveries, newest first; one with its payload |
+| `POST /sandbox/deliveries/{id}/redeliver` | deliver again now, under the same id |
+| `POST /sandbox/faults`, `DELETE /sandbox/faults` | script faults, as `faults.add` and `faults.clear` do |
+| `GET /sandbox/requests`, `.../{id}` | the latest requests with their status, duration, headers and body |
+| `GET /sandbox/search?q=TEXT` | find conversations by number or by the text of a message |
+| `GET /sandbox/events` | stream changes and requests as server-sent events; resumes with `Last-Event-ID` |
+| `GET /sandbox/changes?after=ID` | the same changes, for polling; without `after`, the id to start from |
+
+An event `change` has a `kind` (`message`, `metadata`, `delivery`, `webhook` or `removed`) and the ids of what to read
+again. After an event `reset`, read everything again. An event `request` has no id; after an interruption, read
+`/sandbox/requests`.
+
+## Webhooks
+
+```console
+$ python -m agentphone sandbox --webhook http://127.0.0.1:8000/agentphone --secret whsec_local
+```
+
+In your process it is `set_webhook(url, secret, context_limit=10)`. Every text that comes in is POSTed there as the API
+does it: signed, with the conversation's metadata as `conversationState` and its earlier messages as `recentHistory`. A
+delivery succeeds with a 2xx within 30 seconds (`timeout`). A 5xx or no response is retried after 1, 2, 4, 8 and 16
+seconds, times `retry_scale`, with the same `X-Webhook-ID` and body; any other response is final. Up to 16 are on their
+way at once and none waits for another, so two texts may arrive in the other order. With a file not even a `kill -9`
+loses one, but one whose response was lost comes twice.
 
 It imports nothing that knows the API from the rest of the package, so that one misreading of the API cannot be on both
 sides.

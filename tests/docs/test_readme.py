@@ -1,14 +1,17 @@
-"""The README keeps its word: every example in it runs, as it stands there."""
+"""Every example in the README and in the guides of the public modules runs, and their tables are complete."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -17,44 +20,55 @@ import httpx
 import pytest
 
 import agentphone
-from agentphone import errors
+from agentphone import errors, models
 from agentphone.cli.commands import agentphone as agentphone_command
+from agentphone.cli.docs import MODULES
 from agentphone.cli.sandbox import sandbox as sandbox_command
 from agentphone.models import Model, json_keys, optional_keys
+from agentphone.sandbox import Sandbox
+from agentphone.sandbox.server import running
+from agentphone.webhooks import Webhook
+from tests.support.guides import FILES, GUIDES, README, ROOT, blocks, file_name
 from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal, sandbox
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+from tests.support.recipes import SECRET, wait_until_delivered
 
 
-def blocks(language: str) -> list[str]:
-    """Give the fenced blocks of a language, in their order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def section(title: str) -> str:
+    """Return the text of a section of the README."""
+    found = README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    assert found, title
+    return found
 
 
-def file_name(block: str) -> str | None:
-    """Give the name in a block's first line (`# views.py`), for a block that is one file of several."""
-    name = re.match(r"# (\w+\.py)\n", block)
-    return name[1] if name else None
+PROGRAMS = {
+    f"{guide}-{number}": block
+    for guide, text in GUIDES.items()
+    for number, block in enumerate(blocks("python", text))
+    if file_name(block) is None
+}
 
 
-PROGRAMS = [block for block in blocks("python") if file_name(block) is None]
-FILES = {name: block for block in blocks("python") if (name := file_name(block))}
-
-
-@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
-def test_each_example_is_a_whole_program_that_runs_without_a_key(program: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_example_runs_without_a_key_and_prints_what_it_says(program: str, tmp_path: Path) -> None:
     path = tmp_path / "example.py"
     path.write_text(program, encoding="utf-8")
     done = run(*PYTHON, str(path), cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:")
     assert (done.returncode, done.stderr) == (0, "")
+    for line in re.findall(r"print\(.*\)  # (.*)", program):
+        assert line in done.stdout.splitlines()
 
 
-def test_comments_in_the_examples_tell_what_they_print(tmp_path: Path) -> None:
-    promised = [(program, line) for program in PROGRAMS for line in re.findall(r"print\(.*\)  # (.*)", program)]
-    assert promised
-    for program, line in promised:
-        assert line in run(*PYTHON, "-c", program, cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:").stdout.splitlines()
+def test_some_examples_say_what_they_print() -> None:
+    assert sum(len(re.findall(r"print\(.*\)  # ", program)) for program in PROGRAMS.values()) >= 4
+
+
+def test_a_file_that_is_shown_twice_is_the_same() -> None:
+    shown = [block for block in blocks("python") if file_name(block)]
+    assert set(shown) == set(FILES.values())
+
+
+def test_readme_is_short_enough_to_read() -> None:
+    assert README.count("\n") <= 500
 
 
 SETTINGS = """\
@@ -62,6 +76,15 @@ SECRET_KEY = "of a test"
 ALLOWED_HOSTS = ["127.0.0.1"]
 ROOT_URLCONF = "urls"
 MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+"""
+URLS = """\
+import views
+from django.urls import path
+
+urlpatterns = [
+    path("conversations", views.conversations),
+    path("conversations/<str:conversation_id>/resolve", views.resolve),
+]
 """
 GATES = {
     f"{gate}.py": f"from django.core.{gate} import get_{gate}_application\n\napplication = get_{gate}_application()\n"
@@ -75,18 +98,23 @@ SERVERS = {
 
 
 @contextmanager
-def served(project: Path, agentphone_url: str, server: list[str], **more: str) -> Iterator[str]:
-    """Serve the README's files as a project, with more modules, and give its URL."""
-    modules = {f"{name}.py": text for name, text in more.items()}
-    for name, text in ({"settings.py": SETTINGS} | GATES | FILES | modules).items():
+def served(project: Path, agentphone_url: str, server: list[str]) -> Iterator[str]:
+    """Serve the files of the examples as a project, and yield its URL."""
+    for name, text in ({"settings.py": SETTINGS, "urls.py": URLS} | GATES | FILES).items():
         (project / name).write_text(text, encoding="utf-8")
     environment = ENVIRONMENT | {
         "DJANGO_SETTINGS_MODULE": "settings",
         "AGENTPHONE_BASE_URL": agentphone_url,
         "AGENTPHONE_API_KEY": "any-key",
+        "AGENTPHONE_WEBHOOK_SECRET": SECRET,
     }
     command = [sys.executable, "-m", *server]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=project) as process:
+    with (
+        (project / "stdout").open("w") as output,
+        subprocess.Popen(
+            command, stdout=output, stderr=subprocess.PIPE, text=True, env=environment, cwd=project
+        ) as process,
+    ):
         try:
             said: list[str] = []
             for line in cast("IO[str]", process.stderr):
@@ -107,60 +135,105 @@ def test_the_django_views_answer_real_requests(tmp_path: Path, server: str) -> N
         served(tmp_path, agentphone_url, SERVERS[server]) as url,
         httpx.Client(base_url=url, timeout=SECONDS) as browser,
     ):
-        inbox = browser.get("/inbox").json()
-        assert (len(inbox["conversations"]), inbox["total"]) == (20, 36)
-        latest = inbox["conversations"][0]["id"]
-        resolved = browser.post(f"/conversations/{latest}/resolve").json()
-        assert resolved["id"] == latest
-        assert resolved["state"]["resolved"] is True
+        page = browser.get("/conversations").json()
+        assert (len(page["data"]), page["hasMore"], page["total"]) == (20, True, 36)
+        latest = page["data"][0]["id"]
+        assert browser.post(f"/conversations/{latest}/resolve").json()["resolved"] is True
+        found = browser.get("/conversations").json()["data"]
+        assert next(each for each in found if each["id"] == latest)["metadata"]["resolved"] is True
         assert browser.post("/conversations/conv_nobody/resolve").status_code == 404
         assert browser.get(f"/conversations/{latest}/resolve").status_code == 405
 
 
-def test_fastapi_and_django_answer_with_models_as_json(tmp_path: Path) -> None:
-    urls = "import django_json\nfrom django.urls import path\n\n"
-    urls += 'urlpatterns = [path("<str:conversation_id>", django_json.history)]\n'
-    with sandbox("--demo") as (_, agentphone_url), httpx.Client(timeout=SECONDS) as browser:
-        headers = {"Authorization": "Bearer any-key"}
-        api = httpx.get(f"{agentphone_url}/v1/conversations?limit=20", headers=headers).json()
-        with served(tmp_path, agentphone_url, ["uvicorn", "fastapi_app:app", *UVICORN]) as url:
-            page = browser.get(f"{url}/conversations").json()
-        assert {key: page[key] for key in ("hasMore", "total")} == {"hasMore": True, "total": 36}
-        assert [item["id"] for item in page["data"]] == [item["id"] for item in api["data"]]
-        with served(tmp_path, agentphone_url, SERVERS["uvicorn"], urls=urls) as url:
-            page = browser.get(f"{url}/{api['data'][0]['id']}").json()
-        assert (len(page["data"]), page["hasMore"], page["total"]) == (50, True, None)
-        assert {"id", "body", "fromNumber", "toNumber", "direction", "receivedAt"} <= page["data"][0].keys()
+def test_the_fastapi_route_receives_webhooks(tmp_path: Path) -> None:
+    with (
+        Sandbox(retry_scale=0.01) as box,
+        running(box) as agentphone_url,
+        served(tmp_path, agentphone_url, ["uvicorn", "fastapi_app:app", *UVICORN]) as url,
+    ):
+        box.set_webhook(f"{url}/agentphone", SECRET)
+        box.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Where is my order?")
+        [delivery] = wait_until_delivered(box)
+        assert [attempt["status"] for attempt in delivery["attempts"]] == [202]
+        assert "+15555550110 Where is my order?" in (tmp_path / "stdout").read_text()
+        assert httpx.post(f"{url}/agentphone", content=b"{}").status_code == 400
+        wrong = Webhook("whsec_of_another").sign(b"{}")
+        assert httpx.post(f"{url}/agentphone", content=b"{}", headers=wrong).status_code == 503
 
 
-def table_of_fields() -> str:
-    """Return the table of the models' fields, from the classes."""
-    rows = ["| model | field | in the API | type |", "|---|---|---|---|"]
+def test_the_live_example_prints_texts_as_they_arrive(tmp_path: Path) -> None:
+    (tmp_path / "live.py").write_text(FILES["live.py"], encoding="utf-8")
+    with Sandbox() as box, running(box) as url:
+        environment = ENVIRONMENT | {"AGENTPHONE_BASE_URL": url, "AGENTPHONE_API_KEY": "any-key"}
+        box.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Before")
+        with subprocess.Popen(
+            [*PYTHON, "live.py"], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        ) as process:
+            try:
+                deadline_at = time.monotonic() + SECONDS
+                while not box.requests:
+                    assert time.monotonic() < deadline_at
+                    time.sleep(0.05)
+                box.receive_sms(from_number="+15555550120", to_number="+15555550100", body="Hello?")
+                assert cast("IO[str]", process.stdout).readline() == "+15555550120 Hello?\n"
+            finally:
+                process.kill()
+
+
+def test_the_mcp_example_is_an_application(tmp_path: Path) -> None:
+    check = "from mcp_app import app; print([route.path for route in app.routes])"
+    (tmp_path / "mcp_app.py").write_text(FILES["mcp_app.py"], encoding="utf-8")
+    done = run(*PYTHON, "-c", check, cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:")
+    assert (done.stdout, done.stderr) == ("['/mcp']\n", "")
+
+
+@pytest.mark.parametrize(("name", "passed"), [("test_bot", 2), ("test_inbox", 1), ("test_orders", 4)])
+def test_the_examples_of_tests_pass(name: str, passed: int, tmp_path: Path) -> None:
+    for each in ("bot.py", f"{name}.py"):
+        (tmp_path / each).write_text(FILES[each], encoding="utf-8")
+    done = run(*PYTHON, "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider", cwd=tmp_path)
+    assert f"{passed} passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_every_field_of_a_model_is_documented() -> None:
+    """The docstring of a field names the API's field where that is not the same."""
+    tree = ast.parse(inspect.getsource(models))
+    documented = {
+        node.name: {
+            cast("ast.Name", cast("ast.AnnAssign", field).target).id: cast("Any", text).value.value
+            for field, text in pairwise(node.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        }
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
     public = [getattr(agentphone, name) for name in agentphone.__all__]
-    models: list[Any] = [cls for cls in public if isinstance(cls, type) and issubclass(cls, Model)]
-    for model in models:
-        title, inherited = f"`{model.__name__}`", set[Any]()
-        for base in filter(attrs.has, model.__bases__):
-            title, inherited = f"{title}, a `{base.__name__}` with", {each.name for each in attrs.fields(base)}
-        optional = dict(optional_keys(model))
-        for name, key in (dict(json_keys(model)) | optional).items():
+    found: list[Any] = [cls for cls in public if isinstance(cls, type) and issubclass(cls, Model)]
+    assert len(found) > 8
+    for model in found:
+        inherited = {each.name for base in filter(attrs.has, model.__bases__) for each in attrs.fields(base)}
+        for name, key in (*json_keys(model), *optional_keys(model)):
             if name not in inherited:
-                kind, *null = model.__annotations__[name].split(" | ")
-                mark = "°" if name in optional else ""
-                rows.append(f"| {title} | `{name}`{mark} | `{key}` | `{kind}`{' or None' if null else ''} |")
-                title = ""
-    return "\n".join(rows)
+                text = documented[model.__name__][name]
+                assert name == key or f"`{key}`" in text, (model, name)
 
 
-def test_the_table_of_fields_is_that_of_the_classes() -> None:
-    table = table_of_fields()
-    assert len(table.splitlines()) > 40
-    shown = README.partition("### Fields of the models")[2].partition("\n|")[2].partition("\n\n")[0]
-    assert f"|{shown}" == table
+def test_the_guarantees_name_tests_that_exist() -> None:
+    guaranteed = section("What is guaranteed")
+    named = re.findall(r"^- \*\*\w+\*\* \(`(tests/\w+/test_\w+\.py)`\)", guaranteed, re.MULTILINE)
+    assert len(named) == guaranteed.count("- **") == 6
+    for path in named:
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_table_of_settings_is_that_of_the_clients() -> None:
+    rows = re.findall(r"^\| (`.*?`) \|", section("Configuration"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert named == set(inspect.signature(agentphone.AsyncClient).parameters)
 
 
 def test_the_two_commands_are_what_continuous_integration_runs() -> None:
-    assert blocks("sh") == [
+    assert blocks("sh", README) == [
         "pip install '.[sandbox]' && python -m agentphone demo\n",
         "pip install '.[test]' && pytest\n",
     ]
@@ -196,22 +269,24 @@ def test_a_terminal_shows_what_the_examples_show(tmp_path: Path) -> None:
         shown.append(command)
         lines = [line.rstrip() for line in told[1].splitlines()]
         assert (told[0], "".join(line + "\n" for line in lines)) == (0, promised), command
-    assert len(shown) >= 2
+    assert shown
 
 
 def test_the_table_of_commands_is_that_of_the_help() -> None:
-    commands = [name for names in agentphone_command.headings.values() for name in names]
-    assert re.findall(r"^\| `agentphone ([a-z ]+?)(?: [A-Z]+)*` \|", README, re.MULTILINE) == commands
+    rows = re.findall(r"^\| (`agentphone .*?`) \|", section("Command line and export"), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(?:agentphone )?([a-z ]+?)(?: [A-Z]+)*`", row)]
+    assert sorted(named) == sorted(name for names in agentphone_command.headings.values() for name in names)
 
 
-def test_every_error_that_the_table_could_name_is_there() -> None:
-    told = {
+def test_the_table_of_errors_has_every_error() -> None:
+    public = {
         error.__name__
         for error in vars(errors).values()
         if isinstance(error, type) and issubclass(error, errors.AgentPhoneError) and not error.__name__.startswith("_")
     }
-    told -= {"AgentPhoneError"}  # which stands above the table
-    assert set(re.findall(r"^\| [↳ ]*`(\w+)`", README, re.MULTILINE)) >= told
+    public -= {"AgentPhoneError"}  # which is named above the table
+    rows = re.findall(r"^\| (?:↳ )*(`.*?) \|", section("Errors, retries, deadlines"), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+Error)`", row)} == public
 
 
 def test_the_reader_is_warned_of_the_other_package_of_this_name() -> None:
@@ -219,10 +294,30 @@ def test_the_reader_is_warned_of_the_other_package_of_this_name() -> None:
 
 
 def test_whoever_comes_from_the_vendors_sdk_is_sent_to_methods_that_exist() -> None:
-    table = README.partition("## Coming from the vendor's SDK")[2].partition("\n## ")[0]
+    table = section("Coming from the vendor's SDK")
     methods = set(re.findall(r"client\.conversations\.(\w+)\(", table))
     public = {name for name in vars(agentphone.Conversations) if not name.startswith("_")}
     assert methods == public
     for row in re.findall(r"^\|[^|]*\|([^|]*)\|", table, re.MULTILINE)[2:]:
         for code in re.findall(r"`(.*?)`", row):
             ast.parse(code + " pass" if code.endswith(":") else code)
+
+
+def test_the_reference_is_rendered_without_warnings(tmp_path: Path) -> None:
+    done = run(*PYTHON, "-m", "agentphone", "docs", "--out", str(tmp_path / "reference"), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert str(tmp_path / "reference" / "index.html") in done.stdout
+    for name in MODULES:
+        page = (tmp_path / "reference" / name.replace(".", "/")).with_suffix(".html").read_text(encoding="utf-8")
+        assert f"<title>{name} API documentation</title>" in page
+        assert str(ROOT) not in page
+    models_page = (tmp_path / "reference" / "agentphone" / "models.html").read_text(encoding="utf-8")
+    assert "lastMessagePreview" in models_page
+    assert "optional_field" not in models_page
+
+
+def test_modules_of_the_reference_are_the_public_ones() -> None:
+    package = Path(agentphone.__file__).parent
+    public = {path.relative_to(package.parent).with_suffix("") for path in package.rglob("*.py")}
+    names = {".".join(path.parts).removesuffix(".__init__") for path in public}
+    assert {name for name in names if not re.search(r"\._|\.cli\b", name)} == set(MODULES)

@@ -1,4 +1,4 @@
-"""pandas and DuckDB read each format, by the expressions that the README shows: types, dates, order and text."""
+"""pandas and DuckDB read each format, by the expressions that the guide shows: types, dates, order and text."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.support.helpers import client_of, conversation, message, ok, page
 pd: Any = importlib.import_module("pandas")
 duckdb: Any = importlib.import_module("duckdb")
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-TABLE = re.findall(r"^\| `(\w+)` \| `(pd\..*?)`.*? \| `(FROM .*?)` \|$", README, re.MULTILINE)
+guide = importlib.import_module("agentphone.export").__doc__ or ""
+TABLE = re.findall(r"^\| `(\w+)` \| `(pd\..*?)`.*? \| `(FROM .*?)` \|$", guide, re.MULTILINE)
 PANDAS = {format_: expression for format_, expression, _ in TABLE}
 DUCKDB = {format_: query for format_, _, query in TABLE}
 

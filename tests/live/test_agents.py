@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-import pytest
-
 from agentphone import Client
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from tests.support.processes import ENVIRONMENT, SECONDS
-from tests.support.recipes import README, RECIPES
+from tests.support.recipes import RECIPES
 
 AGENT, PERSON = "+15555550100", "+15555550110"
 
@@ -89,9 +87,3 @@ def test_pydantic_ai_agent_uses_the_sdk_as_its_tools(tmp_path: Path) -> None:
         metadata, replies = stored(url, conversation)
         assert metadata == {"topic": "a"}  # the test model passes "a" for a string
         assert ["inbound: Where is my parcel?" in str(reply) for reply in replies] == [True]
-
-
-@pytest.mark.parametrize("recipe", ["agent", "pydantic_ai_agent"])
-def test_readme_shows_each_agent(recipe: str) -> None:
-    shown = (RECIPES / f"{recipe}.py").read_text(encoding="utf-8")
-    assert f"```python\n{shown}```\n" in README

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import tomllib
 from pathlib import Path
 
@@ -178,10 +177,3 @@ def test_missing_extra_fails_only_the_tests_that_need_it(
     result = run(pytester, code, *WITHOUT_ASYNCIO)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*need the extra packages of the sandbox (No module named 'starlette')*pip install*"])
-
-
-def test_readme_example_passes(pytester: pytest.Pytester) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    [example] = re.findall(r"^```python\n(# test_orders\.py\n.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    outcomes = run(pytester, example, *WITHOUT_ASYNCIO).parseoutcomes()
-    assert outcomes == {"passed": 4}, "three tests, one of them on both loops"

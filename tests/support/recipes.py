@@ -1,4 +1,4 @@
-"""Recipes of the README, served as they stand there."""
+"""Recipes of the README and the guides, served as they stand there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from agentphone.sandbox import Sandbox
 from tests.support.processes import ENVIRONMENT, SECONDS
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SECRET = "whsec_of_the_tests"
 GUNICORN = ("gunicorn", "served:application", "--bind", "127.0.0.1:0", "--workers", "2", "--threads", "4")
 UVICORN = ("uvicorn", "served:application", "--port", "0", "--lifespan", "off", "--no-access-log")
