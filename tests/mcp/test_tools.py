@@ -126,6 +126,20 @@ def test_conversation_with_its_state_and_latest_messages(
     assert "next_cursor" not in everything
 
 
+def test_list_with_equal_timestamps_goes_on_where_it_ended(local: Session, box: Sandbox) -> None:
+    """The position is not on the first page that is read again, and nothing but the id tells what was shown."""
+    ids = [
+        box.receive_sms(from_number=f"+1555000{number:04}", to_number=AGENT, body="Hi", at=START)["conversationId"]
+        for number in range(16)
+    ]
+    shown = []
+    for number, page in enumerate(pages(local, "list_conversations", limit=1)):
+        shown += [conversation["id"] for conversation in page["conversations"]]
+        box.receive_sms(from_number=f"+1555111{number:04}", to_number=AGENT, body="New")
+        assert len(shown) <= len(ids)
+    assert sorted(shown) == sorted(ids)
+
+
 def test_messages_are_read_between_times_and_in_both_orders(local: Session, box: Sandbox) -> None:
     for number in range(10):
         at = START + timedelta(minutes=number)
@@ -207,6 +221,18 @@ def test_search_skips_a_conversation_that_has_gone_and_stops_at_an_error(local: 
     ]
     box.faults.add(status=402, path=f"/v1/conversations/{ids[5]}/messages")
     assert "402" in local.error("search_messages", query="hello")
+
+
+def test_search_goes_on_after_a_conversation_that_has_gone(local: Session, box: Sandbox) -> None:
+    ids = [
+        box.receive_sms(from_number=f"+1555222{number // 3:04}", to_number=AGENT, body="Hello")["conversationId"]
+        for number in range(6)
+    ]
+    first = local.answer("search_messages", query="hello", limit=2)
+    assert {match["conversation_id"] for match in first["matches"]} == {ids[-1]}
+    box.faults.add(status=404, path=f"/v1/conversations/{ids[-1]}/messages")
+    rest = local.answer("search_messages", query="hello", cursor=first["next_cursor"])
+    assert [match["conversation_id"] for match in rest["matches"]] == [ids[0]] * 3
 
 
 def test_state_is_read_by_keys_and_bounded(session: Session, conversation_id: str) -> None:
@@ -355,11 +381,26 @@ def test_wrong_arguments_are_explained(local: Session, tool: str, arguments: dic
         assert text in local.error(tool, **arguments)
 
 
+def test_errors_are_short(local: Session) -> None:
+    long = "x" * 100_000
+    for tool, arguments in [
+        ("read_messages", {"conversation_id": "c", "before": long}),
+        ("reply", {"conversation_id": "c", "media_urls": [long]}),
+        ("get_conversation", {"conversation_id": long}),
+        ("react", {"message_id": "m", "reaction": long}),
+    ]:
+        text = local.error(tool, **arguments)
+        assert len(text) <= 1_000
+        assert "must " in text[:100]
+
+
 def test_read_only_leaves_out_what_writes(account: Account, conversation_id: str) -> None:
     client = AsyncClient(KEY, base_url=account.url)
     with connected(create_server(client, read_only=True)) as session:
         tools = {tool.name for tool in session.portal.call(session.client.list_tools).tools}
         assert not tools & WRITING
+        assert session.client.server_capabilities.prompts is None  # the prompt asks to send an answer
+        assert "reply" not in str(session.client.instructions)
         assert "There is no tool 'reply'" in session.error("reply", conversation_id=conversation_id, body="Hi")
         session.portal.call(client.aclose)
 
