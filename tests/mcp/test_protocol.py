@@ -265,3 +265,12 @@ def test_page_of_another_site_cannot_use_the_server(http_url: str) -> None:
     assert httpx.post(http_url, json=INITIALIZE, headers=headers).status_code == 200
     assert httpx.post(http_url, json=INITIALIZE, headers=headers | {"Host": "evil.example"}).status_code == 421
     assert httpx.post(http_url, json=INITIALIZE, headers=headers | {"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_page_in_a_browser_cannot_use_a_server_on_another_address() -> None:
+    """There the names that it is reached under are unknown, but no page of it exists that could be a request's origin."""
+    headers = {"Accept": "application/json, text/event-stream", "Host": "evil.example"}
+    with over_http("sandbox:", host="0.0.0.0") as url:  # noqa: S104
+        assert httpx.post(url, json=INITIALIZE, headers=headers).status_code == 200
+        response = httpx.post(url, json=INITIALIZE, headers=headers | {"Origin": "http://evil.example"})
+        assert (response.status_code, response.text) == (403, "Pages in a browser cannot use this server.")
