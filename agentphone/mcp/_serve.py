@@ -39,7 +39,10 @@ def serve_stdio(server: Server[Any], close: Callable[[], Awaitable[None]]) -> No
         finally:
             await close()
 
-    anyio.run(run)
+    try:
+        anyio.run(run)
+    except* BrokenPipeError:
+        pass  # the client has gone before it read an answer
 
 
 def serve_http(server: Server[Any], close: Callable[[], Awaitable[None]], host: str, port: int) -> None:
