@@ -64,7 +64,10 @@ class Tools:
         *,
         limit: Annotated[int, Field(ge=1, le=50, description="How many conversations to return.")] = 20,
         participant: Annotated[
-            str | None, Field(description="Only conversations with this phone number (E.164), e-mail address or group.")
+            str | None,
+            Field(
+                min_length=1, description="Only conversations with this phone number (E.164), e-mail address or group."
+            ),
         ] = None,
         cursor: PageCursor = None,
     ) -> Conversations:
@@ -382,8 +385,8 @@ class _Search:
 
 
 def _normalize(participant: str) -> str:
-    """Return a number without the characters that only separate its digits; an e-mail address in lower case."""
-    return participant.casefold() if "@" in participant else re.sub(r"[\s().-]", "", participant)
+    """Return a number as its digits, with or without its plus sign; an e-mail address in lower case."""
+    return participant.casefold() if "@" in participant else re.sub(r"[\s().+-]", "", participant)
 
 
 def _page(messages: list[Message]) -> list[MessageAnswer]:

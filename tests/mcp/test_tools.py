@@ -85,7 +85,8 @@ def test_conversations_are_listed_and_found_by_their_person(
     found = session.answer("list_conversations", participant=latest["participant"])
     assert found == {"conversations": [latest]}
     spaced = f"+1 ({latest['participant'][2:5]}) {latest['participant'][5:8]}-{latest['participant'][8:]}"
-    assert session.answer("list_conversations", participant=spaced) == found
+    for written in (spaced, latest["participant"].removeprefix("+")):
+        assert session.answer("list_conversations", participant=written) == found
     assert session.answer("list_conversations", participant="+19999999999") == {"conversations": []}
 
 
@@ -244,6 +245,9 @@ def test_state_is_read_by_keys_and_bounded(session: Session, conversation_id: st
     assert answer["state"].keys() == {"half", "small"}
     assert answer["keys_left_out"] == ["large", "other half"]
     assert session.answer("get_state", **its, keys=["other half", "none"])["state"] == {"other half": "z" * 15_000}
+    alone = session.call("get_state", **its, keys=["large"])
+    assert "Left out because they are long: large" in text_of(alone)
+    assert "longer than 20,000 characters cannot be read" in text_of(alone)
     many = {f"{number:04}" + "k" * 300: "v" * 100 for number in range(500)}
     session.answer("set_state", **its, state=many, replace=True)
     answer = session.answer("get_state", **its)
@@ -352,6 +356,7 @@ def test_api_errors_are_tool_errors_in_the_words_of_the_sdk(session: Session, ac
         ("list_conversations", {"cursor": "x"}, "cursor must be the next_cursor of an earlier answer"),
         ("list_conversations", {"cursor": "1,%ff,"}, None),
         ("list_conversations", {"participant": 5}, "participant must be a string, got 5"),
+        ("list_conversations", {"participant": ""}, "participant must not be empty"),
         ("get_conversation", {}, "conversation_id is missing"),
         ("get_conversation", {"conversation_id": ""}, "conversation_id must not be empty"),
         (
