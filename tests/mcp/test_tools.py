@@ -388,12 +388,13 @@ def test_wrong_arguments_are_explained(local: Session, tool: str, arguments: dic
 
 def test_errors_are_short(local: Session) -> None:
     long = "x" * 100_000
-    for tool, arguments in [
+    calls: list[tuple[str, dict[str, Any]]] = [
         ("read_messages", {"conversation_id": "c", "before": long}),
         ("reply", {"conversation_id": "c", "media_urls": [long]}),
         ("get_conversation", {"conversation_id": long}),
         ("react", {"message_id": "m", "reaction": long}),
-    ]:
+    ]
+    for tool, arguments in calls:
         text = local.error(tool, **arguments)
         assert len(text) <= 1_000
         assert "must " in text[:100]

@@ -349,7 +349,11 @@ class WithSecret(pydantic.BaseModel):
 
 
 def test_forbidden_key_is_named() -> None:
-    for stored, path in [({"theirs": 1}, "theirs"), ({"innerOnes": [{}, {"their_key": 1}]}, "innerOnes[1].their_key")]:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"theirs": 1}, "theirs"),
+        ({"innerOnes": [{}, {"their_key": 1}]}, "innerOnes[1].their_key"),
+    ]
+    for stored, path in cases:
         with pytest.raises(DecodeError) as caught:
             read_state(stored, Strict, "metadata")
         assert (caught.value.path, caught.value.reason) == (f"metadata.{path}", "Extra inputs are not permitted")
