@@ -49,13 +49,13 @@ def find_browser() -> str | None:
     return os.environ.get("AGENTPHONE_BROWSER") or next(filter(None, map(shutil.which, names)), None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def anyio_backend() -> str:
     """Playwright runs on asyncio only."""
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
     path = find_browser()
     try:

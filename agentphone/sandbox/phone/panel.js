@@ -1,7 +1,7 @@
 // Beside the thread: the state of the conversation, its webhook deliveries, and the latest requests of the API.
 
 import { addFault, clearFaults, getDelivery, getRequest, listDeliveries, listRequests, redeliver } from "./api.js";
-import { byId, coalesced, el, icon, keyed } from "./dom.js";
+import { byId, coalesced, el, icon, keepingFocus, keyed } from "./dom.js";
 import { duration, preciseTime, pretty } from "./text.js";
 
 const DELIVERIES = 30;
@@ -15,7 +15,7 @@ export class Panel {
     this.states = new Map(); // by conversation: the state now, the one before, and when it changed
     this.requests = new Map();
     this.refreshDeliveries = coalesced(() => this.#loadDeliveries());
-    byId("clear-faults").addEventListener("click", () => this.report(clearFaults(), "No request is made to fail any more."));
+    byId("clear-faults").addEventListener("click", () => this.report(clearFaults(), "No request will be made to fail."));
     for (const button of document.querySelectorAll("[data-fault]")) {
       button.addEventListener("click", () => {
         const { fault, name } = button.dataset;
@@ -87,7 +87,7 @@ export class Panel {
         attempt.status === null && attempt.error ? el("span", { class: "failed", text: attempt.error }) : null,
       ),
     );
-    details.lastElementChild.replaceChildren(
+    const inside = [
       el("ol", { class: "attempts", "aria-label": "Attempts" }, ...attempts),
       el(
         "div",
@@ -97,7 +97,7 @@ export class Panel {
           {
             type: "button",
             class: "small",
-            onclick: () => this.report(redeliver(delivery.id), "It is delivered again, under the same id."),
+            onclick: () => this.report(redeliver(delivery.id), "Delivering again, under the same id."),
           },
           icon("again"),
           "Deliver again",
@@ -105,7 +105,8 @@ export class Panel {
         el("code", { class: "muted", text: delivery.id }),
       ),
       code("Payload", JSON.stringify(whole.payload, null, 2)),
-    );
+    ];
+    keepingFocus(details.lastElementChild, () => details.lastElementChild.replaceChildren(...inside));
   }
 
   /** Read all requests that the sandbox remembers. */
@@ -215,7 +216,7 @@ function stateTree(value, before) {
     list.append(stateRow(isList ? `${key}` : key, item, earlier, isChanged ? "changed" : ""));
   }
   for (const [key, item] of Object.entries(before ?? {})) {
-    if (!(key in value)) list.append(stateRow(key, item, item, "removed"));
+    if (!Object.hasOwn(value, key)) list.append(stateRow(key, item, item, "removed"));
   }
   return list;
 }
