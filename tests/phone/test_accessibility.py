@@ -49,7 +49,8 @@ async def test_axe_finds_no_serious_problem(
         sandbox.send_sms(from_number=AGENT, to_number=f"+1555555012{number}", body="Hello, 😀")
     agent.statuses = [503]
     sandbox.receive_sms(from_number="+15555550110", to_number=AGENT, body="Hello")
-    async with pages.page(color_scheme=scheme) as page:
+    async with pages.page() as page:
+        await page.emulate_media(color_scheme=scheme)
         await expect(bubbles(page, "You said: Hello")).to_be_visible()
         await page.evaluate(axe)
         sandbox.receive_sms(from_number="+15555550122", to_number=AGENT, body="Unread")
