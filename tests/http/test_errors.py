@@ -12,6 +12,7 @@ import ssl
 import traceback
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import httpx
@@ -36,6 +37,7 @@ from agentphone import (
     PermissionDeniedError,
     RateLimitError,
     ResponseDecodeError,
+    SendUnconfirmedError,
     ServerError,
     StateDecodeError,
     UnprocessableEntityError,
@@ -57,6 +59,7 @@ TREE: dict[type[Exception], type[Exception]] = {
     DeadlineExceededError: APITimeoutError,
     ResponseDecodeError: AgentPhoneError,
     StateDecodeError: ResponseDecodeError,
+    SendUnconfirmedError: AgentPhoneError,
     PaginationError: AgentPhoneError,
     WebhookVerificationError: AgentPhoneError,
     APIStatusError: AgentPhoneError,
@@ -131,6 +134,8 @@ def made(cls: type[Any]) -> Any:
             "location": "/elsewhere",
             "body": b"x" * 600,
         }
+    if cls is SendUnconfirmedError:
+        more |= {"since": datetime(2026, 1, 2, tzinfo=UTC), "status_code": 503}
     if issubclass(cls, ResponseDecodeError):
         more |= {"path": "data[3].lastMessageAt", "status_code": 200, "request_id": "req_7", "body": b"{"}
     return cls("It is so", **more)

@@ -69,7 +69,7 @@ def test_each_record_is_printed_once(level: str, code: dict[str, str], expected:
 
 
 def test_unknown_level_warns_and_is_ignored() -> None:
-    done = run(*PYTHON[:1], "-c", "import agentphone", AGENTPHONE_LOG="verbose")
+    done = run(*PYTHON[:1], "-c", "import agentphone.webhooks", AGENTPHONE_LOG="verbose")
     assert (done.returncode, done.stdout) == (0, "")
     text = "RuntimeWarning: AGENTPHONE_LOG must be one of debug, info, warning, error, got 'verbose'; it is ignored."
     assert text in done.stderr
