@@ -78,6 +78,35 @@ async def test_text_that_is_sent_before_the_messages_are_loaded_arrives(sandbox:
         await expect(page.locator("article .body")).to_contain_text(["From Ada", "Early"])
 
 
+async def test_text_that_cannot_be_sent_stays_a_draft_of_its_conversation(sandbox: Sandbox, pages: Pages) -> None:
+    receive(sandbox, "From Ada")
+    receive(sandbox, "From Ben", person=BEN)
+    async with pages.page() as page:
+        await expect(bubbles(page, "From Ben")).to_be_visible()
+        released = asyncio.Event()
+
+        async def lose(route: Route) -> None:
+            await released.wait()
+            await route.abort()
+
+        await page.route("**/sandbox/messages", lose)
+        await say(page, "For Ben")
+        await page.locator("#list a", has_text="From Ada").click()
+        await expect(bubbles(page, "From Ada")).to_be_visible()
+        released.set()
+        await expect(page.locator("#toast")).to_have_text("The sandbox cannot be reached.")
+        await page.locator("#list a", has_text="From Ben").click()
+        await expect(page.get_by_role("textbox", name="Text as")).to_have_value("For Ben")
+
+
+async def test_request_that_cannot_be_read_says_why(sandbox: Sandbox, url: str, pages: Pages) -> None:
+    async with pages.page() as page:
+        await page.request.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer agent"})
+        await page.route("**/sandbox/requests/*", lambda route: route.abort())
+        await page.locator("#requests summary").click()
+        await expect(page.locator("#requests .inside")).to_have_text("The sandbox cannot be reached.")
+
+
 async def test_focus_stays_on_what_moves(sandbox: Sandbox, pages: Pages) -> None:
     fill(sandbox, 200)
     receive(sandbox, "From Ben", person=BEN)

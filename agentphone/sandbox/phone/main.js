@@ -160,8 +160,10 @@ async function sendDraft(bodiesOf) {
   try {
     await send(opened, bodiesOf(body));
   } catch (error) {
+    // Nothing typed is lost.
     const field = byId("composer-text");
-    if (opened === current && field.value === "") field.value = body; // Nothing typed is lost.
+    if (opened !== current) memory.write(`draft ${opened.id}`, body);
+    else if (field.value === "") field.value = body;
     keepDraft();
     fitComposer();
     report(Promise.reject(error));

@@ -61,14 +61,15 @@ export class Panel {
     const { data } = await listDeliveries(conversation, DELIVERIES);
     if (conversation !== this.conversation) return;
     byId("deliveries-empty").hidden = data.length > 0;
+    const fillDelivery = (details) => this.#fillDelivery(details);
     keyed(byId("deliveries"), data, {
       key: (delivery) => delivery.id,
       version: (delivery) => JSON.stringify([delivery.status, delivery.attempts]),
-      create: () => disclosure((details) => this.#fillDelivery(details)),
+      create: () => disclosure(fillDelivery),
       fill: (item, delivery) => {
         item.delivery = delivery;
         fillSummary(item, deliverySummary(delivery));
-        if (item.firstElementChild.open) this.#fillDelivery(item.firstElementChild);
+        if (item.firstElementChild.open) fillInside(item.firstElementChild, fillDelivery);
       },
     });
   }
@@ -131,11 +132,11 @@ export class Panel {
       // With the time: numbers begin anew when the sandbox does.
       key: (request) => `${request.id} ${request.at}`,
       version: (request) => `${request.status} ${request.seconds}`,
-      create: () => disclosure((details) => fillRequest(details)),
+      create: () => disclosure(fillRequest),
       fill: (item, request) => {
         item.request = request;
         fillSummary(item, requestSummary(request));
-        if (item.firstElementChild.open) fillRequest(item.firstElementChild);
+        if (item.firstElementChild.open) fillInside(item.firstElementChild, fillRequest);
       },
     });
   }
@@ -193,9 +194,14 @@ function badge(status, isGood) {
 function disclosure(onOpen) {
   const details = el("details", {}, el("summary"), el("div", { class: "inside" }));
   details.addEventListener("toggle", () => {
-    if (details.open) onOpen(details);
+    if (details.open) fillInside(details, onOpen);
   });
   return el("li", {}, details);
+}
+
+/** Show what belongs to an open row, or why it cannot be shown: the sandbox may be gone, or have forgotten it. */
+function fillInside(details, fill) {
+  fill(details).catch((error) => (details.lastElementChild.textContent = error.message));
 }
 
 function fillSummary(item, parts) {
