@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import pytest
 
@@ -32,6 +32,7 @@ FLAGS = [
     "--no-first-run",
     "--disable-quic",
 ]
+ColorScheme = Literal["light", "dark"]
 VIEWPORT: ViewportSize = {"width": 1280, "height": 800}
 WAIT = 20_000
 """Milliseconds after which an expectation fails: a limit that turns a hang into a failure, not a measure."""
@@ -129,11 +130,12 @@ class Pages:
             self.errors.append(f"request for {request.url}")
 
     @asynccontextmanager
-    async def page(self, path: str = "/") -> AsyncIterator[Page]:
+    async def page(self, path: str = "/", *, color_scheme: ColorScheme = "light") -> AsyncIterator[Page]:
         """Open a page in the tab that the tests share: a tab of its own takes longer than most tests."""
         if self._tab is None:
             self._tab = await self._browser.contexts[0].new_page()
         page = self._tab
+        await page.emulate_media(color_scheme=color_scheme)
         await page.goto(f"{self.url}{path}")
         try:
             yield page
