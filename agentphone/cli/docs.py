@@ -86,6 +86,6 @@ def _load_public_names(module: ModuleType) -> None:
     ):  # `agentphone` tells which of their names are public
         agentphone = importlib.import_module("agentphone")
         public = {name: getattr(agentphone, name) for name in agentphone.__all__}
-        module.__all__ = [name for name, value in public.items() if getattr(value, "__module__", "") == module.__name__]
+                vars(module)["__all__"] = [name for name, value in public.items() if getattr(value, "__module__", "") == module.__name__]
     for name in getattr(module, "__all__", ()):
         getattr(module, name)

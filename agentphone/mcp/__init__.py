@@ -14,9 +14,9 @@ with `--base-url sandbox:` it needs no key. `--http PORT` serves streamable HTTP
 | `reply` | answer the person, never twice; an unclear outcome is `unconfirmed`, not an error to repeat |
 | `react` | react to a message, where the channel can show it |
 
-`--read-only` leaves out `set_state`, `reply` and `react`. Results are structured, with a short text beside them, and
-bounded: about 20,000 characters of messages at most, with a `next_cursor` where there is more. Each conversation is a
-resource, `agentphone://conversations/{id}`, and the prompt `answer_latest_text` prepares an answer.
+`--read-only` leaves out `set_state`, `reply`, `react` and the prompt. Results are structured, with a short text beside
+them, and bounded: about 20,000 characters of messages at most, with a `next_cursor` where there is more. Each
+conversation is a resource, `agentphone://conversations/{id}`, and the prompt `answer_latest_text` prepares an answer.
 
 In a program, `create_server` returns a server of the official SDK. Here it is an ASGI application, for
 `uvicorn mcp_app:app`:

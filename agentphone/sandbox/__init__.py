@@ -49,8 +49,9 @@ webhook again, send a text twice or ten at once, and fail the next request. It l
 no key.
 
 It starts empty; `--demo` loads demo data, and `--api-key KEY` accepts that key only. It listens on this machine only,
-unless `--host` says otherwise, and answers only requests that name it by an address or a local name;
-`--allow-host NAME` adds one, for a tunnel. Beside the API, with the same `Authorization` header:
+unless `--host` says otherwise. It rejects requests by pages of other sites, and those whose `Host` is neither an
+address nor a local name; `--allow-host NAME` allows one more name, for a tunnel. Beside the API, with the same
+`Authorization` header:
 
 | request | what it does |
 |---|---|

@@ -200,7 +200,7 @@ def test_every_field_of_a_model_is_documented() -> None:
     tree = ast.parse(inspect.getsource(models))
     documented = {
         node.name: {
-            cast("ast.Name", cast("ast.AnnAssign", field).target).id: cast("Any", text).value.value
+            cast("ast.Name", field.target).id: cast("Any", text).value.value
             for field, text in pairwise(node.body)
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
         }

@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 
 from agentphone.sandbox import Sandbox
+from agentphone.sandbox._changes import BOUNDS
 from agentphone.sandbox._hosts import is_local_host
 from agentphone.sandbox.server import STOP_SECONDS, running
 
@@ -123,6 +124,13 @@ def test_only_the_newest_changes_are_kept(tmp_path: Path) -> None:
         assert changes(sandbox, start)["isReset"]
         page = changes(sandbox, str(int(start) + 20_000))
         assert (len(page["data"]), page["hasMore"], page["isReset"]) == (1000, True, False)
+
+
+def test_changes_are_found_without_reading_the_whole_table(sandbox: Sandbox) -> None:
+    with sandbox._store._database.transaction("BEGIN") as connection:
+        plan = [row["detail"] for row in connection.execute(f"EXPLAIN QUERY PLAN {BOUNDS}")]
+    assert "SEARCH changes" in plan
+    assert "SCAN changes" not in plan
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "1.5", "9" * 30, "%D9%A3"])
@@ -327,6 +335,17 @@ def test_nothing_works_without_the_header(url: str, method: str, path: str) -> N
         asked = browser.options(path, headers=headers | {"Access-Control-Request-Method": method})
         assert asked.status_code in (401, 404, 405)
         assert not [name for name in asked.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_page_of_another_site_uses_up_no_fault_and_is_not_recorded(sandbox: Sandbox, url: str, site: str) -> None:
+    """It may send what an image or a form sends, which asks nobody."""
+    sandbox.faults.add(status=503)
+    with httpx.Client(base_url=url, trust_env=False) as browser:
+        assert browser.get("/v1/conversations", headers={"Sec-Fetch-Site": site}).status_code == 403
+        assert list(sandbox.requests) == []
+        assert browser.get("/", headers={"Sec-Fetch-Site": site}).status_code == 200  # a link to the phone
+    assert call(sandbox, "GET", "/v1/conversations").status_code == 503
 
 
 @pytest.mark.parametrize(
