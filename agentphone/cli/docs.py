@@ -80,12 +80,10 @@ def render(pdoc: Any, modules: list[ModuleType]) -> dict[str, str]:
 
 def _load_public_names(module: ModuleType) -> None:
     """Load what a module has under its public names: pdoc finds only what is there already."""
-    if module.__name__ in (
-        "agentphone.errors",
-        "agentphone.models",
-    ):  # `agentphone` tells which of their names are public
+    if module.__name__ in ("agentphone.errors", "agentphone.models"):  # without `__all__`: `agentphone` has it for them
         agentphone = importlib.import_module("agentphone")
-        public = {name: getattr(agentphone, name) for name in agentphone.__all__}
-                vars(module)["__all__"] = [name for name, value in public.items() if getattr(value, "__module__", "") == module.__name__]
+        public = [(name, getattr(agentphone, name)) for name in agentphone.__all__]
+        names = [name for name, value in public if getattr(value, "__module__", "") == module.__name__]
+        vars(module)["__all__"] = names
     for name in getattr(module, "__all__", ()):
         getattr(module, name)
