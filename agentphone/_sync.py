@@ -157,7 +157,7 @@ class Conversations:
         Without `limit` and `offset`, an iteration yields every conversation that exists throughout it exactly once, in
         the order in which the API lists them, even if the list changes meanwhile; a conversation that changed its place
         may come later. With `limit` or `offset`, no conversation is repeated. A list of N pages that does not change
-        takes at most N + 1 requests.
+        takes at most N + 1 requests; one that changes may be read again, up to three times in all.
 
         Source: `GET /v1/conversations`.
 
@@ -310,7 +310,7 @@ class Conversations:
 
         An iteration yields every message between the bounds exactly once, in the order of `(received_at, id)`, even if
         many share one timestamp. A history of N pages takes at most N + 2 requests; with `order="asc"` at most 2N + 4,
-        if the API returns the newest page for `after` alone.
+        if the API returns the newest page for `after` alone, and about 30 more to begin if there is a `limit`.
 
         Source: `GET /v1/conversations/{id}/messages`.
 
