@@ -20,7 +20,7 @@ from mcp import Client, StdioServerParameters
 
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
-from tests.support.processes import ENVIRONMENT, PYTHON
+from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS
 
 KEY = "sk_of_the_mcp_tests_9f8e7d"
 PERSON, AGENT = "+15555550110", "+15555550100"
@@ -110,7 +110,7 @@ def over_http(url: str, *options: str) -> Iterator[str]:
             yield found[0]
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(SECONDS)
 
 
 @pytest.fixture(scope="package")

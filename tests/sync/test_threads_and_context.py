@@ -19,6 +19,7 @@ import pytest
 from agentphone import AsyncClient, Client, ClientClosedError
 from tests.conftest import Server
 from tests.support.helpers import KEY, message, ok, page
+from tests.support.long import count
 from tests.sync.blocking import blocking, listing
 
 
@@ -35,7 +36,7 @@ def test_threads_sharing_a_client_get_their_own_responses(server: Server) -> Non
     def work(number: int) -> None:
         source = random.Random(number)
         start.wait()
-        for turn in range(157):
+        for turn in range(count(20, 150)):
             asked = source.randrange(32)
             found = client.conversations.get(ids[asked], message_limit=1)
             if (found.id, found.messages[0].body) != (ids[asked], str(asked)):

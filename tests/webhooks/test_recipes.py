@@ -1,6 +1,6 @@
 """The recipes for webhooks, as the README shows them: real servers, driven by the sandbox.
 
-Twenty people send two hundred messages at once, and the agent's work fails every fifth time: each message is handled
+Several people send many messages at once, and the agent's work fails every fifth time: each message is handled
 exactly once, and the state is correct.
 """
 
@@ -26,13 +26,14 @@ from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from agentphone.webhooks import Webhook
 from tests.support.helpers import sample
+from tests.support.long import count
 from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, run
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SECRET = "whsec_of_the_tests"
 AGENT = "+15555550100"
-PEOPLE, TEXTS = 20, 200
+PEOPLE, TEXTS = count(8, 20), count(48, 200)
 
 FAILING = """\
 import inspect
@@ -184,7 +185,7 @@ def wait_until_delivered(box: Sandbox) -> list[dict[str, Any]]:
         time.sleep(0.05)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
 @pytest.mark.parametrize("recipe", SERVED)
 def test_each_message_is_handled_exactly_once(recipe: str, tmp_path: Path) -> None:
@@ -224,6 +225,7 @@ def test_each_message_is_handled_exactly_once(recipe: str, tmp_path: Path) -> No
         assert sum(sent.values()) == TEXTS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
 def test_killed_worker_loses_no_message(tmp_path: Path) -> None:
     with (
