@@ -20,6 +20,7 @@ from agentphone import AsyncClient, Client, ClientClosedError
 from tests.conftest import Server
 from tests.support.helpers import KEY, message, ok, page
 from tests.support.long import count
+from tests.support.processes import SECONDS
 from tests.sync.blocking import blocking, listing
 
 
@@ -31,7 +32,7 @@ def test_threads_sharing_a_client_get_their_own_responses(server: Server) -> Non
         for number in range(32)
     ]
     wrong: list[str] = []
-    start = threading.Barrier(32, timeout=60)
+    start = threading.Barrier(32, timeout=SECONDS)
 
     def work(number: int) -> None:
         source = random.Random(number)
