@@ -16,6 +16,7 @@ Set `AGENTPHONE_BASE_URL=sandbox:` to try it without an account. The names to kn
 - `Cursor`: the position of a message as one line of text, to store and to resume from.
 - `AgentPhoneError`: the base of all errors, among them `APIStatusError` and `APIConnectionError`.
 - `agentphone.webhooks.Webhook`: verifies deliveries of webhooks, and parses them into typed events.
+- `agentphone.inbox.Inbox`: an agent that handles each text once, and answers it; `agentphone dev` runs it.
 - `agentphone.sandbox.Sandbox`: a local AgentPhone to test against.
 - `agentphone.agents.history`: a conversation as the messages that language models take.
 - `agentphone.export.export`: writes a whole account to files.
@@ -79,6 +80,7 @@ if TYPE_CHECKING:  # checkers would accept any name if they saw a `__getattr__`
     from agentphone import agents as agents
     from agentphone import errors as errors
     from agentphone import export as export
+    from agentphone import inbox as inbox
     from agentphone import models as models
     from agentphone import sandbox as sandbox
     from agentphone import webhooks as webhooks
@@ -126,7 +128,7 @@ if TYPE_CHECKING:  # checkers would accept any name if they saw a `__getattr__`
         SentReaction,
     )
 else:
-    _MODULES = ("agents", "errors", "export", "models", "sandbox", "webhooks")
+    _MODULES = ("agents", "errors", "export", "inbox", "models", "sandbox", "webhooks")
     _NAMES = {
         "_client": "AsyncClient",
         "_conversations": "AsyncConversations",

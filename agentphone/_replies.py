@@ -44,6 +44,8 @@ class Address:
     channel: str | None = None
     number_id: str | None = None
     from_number: str | None = None
+    answers: datetime | None = None
+    """When the text that it answers was received, by the server's clock; None if it answers no text."""
 
 
 def address_of(target: object) -> Address:
@@ -53,8 +55,12 @@ def address_of(target: object) -> Address:
         TypeError: It is none of them.
     """
     if isinstance(target, NewMessage):
-        address = address_of(target.conversation)
-        return address if address.channel else evolve(address, channel=_reply_channel(target.message.channel))
+        address, message = address_of(target.conversation), target.message
+        return evolve(
+            address,
+            channel=address.channel or _reply_channel(message.channel),
+            answers=message.received_at if message.direction == "inbound" else None,
+        )
     if isinstance(target, MessageEvent):
         return _address_of_event(target)
     if not isinstance(target, Conversation):
@@ -85,6 +91,7 @@ def _address_of_event(event: MessageEvent) -> Address:
         channel=_reply_channel(event.channel),
         number_id=event.number_id,
         from_number=None if event.number_id else agent,
+        answers=None if event.direction == "outbound" else event.received_at,
     )
 
 
@@ -166,7 +173,8 @@ async def _look_for(
             page = await transport.send(spec, deadline_at=math.inf)
             looks += 1
             since = transport.server_time_at(began_at)
-            found = find_reply(page.data, body, media, since=since, known=transport.sent_ids)
+            known, answers = transport.sent_ids, address.answers
+            found = find_reply(page.data, body, media, since=since, known=known, answers=answers)
             if found is not None:
                 return found, looks
         try:
@@ -178,7 +186,13 @@ async def _look_for(
 
 
 def find_reply(
-    messages: Iterable[Message], body: str, media: tuple[str, ...], *, since: datetime, known: Iterable[str]
+    messages: Iterable[Message],
+    body: str,
+    media: tuple[str, ...],
+    *,
+    since: datetime,
+    known: Iterable[str],
+    answers: datetime | None = None,
 ) -> Message | None:
     """Return the outbound message with the same text and media that is not older than the attempt to send it.
 
@@ -188,14 +202,18 @@ def find_reply(
         media: The URLs of its media.
         since: When the first attempt began, by the server's clock.
         known: The ids of other messages that this client has sent: the same words again are another message.
+        answers: When the text that it answers was received, if it answers one: no reply is older.
     """
     excluded = set(known)
+    earliest = since - CLOCK_MARGIN
+    if answers is not None:
+        earliest = max(earliest, answers.replace(microsecond=0))  # timestamps may be truncated to seconds
     for message in messages:
         if (
             message.direction == "outbound"
             and (message.body or "") == body
             and _media_of(message) == media
-            and message.received_at >= since - CLOCK_MARGIN
+            and message.received_at >= earliest
             and message.id not in excluded
         ):
             return message

@@ -92,7 +92,14 @@ class WebhookVerificationError(AgentPhoneError):
     """A webhook delivery is not signed with a known secret, or is too old: do not act on it, respond with 400 or 401.
 
     The text says what to check. It contains neither the secret nor the expected signature.
+
+    Attributes:
+        is_mismatch: Whether the delivery is well-formed, and its signature or timestamp does not fit the secrets or the
+            clock. Respond with 503 then, if the secret is being replaced: AgentPhone does not repeat a delivery that
+            was answered with 4xx.
     """
+
+    is_mismatch: bool = False
 
 
 class _RequestError(AgentPhoneError):

@@ -204,14 +204,14 @@ class Webhook:
         if not _TIMESTAMP_FORMAT.fullmatch(found[TIMESTAMP]):
             raise WebhookVerificationError(f"The header {TIMESTAMP} is not a whole number of Unix seconds.")
         if not self._is_signed(bytes.fromhex(signature[1]), found[TIMESTAMP], raw):
-            raise WebhookVerificationError(
+            raise _mismatch(
                 "The signature matches none of the secrets. Check that the secret is that of this webhook, as"
                 " AgentPhone shows it, and that the body is the raw bytes of the request, not JSON that was parsed and"
                 " encoded again."
             )
         age = self._clock() - int(found[TIMESTAMP])
         if not abs(age) <= self._tolerance:
-            raise WebhookVerificationError(
+            raise _mismatch(
                 f"The delivery was signed {abs(age):.0f} s {'ago' if age > 0 else 'in the future'}, and"
                 f" {self._tolerance:g} s are allowed. Check this machine's clock; if it is right, an old delivery may"
                 " have been replayed."
@@ -221,6 +221,12 @@ class Webhook:
     def _is_signed(self, signature: bytes, timestamp: str, body: bytes) -> bool:
         """Return whether one of the secrets signed it. A separate function: no traceback shows its locals."""
         return any(hmac.compare_digest(_digest(secret, timestamp, body), signature) for secret in self._secrets)
+
+
+def _mismatch(text: str) -> WebhookVerificationError:
+    error = WebhookVerificationError(text)
+    error.is_mismatch = True
+    return error
 
 
 def _wrap_secrets(secrets: Any) -> tuple[Secret, ...]:

@@ -28,10 +28,12 @@ from agentphone.errors import (
 from agentphone.models import Cursor
 
 EXTRAS = {
+    "dbos": "inbox",
     "mcp": "mcp",
     "mcp_types": "mcp",
     "pydantic": "mcp",
     "rich": "cli",
+    "sqlalchemy": "inbox",
     "starlette": "sandbox",
     "uvicorn": "sandbox",
 }

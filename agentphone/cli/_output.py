@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -37,6 +37,9 @@ class Output(Protocol):
 
     def exported(self, result: Result, *, is_update: bool) -> None:
         """Print the counts and paths of an export, or of an update of the last one."""
+
+    def items(self, items: Sequence[dict[str, Any]]) -> None:
+        """Print the texts of an inbox."""
 
 
 class JsonLines:
@@ -77,6 +80,10 @@ class JsonLines:
     def exported(self, result: Result, *, is_update: bool) -> None:
         """Print one line with the counts and the paths."""
         _write([{to_camel_case(name): value for name, value in attrs.asdict(result).items()}])
+
+    def items(self, items: Sequence[dict[str, Any]]) -> None:
+        """Print one line for each text."""
+        _write(items)
 
 
 def as_line(row: Any) -> str:

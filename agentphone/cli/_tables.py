@@ -71,6 +71,15 @@ ARRIVALS = (
     Column(title="DIRECTION", rank=1, short_rank=4),
     Column(title="TEXT", rank=0, min_width=16, fills=True, wraps=True),
 )
+ITEMS = (
+    Column(title="ID", rank=0),
+    Column(title="STATUS", rank=1),
+    Column(title="ATTEMPTS", rank=5, is_number=True),
+    Column(title="RECEIVED (UTC)", rank=4),
+    Column(title="TEXT", rank=2, min_width=12, fills=True),
+    Column(title="ERROR", rank=3),
+)
+STATUSES = {"done": "green", "failed": "red", "unconfirmed": "yellow"}
 
 
 class Tables:
@@ -170,6 +179,12 @@ class Tables:
             self._console.print(_lines(line), soft_wrap=True)
         if result.skipped:
             self._print_note(f"{result.skipped:,} conversations were deleted before they could be read.")
+
+    def items(self, items: Sequence[dict[str, Any]]) -> None:
+        """Print a row for each text of an inbox."""
+        if not items:
+            self._print_note("No texts.")
+        _Printer(self._console, ITEMS).print([_item_row(item) for item in items])
 
     def _print_note(self, text: str) -> None:
         self._console.print(Text(text, "dim"))
@@ -274,6 +289,18 @@ def _message_row(message: Message) -> list[Text]:
         Text(f"{message.received_at:%Y-%m-%d %H:%M:%S}", "dim"),
         _one_line(direction, DIRECTIONS.get(direction, "")),
         _lines("\n".join(filter(None, (message.body, *message.media_urls)))),
+    ]
+
+
+def _item_row(item: dict[str, Any]) -> list[Text]:
+    error = (item["error"] or "").strip().splitlines()
+    return [
+        _one_line(item["id"]),
+        _one_line(item["status"], STATUSES.get(item["status"], "")),
+        Text(str(item["attempts"])),
+        Text((item["createdAt"] or "")[:16].replace("T", " "), "dim"),
+        _one_line(item["text"] or ""),
+        _one_line(error[-1] if error else ""),  # of a traceback, the line that names the exception
     ]
 
 

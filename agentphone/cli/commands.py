@@ -9,6 +9,7 @@ from agentphone.cli._base import Group
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.cli.conversations import conversations
 from agentphone.cli.export import export
+from agentphone.cli.inbox import dev, inbox, run, work
 from agentphone.cli.mcp import mcp
 from agentphone.cli.sandbox import sandbox
 from agentphone.cli.sending import messages, reply
@@ -40,6 +41,7 @@ tab completion, with this line in your shell's startup file:
 HEADINGS = {
     "your account": [f"conversations {name}" for names in conversations.headings.values() for name in names]
     + ["messages send", "export", "mcp"],
+    "the inbox of an agent": ["dev", "run", "work", "inbox list", "inbox retry"],
     "without an account": ["demo", "sandbox", "sandbox text"],
 }
 
@@ -53,16 +55,15 @@ def agentphone(ctx: click.Context) -> None:
 
     Output is tables in a terminal, and JSON lines in a pipe or a file.
     """
-    if ctx.invoked_subcommand in ("demo", "sandbox") and (given := settings_of(ctx).given()):
+    if ctx.invoked_subcommand in ("demo", "dev", "sandbox") and (given := settings_of(ctx).given()):
         # Else it would be confused with the sandbox's own --api-key, the key to accept, which comes after its name.
         raise click.UsageError(f"{ctx.invoked_subcommand} takes no {given[0]} before its name.", ctx)
 
 
 conversations.add_command(reply)
 agentphone.add_command(conversations)
-agentphone.add_command(messages)
-agentphone.add_command(export)
-agentphone.add_command(mcp)
+for command in (messages, export, mcp, dev, run, work, inbox):
+    agentphone.add_command(command)
 
 
 @agentphone.command()

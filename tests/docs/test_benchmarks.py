@@ -50,6 +50,12 @@ def test_it_measures_rows_and_writes_them_as_a_table_and_as_json(tmp_path: Path)
     assert all(result["work"] in done.stdout and result["peer"] in done.stdout for result in results)
 
 
+def test_it_measures_the_inbox() -> None:
+    done = run(sys.executable, "-m", "benchmarks.inbox", "--texts", "10", cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 5
+
+
 def test_what_the_server_shows_before_an_instant_is_what_came_before_it() -> None:
     project = Project(conversations=0, messages=10)
     for tick in range(-2, 25):

@@ -16,7 +16,7 @@ from agentphone import Client
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from tests.support.processes import ENVIRONMENT, SECONDS
-from tests.webhooks.test_recipes import README, RECIPES
+from tests.support.recipes import README, RECIPES
 
 AGENT, PERSON = "+15555550100", "+15555550110"
 

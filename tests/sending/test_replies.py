@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from attrs import evolve
 
 from agentphone import (
     APIConnectionError,
@@ -93,9 +94,10 @@ ADDRESSES: dict[str, tuple[Any, Address]] = {
     "group named by its participant": (a_conversation(is_group=True, participant="grp_1"), GROUP),
     "no group": (a_conversation(is_group=False, group_id="grp_1"), PERSON),
     "conversation without the id of its number": (a_conversation(phone_number_id=None), BY_NUMBER),
-    "new message": (NewMessage(a_conversation(), a_message(direction="inbound")), PERSON),
+    "new message": (NewMessage(a_conversation(), a_message(direction="inbound")), evolve(PERSON, answers=NOW)),
     "new message on WhatsApp": (NewMessage(a_conversation(), a_message(channel="whatsapp")), WHATSAPP),
     "event": (an_event(), PERSON),
+    "event with the time of the text": (an_event(receivedAt="2026-01-02T03:04:05Z"), evolve(PERSON, answers=NOW)),
     "event on WhatsApp": (an_event("whatsapp"), WHATSAPP),
     "echo of an outbound message": (
         an_event(**{"from": "+15555550100", "to": "+15555550110", "direction": "outbound"}),
@@ -144,6 +146,15 @@ def test_which_message_is_the_reply(found: bool, changes: dict[str, Any]) -> Non
     others = [a_message(id="msg_2", body="Other"), candidate, a_message(id="msg_3", direction="inbound")]
     result = find_reply(others, "Hello", (), since=NOW, known=["msg_known"])
     assert result == (candidate if found else None)
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(-5.0, False), (-0.4, True), (0.0, True), (3.0, True)])
+def test_reply_is_not_older_than_the_text_that_it_answers(seconds: float, found: bool) -> None:
+    """Another worker has sent the same words just before; the history may print whole seconds."""
+    text_at = NOW + timedelta(milliseconds=400)
+    candidate = a_message(received_at=text_at + timedelta(seconds=seconds))
+    result = find_reply([candidate], "Hello", (), since=NOW + timedelta(seconds=2), known=(), answers=text_at)
+    assert (result is not None) == found
 
 
 @pytest.mark.parametrize("field", ["mediaUrls", "mediaUrl"])

@@ -1,0 +1,228 @@
+"""The commands of the inbox: `dev`, `run` and `work` as processes, `inbox list` and `retry`, and what mistakes say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from agentphone import Client
+from agentphone.__main__ import main
+from agentphone.inbox import Inbox
+from agentphone.sandbox import Sandbox
+from agentphone.sandbox.server import running
+from agentphone.webhooks import MessageEvent
+from tests.inbox.deliveries import delivery
+from tests.inbox.test_handling import Account
+from tests.inbox.world import AGENT, until, working
+from tests.support.processes import AGENTPHONE, ENVIRONMENT, run, run_in_terminal
+from tests.support.recipes import RECIPES, environment_of
+
+PERSON = "+15555550999"  # nobody in the demo data
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copy(RECIPES / "bot.py", tmp_path)
+    return tmp_path
+
+
+class Process:
+    """A command that runs, and what it has written so far."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self._log = folder / "log"
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Wait for a text in the log."""
+        until(lambda: re.search(pattern, self.log) or self.process.poll() is not None)
+        found = re.search(pattern, self.log)
+        assert found, self.log
+        return found
+
+
+@contextmanager
+def command(folder: Path, *arguments: str, environment: dict[str, str] = ENVIRONMENT) -> Iterator[Process]:
+    """Run a command of the inbox until the block ends; then stop it in order, unless it was killed."""
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*AGENTPHONE, *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        yield Process(folder, process)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0, (folder / "log").read_text()
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def test_dev_answers_and_forgets_nothing_when_it_is_killed(folder: Path) -> None:
+    def send(url: str, body: str) -> str:
+        message = {"direction": "inbound", "from": PERSON, "to": AGENT, "body": body}
+        headers = {"Authorization": "Bearer dev"}
+        answer = httpx.post(f"{url}/sandbox/messages", json=message, headers=headers, trust_env=False)
+        return str(answer.json()["conversationId"])
+
+    def replies(url: str, conversation_id: str) -> list[str | None]:
+        with Client("dev", base_url=url) as client:
+            messages = client.conversations.messages(conversation_id, order="asc")
+            return [message.body for message in messages if message.direction == "outbound"]
+
+    with command(folder, "dev", "bot:inbox", "--port", "0") as dev:
+        url = dev.wait_for(r"http://127\.0\.0\.1:\d+")[0]
+        conversation_id = send(url, "It is ORD-5")
+        until(lambda: replies(url, conversation_id) == ["ORD-5 is on its way."])
+        dev.wait_for(rf"{conversation_id}: replied in")
+        assert "ORD-5" not in dev.log
+        dev.process.kill()
+        dev.process.wait(30)
+    with command(folder, "dev", "bot:inbox", "--port", "0") as dev:
+        url = dev.wait_for(r"http://127\.0\.0\.1:\d+")[0]
+        assert send(url, "And now?") == conversation_id
+        until(lambda: replies(url, conversation_id) == ["ORD-5 is on its way."] * 2)
+
+
+def test_run_polls_or_serves_the_webhook(folder: Path) -> None:
+    with Sandbox(retry_scale=0.05) as box, running(box) as api:
+        environment = environment_of(folder, api)
+        with command(folder, "run", "bot:inbox", "--poll-interval", "0.1", environment=environment) as polling:
+            polling.wait_for("is running")
+            until(lambda: any(request.path == "/v1/conversations" for request in box.requests))
+            text = box.receive_sms(from_number=PERSON, to_number=AGENT, body="Hi")
+            polling.wait_for(rf"{text['conversationId']}: replied in")
+        with command(folder, "run", "bot:inbox", "--webhook", "127.0.0.1:0", environment=environment) as serving:
+            url = serving.wait_for(r"http://127\.0\.0\.1:\d+")[0]
+            box.set_webhook(f"{url}/any/path", environment["AGENTPHONE_WEBHOOK_SECRET"])
+            box.receive_sms(from_number=PERSON, to_number=AGENT, body="ORD-1")
+            serving.wait_for(rf"{text['conversationId']}: replied in")
+            second = run(*AGENTPHONE, "run", "bot:inbox", cwd=folder, **environment)
+            assert second.returncode == 2
+            assert second.stderr.startswith("agentphone run: name='main': a worker of this name is running already.")
+            assert len(second.stderr.splitlines()) == 1
+        listed = run(*AGENTPHONE, "inbox", "list", cwd=folder, **environment)
+    assert [(item["text"], item["reply"]) for item in map(json.loads, listed.stdout.splitlines())] == [
+        ("ORD-1", "ORD-1 is on its way."),
+        ("Hi", "Which order?"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("bot", "'bot' must be MODULE:ATTRIBUTE, such as bot:inbox"),
+        ("nothing:inbox", "There is no module nothing in "),
+        ("bot:nothing", "The module bot has no nothing."),
+        ("bot:OrderState", "bot:OrderState is not an Inbox, but type."),
+        (
+            "broken:inbox",
+            "The module broken cannot be imported: ZeroDivisionError: division by zero (broken.py, line 2)",
+        ),
+        ("needing:inbox", "The module needing cannot be imported: ModuleNotFoundError: No module named 'absent'"),
+        ("unreadable:inbox", "The module unreadable cannot be imported: SyntaxError: "),
+    ],
+)
+def test_mistakes_in_the_target(folder: Path, target: str, text: str) -> None:
+    (folder / "broken.py").write_text("x = 1\ny = x / 0\n")
+    (folder / "needing.py").write_text("import absent\n")
+    (folder / "unreadable.py").write_text("def\n")
+    done = run(*AGENTPHONE, "run", target, cwd=folder, AGENTPHONE_API_KEY="any-key")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"agentphone run: {text}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_mistakes_in_the_settings(folder: Path) -> None:
+    done = run(*AGENTPHONE, "run", "bot:inbox", cwd=folder)
+    assert (done.returncode, "No API key" in done.stderr) == (2, True)
+    done = run(*AGENTPHONE, "run", "bot:inbox", "--webhook", "8000x", cwd=folder)
+    assert (done.returncode, "webhook must be HOST:PORT" in done.stderr) == (2, True)
+    done = run(*AGENTPHONE, "run", "bot:inbox", "--webhook", "127.0.0.1:0", cwd=folder, AGENTPHONE_API_KEY="any-key")
+    assert (done.returncode, "No webhook secret" in done.stderr) == (2, True)
+
+
+def test_list_and_retry(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    account = Account(folder, max_attempts=1)
+    broken = True
+
+    @account.inbox.on_message
+    def answer(text: MessageEvent) -> str:
+        if text.text == "bad" and broken:
+            raise RuntimeError("no \x1b[31m answer")
+        return "ok"
+
+    monkeypatch.setenv("AGENTPHONE_INBOX_DATABASE", account.inbox._database.url)
+
+    def listed(*options: str) -> list[dict[str, Any]]:
+        assert main(["inbox", "list", "--json", *options]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    with working(account.inbox):
+        bad = account.text("bad")
+        account.text("good")
+        account.wait("done")
+        account.wait("failed")
+    assert [item["status"] for item in listed()] == ["done", "failed"]
+    assert [item["text"] for item in listed("--failed")] == ["bad"]
+    assert listed("--unconfirmed") == []
+    assert [item["text"] for item in listed("--limit", "1")] == ["good"]
+    code, shown = run_in_terminal(
+        *AGENTPHONE, "inbox", "list", columns=100, AGENTPHONE_INBOX_DATABASE=account.inbox._database.url, NO_COLOR="1"
+    )
+    assert code == 0
+    lines = [line.split() for line in shown.splitlines()]
+    assert lines[0][:2] == ["ID", "STATUS"]
+    assert [line[1] for line in lines[1:]] == ["done", "failed"]
+    assert "\x1b[31m" not in shown
+    broken = False
+    assert main(["inbox", "retry", bad["id"]]) == 0
+    assert capsys.readouterr().out == f"{bad['id']} will be handled again.\n"
+    assert [item["text"] for item in listed("--pending")] == ["bad"]
+    with working(account.inbox):
+        account.wait("done", count=2)
+    assert main(["inbox", "retry", bad["id"]]) == 1
+    assert capsys.readouterr().err.startswith(f"agentphone inbox retry: {bad['id']} is done; only failed")
+    account.inbox._database.close()
+
+
+def test_no_database_is_created_by_looking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "inbox.db"
+    assert main(["inbox", "list", "--database", f"sqlite:///{path}"]) == 1
+    assert f"There is no database {path}." in capsys.readouterr().err
+    assert not path.exists()
+    path.write_bytes(b"no database" * 1000)
+    assert main(["inbox", "list", "--database", f"sqlite:///{path}"]) == 1
+    assert "cannot be used: file is not a database" in capsys.readouterr().err
+
+
+def test_missing_extra_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dbos.py").write_text("raise ModuleNotFoundError('No module named dbos', name='dbos')\n")
+    code = "import agentphone.inbox"
+    done = run(*AGENTPHONE[:-2], "-c", code, cwd=tmp_path)
+    assert "agentphone.inbox needs dbos: in the project's folder, pip install '.[inbox]'" in done.stderr
+    done = run(*AGENTPHONE, "inbox", "list", "--database", "sqlite:///x.db", cwd=tmp_path)
+    assert "dbos is not installed; in the project's folder: pip install '.[inbox]'" in done.stderr
+
+
+def test_texts_of_another_name_are_not_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{tmp_path / 'inbox.db'}"
+    inbox = Inbox(webhook_secret="whsec_of_the_tests", database=url, name="other")
+    inbox.receive(*delivery())
+    inbox._database.close()
+    assert main(["inbox", "list", "--database", url]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["inbox", "list", "--database", url, "--inbox", "other"]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == "msg_1"
