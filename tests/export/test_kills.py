@@ -84,7 +84,7 @@ for line in sys.stdin:
 kills itself when it has opened, renamed or removed that many files."""
 
 START = datetime(2025, 6, 30, 12, tzinfo=UTC)
-SIZES = [1, 60, 199, 200, 201]
+SIZES = [1, 3, 199, 201]
 """The numbers of messages per conversation, around the 200 of a page."""
 AGENT = "+15555550100"
 

@@ -208,6 +208,7 @@ def test_api_error_returns_from_a_worker_process(server: Server) -> None:
     assert run(program, server.url) == ["404 404"]
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 @pytest.mark.parametrize("base_url", ["sandbox:", "sandbox:box.db"])
 def test_sandbox_client_after_a_fork(base_url: str, tmp_path: Path) -> None:
