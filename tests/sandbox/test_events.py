@@ -19,9 +19,10 @@ from agentphone.sandbox import Sandbox
 from agentphone.sandbox._changes import BOUNDS
 from agentphone.sandbox._hosts import is_local_host
 from agentphone.sandbox.server import STOP_SECONDS, running
+from tests.support.processes import SECONDS
 
 from .helpers import ADA, AGENT, BEN, HEADERS, call, get
-from .receiver import SECONDS, Receiver, until
+from .receiver import Receiver, until
 
 
 def receive(sandbox: Sandbox, body: str = "Hi", *, person: str = ADA) -> dict[str, Any]:
