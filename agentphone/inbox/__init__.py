@@ -19,7 +19,7 @@ class OrderState:
 async def answer(text: MessageEvent, state: OrderState) -> str | None:
     for word in (text.text or "").split():
         if word.startswith("ORD-"):
-            state.order_id = word
+            state.order_id = word.strip(".,!?")
     return f"{state.order_id} is on its way." if state.order_id else "Which order?"
 ```
 
@@ -191,7 +191,7 @@ NUMBERS = {"from_number": "+15555550110", "to_number": "+15555550100"}  # a pers
 def test_text_is_answered(agentphone_sandbox, agentphone_client, tmp_path):
     inbox = Inbox(agentphone_client, webhook_secret="whsec_test", database=f"sqlite:///{tmp_path}/inbox.db")
     inbox.on_message(answer)
-    sms = agentphone_sandbox.receive_sms(**NUMBERS, body="Where is ORD-5 now?")
+    sms = agentphone_sandbox.receive_sms(**NUMBERS, body="Where is ORD-5?")
     event = MessageEvent(
         type="agent.message",
         timestamp=datetime.now(UTC),

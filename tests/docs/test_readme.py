@@ -187,6 +187,7 @@ def test_the_mcp_example_is_an_application(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("['/mcp']\n", "")
 
 
+@pytest.mark.slow  # it loads all plugins of pytest that are installed
 def test_the_examples_of_tests_pass(tmp_path: Path) -> None:
     for name in ("bot.py", "test_bot.py", "test_inbox.py", "test_orders.py"):
         (tmp_path / name).write_text(FILES[name], encoding="utf-8")
@@ -302,6 +303,7 @@ def test_whoever_comes_from_the_vendors_sdk_is_sent_to_methods_that_exist() -> N
             ast.parse(code + " pass" if code.endswith(":") else code)
 
 
+@pytest.mark.slow
 def test_the_reference_is_rendered_without_warnings(tmp_path: Path) -> None:
     done = run(*PYTHON, "-m", "agentphone", "docs", "--out", str(tmp_path / "reference"), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
