@@ -211,6 +211,8 @@ _OWN: Any = object()
 """Stands for what pydantic serialized, where it did not."""
 _EXCLUDED: Any = object()
 """Stands for what pydantic leaves out."""
+MASK = "*" * 10
+"""What pydantic writes for each SecretStr and SecretBytes."""
 
 
 def _to_json(value: Any, shape: Any, path: str, types: dict[str, type], serialized: Any = _OWN) -> Any:
@@ -241,6 +243,11 @@ def _to_json(value: Any, shape: Any, path: str, types: dict[str, type], serializ
             for index, (part, item) in enumerate(zip(parts, value, strict=True))
         ]
     if serialized is not _OWN:
+        if serialized == MASK and hasattr(value, "get_secret_value"):
+            raise TypeError(
+                f"{path} is a {type(value).__name__}, which pydantic writes as {MASK!r}: make it a str, or give it a"
+                " field_serializer that returns the value"
+            )
         if type(value) not in (str, int, float, bool, NoneType):
             types[path] = type(value)
         return serialized

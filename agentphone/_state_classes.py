@@ -199,6 +199,8 @@ def first_error(error: Any, cls: Any) -> tuple[str, str]:
             path, shape = f"{path}[{part}]", item_shape(shape, part)
         elif item_shape(shape, 0) is not Any:  # else the name of a validator, or of a member of a union
             path, shape = f"{path}.{part}", item_shape(shape, 0)
+    if first["type"] == "extra_forbidden":
+        path = f"{path}.{first['loc'][-1]}"
     return path.removeprefix("."), "the field is missing" if first["type"] == "missing" else first["msg"]
 
 

@@ -27,7 +27,6 @@ CONFIG_FILES = {
 }
 DEADLINE = 45.0
 """Seconds for a call with its retries: clients give up after a minute, and a model waits."""
-LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def parse_address(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, int] | None:
@@ -35,7 +34,7 @@ def parse_address(ctx: click.Context, param: click.Parameter, value: str | None)
     if value is None:
         return None
     host, _, port = value.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") or LOCAL[0]
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
     if not port.isdecimal() or len(port) > 5 or int(port) > 65535:
         raise click.UsageError(f"{param.opts[0]} must be PORT or HOST:PORT, got {value!r}", ctx)
     return host, int(port)
@@ -71,7 +70,7 @@ def mcp(ctx: click.Context, address: tuple[str, int] | None, read_only: bool, pr
         return
     from agentphone import AsyncClient
     from agentphone.mcp import create_server
-    from agentphone.mcp._serve import serve_http, serve_stdio
+    from agentphone.mcp._serve import LOCAL, serve_http, serve_stdio
 
     made: AsyncClient | ConfigurationError
     try:

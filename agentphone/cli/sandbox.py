@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 
 import click
 
@@ -102,6 +103,9 @@ def sandbox(
         raise click.UsageError("--retry-scale must be a number, got nan.", ctx)
     if db == ":memory:":
         raise click.UsageError("--db must be a file. Leave it out to keep the data in memory.", ctx)
+    for name in allowed_hosts:
+        if re.search(r"[:/\s]", name):
+            raise click.UsageError(f"--allow-host must be a name without a scheme and port, got {name!r}.", ctx)
     if webhook is not None and not secret:
         raise click.UsageError("--webhook needs --secret, which signs its deliveries.", ctx)
     from agentphone.sandbox._inputs import parse_webhook

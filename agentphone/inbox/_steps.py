@@ -53,6 +53,9 @@ class Steps:
 
     def __init__(self, client: AsyncClient | Client, is_stopping: Callable[[], bool]) -> None:
         self._client = client
+        # A reply that was refused for now is tried again by the workflow, which records that it was not sent; while the
+        # client waits for its own next attempt, a kill would leave that open.
+        self._sender = client.with_options(max_retries=0)
         self._is_stopping = is_stopping
 
     async def handle(self, handler: Handler, event: Event) -> Result:
@@ -107,6 +110,7 @@ class Steps:
                     "reply",
                     event,
                     reply.body,
+                    client=self._sender,
                     media_urls=reply.media_urls,
                     reply_to=reply.reply_to,
                     send_style=reply.send_style,
@@ -155,9 +159,12 @@ class Steps:
             return await client.conversations.messages(conversation_id, page_size=LOOKED_AT)
         return await asyncio.to_thread(client.conversations.messages(conversation_id, page_size=LOOKED_AT).page)
 
-    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        function = getattr(self._client.conversations, method)
-        if isinstance(self._client, Client):
+    async def _call(
+        self, method: str, *arguments: Any, client: AsyncClient | Client | None = None, **options: Any
+    ) -> Any:
+        chosen = client or self._client
+        function = getattr(chosen.conversations, method)
+        if isinstance(chosen, Client):
             return await asyncio.to_thread(function, *arguments, **options)
         return await function(*arguments, **options)
 
@@ -169,8 +176,12 @@ def now() -> datetime:
 
 def _failure(error: Exception) -> Result:
     """Return the result for a call to the API that has failed; nothing was done."""
-    outcome = "unavailable" if isinstance(error, TEMPORARY) else "failed"
-    return {"outcome": outcome, "type": type(error).__name__, "error": f"{type(error).__name__}: {error}"}
+    return {
+        "outcome": "unavailable" if isinstance(error, TEMPORARY) else "failed",
+        "type": type(error).__name__,
+        "error": f"{type(error).__name__}: {error}",
+        "retry_after": getattr(error, "retry_after", None),
+    }
 
 
 def _handler_failure(error: BaseException) -> Result:

@@ -34,6 +34,7 @@ from agentphone.webhooks import Event, MessageEvent
 INITIAL_BACKOFF, MAX_BACKOFF = 1.0, 60.0
 """The pauses before the second attempt, and at most, in seconds."""
 JITTER = 0.2
+MAX_RETRY_AFTER = 3600.0
 HANDLE, WRITE_STATE, SEND, LOOK_UP = "handle", "write state", "send", "look up"
 """The names of the steps, as they are stored."""
 
@@ -166,6 +167,7 @@ class Workflow:
     async def _pause(self, failures: int, result: Result) -> None:
         jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # not a secret
         seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** min(failures - 1, 32) * jitter)
+        seconds = max(seconds, min(result.get("retry_after") or 0, MAX_RETRY_AFTER))
         text = "%s: attempt %d failed (%s); the next one is in %.1f s."
         logger.warning(text, self._name(), failures, result["type"], seconds)
         self.slot.release()

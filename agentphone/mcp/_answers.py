@@ -135,7 +135,8 @@ class State(BaseModel):
     conversation_id: str
     state: dict[str, Any] | None = Field(default=None, description="The keys and their values, if any are stored.")
     keys_left_out: list[str] | None = Field(
-        default=None, description="Keys whose values are too long for this answer: read them with `keys`."
+        default=None,
+        description="Keys whose values do not fit into this answer: get_state reads one alone with `keys`.",
     )
     more_keys_left_out: int | None = Field(default=None, description="How many more keys were left out.")
 
@@ -171,9 +172,11 @@ class State(BaseModel):
         """Return it as text."""
         lines = [f"State: {'nothing is stored' if self.state is None else _as_json(self.state)}"]
         if self.keys_left_out:
-            lines.append(f"Left out because they are long: {', '.join(self.keys_left_out)}")
-        if self.more_keys_left_out:
-            lines.append(f"and {self.more_keys_left_out} more keys")
+            more = f" and {self.more_keys_left_out} more keys" if self.more_keys_left_out else ""
+            lines.append(f"Left out because they are long: {', '.join(self.keys_left_out)}{more}.")
+            lines.append(
+                f"get_state reads one alone with `keys`; a value longer than {MAX_ANSWER:,} characters cannot be read."
+            )
         return "\n".join(lines)
 
 

@@ -14,9 +14,11 @@ import anyio
 import uvicorn
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
-from starlette.types import ASGIApp
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 PATH = "/mcp"
+LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def serve_stdio(server: Server[Any], close: Callable[[], Awaitable[None]]) -> None:
@@ -37,7 +39,10 @@ def serve_stdio(server: Server[Any], close: Callable[[], Awaitable[None]]) -> No
         finally:
             await close()
 
-    anyio.run(run)
+    try:
+        anyio.run(run)
+    except* BrokenPipeError:
+        pass  # the client has gone before it read an answer
 
 
 def serve_http(server: Server[Any], close: Callable[[], Awaitable[None]], host: str, port: int) -> None:
@@ -57,7 +62,9 @@ def serve_http(server: Server[Any], close: Callable[[], Awaitable[None]], host: 
         _log_to_stderr()
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}{PATH}"
-        http = _HTTPServer(server.streamable_http_app(host=host, streamable_http_path=PATH), url)
+        app: ASGIApp = server.streamable_http_app(host=host, streamable_http_path=PATH)
+        # For an address of this machine, the official SDK checks Host and Origin. For another, it checks nothing.
+        http = _HTTPServer(app if host in LOCAL else _without_browsers(app), url)
 
         async def run() -> None:
             try:
@@ -67,6 +74,22 @@ def serve_http(server: Server[Any], close: Callable[[], Awaitable[None]], host: 
 
         with suppress(KeyboardInterrupt):  # a Ctrl-C before or after uvicorn handles signals
             anyio.run(run)
+
+
+def _without_browsers(app: ASGIApp) -> ASGIApp:
+    """Reject what a page in a browser sends: it may come from any site, by a name that leads to this address.
+
+    Browsers put the site in the header Origin of each POST, and other clients do not send this header.
+    """
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and any(name == b"origin" for name, _ in scope["headers"]):
+            response = PlainTextResponse("Pages in a browser cannot use this server.", 403)
+            await response(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return checked
 
 
 class _HTTPServer(uvicorn.Server):

@@ -64,7 +64,10 @@ class Tools:
         *,
         limit: Annotated[int, Field(ge=1, le=50, description="How many conversations to return.")] = 20,
         participant: Annotated[
-            str | None, Field(description="Only conversations with this phone number (E.164), e-mail address or group.")
+            str | None,
+            Field(
+                min_length=1, description="Only conversations with this phone number (E.164), e-mail address or group."
+            ),
         ] = None,
         cursor: PageCursor = None,
     ) -> Conversations:
@@ -156,7 +159,7 @@ class Tools:
             return search.result(None if last is None else str(last))
         start = SearchCursor.parse(cursor)
         if start is not None and start.message is not None:
-            last = await self._search_one(search, start.position.id, start.message)
+            last = await self._search_listed(search, start.position.id, start.message)
             if last is not None:
                 return search.result(str(SearchCursor(start.position, last)))
         searched = 0
@@ -165,7 +168,7 @@ class Tools:
             for conversation, its_position, newest in batch:
                 if position is not None and (search.is_full or searched == MAX_SEARCHED_CONVERSATIONS):
                     return search.result(str(SearchCursor(position, None)))
-                last = await self._search_one(search, conversation.id, None, newest)
+                last = await self._search_listed(search, conversation.id, None, newest)
                 if last is not None:
                     return search.result(str(SearchCursor(its_position, last)))
                 searched, position = searched + 1, its_position
@@ -229,7 +232,8 @@ class Tools:
             return Sent(
                 status="unconfirmed",
                 conversation_id=conversation_id,
-                advice=f"{error} Do not call reply again with this text; look with read_messages.",
+                advice=f"{error.args[0]}: it may have been sent. Do not call reply again with this text; look"
+                " for it with read_messages.",
             )
         return Sent(
             status="sent",
@@ -251,7 +255,7 @@ class Tools:
         try:
             sent = await self._connect().messages.react(message_id, reaction)
         except SendUnconfirmedError as error:
-            return Sent(status="unconfirmed", advice=f"{error} Do not react again.")
+            return Sent(status="unconfirmed", advice=f"{error.args[0]}: it may have been sent. Do not react again.")
         return Sent(status="sent", id=sent.id, channel=sent.channel)
 
     async def _conversations(
@@ -262,13 +266,27 @@ class Tools:
         The list moves while it is read: it begins a little before the position, and passes what was shown already.
         """
         offset = 0 if start is None else max(0, start.offset - OVERLAP)
+        uncertain: list[tuple[Conversation, ListCursor]] = []  # as old as the position, before or after it
         async for page in self._connect().conversations.list(offset=offset, page_size=page_size).pages():
-            places = [conversation.id for conversation in page]
-            passed = places.index(start.id) + 1 if start is not None and start.id in places else 0
-            for conversation in page.data[passed:]:
-                if start is None or not start.is_before(conversation):
-                    yield conversation, ListCursor.of(offset + places.index(conversation.id), conversation)
-            offset += len(page)
+            for conversation in page:
+                its_position = ListCursor.of(offset, conversation)
+                offset += 1
+                if start is None:
+                    yield conversation, its_position
+                elif start.is_before(conversation):
+                    pass
+                elif conversation.id == start.id:
+                    start = None  # what follows was not shown yet
+                    uncertain.clear()
+                else:
+                    uncertain.append((conversation, its_position))
+                    if conversation.last_message_at != start.at:  # the one at the position has moved or gone
+                        start = None
+                        for each in uncertain:
+                            yield each
+        if start is not None:
+            for each in uncertain:
+                yield each
 
     async def _batches(
         self, start: ListCursor | None
@@ -302,6 +320,15 @@ class Tools:
                 group.start_soon(read, conversation, messages)
         if failures:  # raised here: the group would wrap it
             raise failures[0]
+
+    async def _search_listed(
+        self, search: "_Search", conversation_id: str, before: Cursor | None, newest: list[Message] | None = None
+    ) -> Cursor | None:
+        """Search a conversation like `_search_one`, unless it has gone since it was listed."""
+        try:
+            return await self._search_one(search, conversation_id, before, newest)
+        except NotFoundError:
+            return None
 
     async def _search_one(
         self, search: "_Search", conversation_id: str, before: Cursor | None, newest: list[Message] | None = None
@@ -359,8 +386,8 @@ class _Search:
 
 
 def _normalize(participant: str) -> str:
-    """Return a number without the characters that only separate its digits; an e-mail address in lower case."""
-    return participant.casefold() if "@" in participant else re.sub(r"[\s().-]", "", participant)
+    """Return a number as its digits, with or without its plus sign; an e-mail address in lower case."""
+    return participant.casefold() if "@" in participant else re.sub(r"[\s().+-]", "", participant)
 
 
 def _page(messages: list[Message]) -> list[MessageAnswer]:

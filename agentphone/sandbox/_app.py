@@ -56,6 +56,9 @@ HOST_ADVICE = "Use an address such as 127.0.0.1, or start the sandbox with --all
 EVENTS_PATH = "/sandbox/events"
 OBSERVER_PATHS = (EVENTS_PATH, "/sandbox/changes", "/sandbox/requests", "/sandbox/search", "/sandbox/faults")
 """Paths that observe and control the sandbox: requests for them are not recorded, and no scripted fault hits them."""
+FOREIGN_SITES = ("cross-site", "same-site")
+"""What browsers send as `Sec-Fetch-Site` for pages that the sandbox did not serve: even a request that is not allowed
+would use up a scripted fault and fill the log."""
 PHONE_HEADER = "x-agentphone-phone"
 """The header of the phone's own requests, which are treated like those for `OBSERVER_PATHS`."""
 ERROR_CODES = {
@@ -140,6 +143,8 @@ class App:
             page = page_response(request, path)
             if page is not None:
                 await page(scope, receive, send)
+            elif request.headers.get("sec-fetch-site") in FOREIGN_SITES:
+                await _error_response(403, "Pages of other sites may not use the sandbox.")(scope, receive, send)
             elif path.startswith(OBSERVER_PATHS) or PHONE_HEADER in request.headers:
                 await self._respond(request, path, body)(scope, receive, send)
             else:

@@ -41,7 +41,8 @@ SCHEMA = (
     """CREATE TRIGGER IF NOT EXISTS changes_pruned AFTER INSERT ON changes WHEN NEW.serial % 1000 = 0 BEGIN
         DELETE FROM changes WHERE serial <= NEW.serial - 10000; END""",
 )
-BOUNDS = "SELECT min(serial), max(serial) FROM changes"
+# Two subqueries, because both aggregates in one query read the whole table.
+BOUNDS = "SELECT (SELECT min(serial) FROM changes), (SELECT max(serial) FROM changes)"
 CHANGES_SINCE = "SELECT * FROM changes WHERE serial > ? ORDER BY serial LIMIT ?"
 
 MAX_CHANGES = 1000

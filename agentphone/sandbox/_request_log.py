@@ -82,8 +82,8 @@ class RequestLog:
         """Add a request that has arrived; at the end, note how long it took."""
         at = self._settings.format(round(time.time() * 1_000_000))
         entry = LoggedRequest(next(self._numbers), at, request)
+        self._entries.append(entry)  # before the version, which says that there is something to read
         self._mark(entry)
-        self._entries.append(entry)
         started_at = time.monotonic()
         try:
             yield entry

@@ -200,6 +200,12 @@ def test_sandbox_says_when_other_machines_can_reach_it() -> None:
     assert lines[2] == "It listens on 0.0.0.0: other machines can use it too, with any key.\n"
 
 
+def test_allowed_host_is_a_name_alone() -> None:
+    done = run(*AGENTPHONE, "sandbox", "--allow-host", "https://tunnel.example.com")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--allow-host must be a name without a scheme and port, got 'https://tunnel.example.com'." in done.stderr
+
+
 def test_text_without_a_sandbox_is_one_line_and_exit_code_1() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -97,17 +97,17 @@ def over_stdio(url: str, *options: str, key: str = KEY) -> StdioServerParameters
 
 
 @contextmanager
-def over_http(url: str, *options: str) -> Iterator[str]:
+def over_http(url: str, *options: str, host: str = "127.0.0.1") -> Iterator[str]:
     """Start `agentphone mcp --http` on a free port, and yield its URL."""
     environment = ENVIRONMENT | {"AGENTPHONE_BASE_URL": url, "AGENTPHONE_API_KEY": KEY}
-    command = [*PYTHON, "-m", "agentphone", "mcp", "--http", "0", *options]
+    command = [*PYTHON, "-m", "agentphone", "mcp", "--http", f"{host}:0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             first_line = process.stdout.readline()
-            found = re.search(r"http://127\.0\.0\.1:[1-9]\d*/mcp", first_line)
+            found = re.search(rf"http://{re.escape(host)}(:[1-9]\d*/mcp)", first_line)
             assert found, first_line
-            yield found[0]
+            yield f"http://127.0.0.1{found[1]}"
         finally:
             process.terminate()
             process.wait(SECONDS)

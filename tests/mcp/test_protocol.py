@@ -101,6 +101,19 @@ def test_ctrl_c_ends_it_while_stdin_is_open() -> None:
         assert process.wait(SECONDS) == -signal.SIGINT
 
 
+def test_client_that_has_gone_is_no_error() -> None:
+    """It closed both pipes, and an answer was still to be written."""
+    with start("--base-url", "sandbox:") as process:
+        stdin, stdout = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
+        stdin.write(json.dumps(INITIALIZE) + "\n")
+        stdin.flush()
+        stdout.readline()
+        stdout.close()
+        stdin.write(request("tools/list", 2))
+        stdin.close()
+        assert (process.wait(SECONDS), cast("IO[str]", process.stderr).read()) == (0, "")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_http_server_ends_normally_on_a_signal() -> None:
     with start("--base-url", "sandbox:", "--http", "0") as process:
@@ -265,3 +278,12 @@ def test_page_of_another_site_cannot_use_the_server(http_url: str) -> None:
     assert httpx.post(http_url, json=INITIALIZE, headers=headers).status_code == 200
     assert httpx.post(http_url, json=INITIALIZE, headers=headers | {"Host": "evil.example"}).status_code == 421
     assert httpx.post(http_url, json=INITIALIZE, headers=headers | {"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_page_in_a_browser_cannot_use_a_server_on_another_address() -> None:
+    """Its names are unknown there, but it has no page that could be the origin of a request."""
+    headers = {"Accept": "application/json, text/event-stream", "Host": "evil.example"}
+    with over_http("sandbox:", host="0.0.0.0") as url:
+        assert httpx.post(url, json=INITIALIZE, headers=headers).status_code == 200
+        response = httpx.post(url, json=INITIALIZE, headers=headers | {"Origin": "http://evil.example"})
+        assert (response.status_code, response.text) == (403, "Pages in a browser cannot use this server.")

@@ -85,7 +85,8 @@ def test_conversations_are_listed_and_found_by_their_person(
     found = session.answer("list_conversations", participant=latest["participant"])
     assert found == {"conversations": [latest]}
     spaced = f"+1 ({latest['participant'][2:5]}) {latest['participant'][5:8]}-{latest['participant'][8:]}"
-    assert session.answer("list_conversations", participant=spaced) == found
+    for written in (spaced, latest["participant"].removeprefix("+")):
+        assert session.answer("list_conversations", participant=written) == found
     assert session.answer("list_conversations", participant="+19999999999") == {"conversations": []}
 
 
@@ -124,6 +125,20 @@ def test_conversation_with_its_state_and_latest_messages(
     assert [message["body"] for message in earlier["messages"]] == ["Text 8", "Text 7"]
     everything = session.answer("get_conversation", conversation_id=conversation_id, message_limit=12)
     assert "next_cursor" not in everything
+
+
+def test_list_with_equal_timestamps_goes_on_where_it_ended(local: Session, box: Sandbox) -> None:
+    """The position is not on the first page that is read again, and nothing but the id tells what was shown."""
+    ids = [
+        box.receive_sms(from_number=f"+1555000{number:04}", to_number=AGENT, body="Hi", at=START)["conversationId"]
+        for number in range(16)
+    ]
+    shown = []
+    for number, page in enumerate(pages(local, "list_conversations", limit=1)):
+        shown += [conversation["id"] for conversation in page["conversations"]]
+        box.receive_sms(from_number=f"+1555111{number:04}", to_number=AGENT, body="New")
+        assert len(shown) <= len(ids)
+    assert sorted(shown) == sorted(ids)
 
 
 def test_messages_are_read_between_times_and_in_both_orders(local: Session, box: Sandbox) -> None:
@@ -209,6 +224,18 @@ def test_search_skips_a_conversation_that_has_gone_and_stops_at_an_error(local: 
     assert "402" in local.error("search_messages", query="hello")
 
 
+def test_search_goes_on_after_a_conversation_that_has_gone(local: Session, box: Sandbox) -> None:
+    ids = [
+        box.receive_sms(from_number=f"+1555222{number // 3:04}", to_number=AGENT, body="Hello")["conversationId"]
+        for number in range(6)
+    ]
+    first = local.answer("search_messages", query="hello", limit=2)
+    assert {match["conversation_id"] for match in first["matches"]} == {ids[-1]}
+    box.faults.add(status=404, path=f"/v1/conversations/{ids[-1]}/messages")
+    rest = local.answer("search_messages", query="hello", cursor=first["next_cursor"])
+    assert [match["conversation_id"] for match in rest["matches"]] == [ids[0]] * 3
+
+
 def test_state_is_read_by_keys_and_bounded(session: Session, conversation_id: str) -> None:
     its = {"conversation_id": conversation_id}
     assert session.answer("get_state", **its) == its
@@ -218,6 +245,9 @@ def test_state_is_read_by_keys_and_bounded(session: Session, conversation_id: st
     assert answer["state"].keys() == {"half", "small"}
     assert answer["keys_left_out"] == ["large", "other half"]
     assert session.answer("get_state", **its, keys=["other half", "none"])["state"] == {"other half": "z" * 15_000}
+    alone = session.call("get_state", **its, keys=["large"])
+    assert "Left out because they are long: large" in text_of(alone)
+    assert "longer than 20,000 characters cannot be read" in text_of(alone)
     many = {f"{number:04}" + "k" * 300: "v" * 100 for number in range(500)}
     session.answer("set_state", **its, state=many, replace=True)
     answer = session.answer("get_state", **its)
@@ -326,6 +356,7 @@ def test_api_errors_are_tool_errors_in_the_words_of_the_sdk(session: Session, ac
         ("list_conversations", {"cursor": "x"}, "cursor must be the next_cursor of an earlier answer"),
         ("list_conversations", {"cursor": "1,%ff,"}, None),
         ("list_conversations", {"participant": 5}, "participant must be a string, got 5"),
+        ("list_conversations", {"participant": ""}, "participant must not be empty"),
         ("get_conversation", {}, "conversation_id is missing"),
         ("get_conversation", {"conversation_id": ""}, "conversation_id must not be empty"),
         (
@@ -355,11 +386,27 @@ def test_wrong_arguments_are_explained(local: Session, tool: str, arguments: dic
         assert text in local.error(tool, **arguments)
 
 
+def test_errors_are_short(local: Session) -> None:
+    long = "x" * 100_000
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("read_messages", {"conversation_id": "c", "before": long}),
+        ("reply", {"conversation_id": "c", "media_urls": [long]}),
+        ("get_conversation", {"conversation_id": long}),
+        ("react", {"message_id": "m", "reaction": long}),
+    ]
+    for tool, arguments in calls:
+        text = local.error(tool, **arguments)
+        assert len(text) <= 1_000
+        assert "must " in text[:100]
+
+
 def test_read_only_leaves_out_what_writes(account: Account, conversation_id: str) -> None:
     client = AsyncClient(KEY, base_url=account.url)
     with connected(create_server(client, read_only=True)) as session:
         tools = {tool.name for tool in session.portal.call(session.client.list_tools).tools}
         assert not tools & WRITING
+        assert session.client.server_capabilities.prompts is None  # the prompt asks to send an answer
+        assert "reply" not in str(session.client.instructions)
         assert "There is no tool 'reply'" in session.error("reply", conversation_id=conversation_id, body="Hi")
         session.portal.call(client.aclose)
 

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import pytest
 
@@ -19,7 +19,7 @@ from agentphone.sandbox.server import running
 from .agent import Agent, answering
 
 if TYPE_CHECKING:
-    from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request
+    from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, ViewportSize
 
 HOW_TO = "the tests of the phone need a browser: pip install '.[browser]' && apt-get install chromium"
 FLAGS = [
@@ -32,6 +32,8 @@ FLAGS = [
     "--no-first-run",
     "--disable-quic",
 ]
+ColorScheme = Literal["light", "dark"]
+VIEWPORT: ViewportSize = {"width": 1280, "height": 800}
 WAIT = 20_000
 """Milliseconds after which an expectation fails: a limit that turns a hang into a failure, not a measure."""
 
@@ -49,13 +51,13 @@ def find_browser() -> str | None:
     return os.environ.get("AGENTPHONE_BROWSER") or next(filter(None, map(shutil.which, names)), None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def anyio_backend() -> str:
     """Playwright runs on asyncio only."""
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
     path = find_browser()
     try:
@@ -92,19 +94,23 @@ def agent(sandbox: Sandbox, url: str) -> Iterator[Agent]:
 
 
 class Pages:
-    """Open pages, which must not log an error, nor request anything from elsewhere."""
+    """Open pages, which must not log an error, nor request anything from elsewhere.
 
-    def __init__(self, browser: Browser, url: str) -> None:
-        self._browser = browser
-        self.url = url
+    Attributes:
+        url: The URL of the test's sandbox.
+        errors: What a page did wrong.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self.url: str = ""
         self.errors: list[str] = []
+        self._browser = browser
+        self._tab: Page | None = None
 
     @asynccontextmanager
     async def context(self, **settings: Any) -> AsyncIterator[BrowserContext]:
         """Open a browser window of its own: pages in it share storage and streams."""
-        context = await self._browser.new_context(
-            **{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **settings}
-        )
+        context = await self._browser.new_context(**{"viewport": VIEWPORT, "reduced_motion": "reduce", **settings})
         context.set_default_timeout(WAIT)
         context.on("weberror", lambda error: self.errors.append(str(error.error)))
         context.on("console", self._check_message)
@@ -124,15 +130,33 @@ class Pages:
             self.errors.append(f"request for {request.url}")
 
     @asynccontextmanager
-    async def page(self, path: str = "/", **settings: Any) -> AsyncIterator[Page]:
-        async with self.context(**settings) as context:
-            page = await context.new_page()
-            await page.goto(f"{self.url}{path}")
+    async def page(self, path: str = "/", *, color_scheme: ColorScheme = "light") -> AsyncIterator[Page]:
+        """Open a page in the tab that the tests share: a tab of its own takes longer than most tests."""
+        if self._tab is None:
+            self._tab = await self._browser.contexts[0].new_page()
+        page = self._tab
+        await page.emulate_media(color_scheme=color_scheme)
+        await page.goto(f"{self.url}{path}")
+        try:
             yield page
+        finally:
+            await page.unroute_all(behavior="ignoreErrors")
+            await page.evaluate("sessionStorage.clear()")
+            await page.goto("about:blank")
+            await page.set_viewport_size(VIEWPORT)
+
+
+@pytest.fixture(scope="package")
+async def window(browser: Browser) -> AsyncIterator[Pages]:
+    """One window for all tests that do not need their own."""
+    pages = Pages(browser)
+    async with pages.context():
+        yield pages
 
 
 @pytest.fixture
-def pages(browser: Browser, url: str) -> Iterator[Pages]:
-    pages = Pages(browser, url)
-    yield pages
-    assert pages.errors == []
+def pages(window: Pages, url: str) -> Iterator[Pages]:
+    window.url = url
+    window.errors.clear()
+    yield window
+    assert window.errors == []

@@ -14,7 +14,7 @@ import pytest
 from agentphone.sandbox import Sandbox
 
 from .agent import Agent
-from .conftest import Pages, skip
+from .conftest import ColorScheme, Pages, skip
 from .test_phone import AGENT, bubbles, expect
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def problems(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_no_serious_problem(
-    axe: str, sandbox: Sandbox, agent: Agent, pages: Pages, scheme: str
+    axe: str, sandbox: Sandbox, agent: Agent, pages: Pages, scheme: ColorScheme
 ) -> None:
     for number in range(4):
         sandbox.send_sms(from_number=AGENT, to_number=f"+1555555012{number}", body="Hello, 😀")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ import pytest
 import uvicorn
 
 from agentphone.sandbox import Sandbox
+from agentphone.sandbox._changes import BOUNDS
 from agentphone.sandbox._hosts import is_local_host
 from agentphone.sandbox.server import STOP_SECONDS, running
 from tests.support.processes import SECONDS
@@ -126,6 +128,13 @@ def test_only_the_newest_changes_are_kept(tmp_path: Path) -> None:
         assert (len(page["data"]), page["hasMore"], page["isReset"]) == (1000, True, False)
 
 
+def test_changes_are_found_without_reading_the_whole_table(sandbox: Sandbox) -> None:
+    with sandbox._store._database.transaction("BEGIN") as connection:
+        plan = [row["detail"] for row in connection.execute(f"EXPLAIN QUERY PLAN {BOUNDS}")]
+    assert "SEARCH changes" in plan
+    assert "SCAN changes" not in plan
+
+
 @pytest.mark.parametrize("text", ["x", "-1", "1.5", "9" * 30, "%D9%A3"])
 def test_invalid_change_id_is_a_422(sandbox: Sandbox, text: str) -> None:
     response = call(sandbox, "GET", f"/sandbox/changes?after={text}")
@@ -157,6 +166,33 @@ def test_stream_resumes_after_the_last_event(sandbox: Sandbox, url: str) -> None
         assert [stream.next("change", "ready", "reset")[2]["messageId"] for _ in missed] == missed
     with streaming(url, "17") as stream:
         assert stream.next("change", "reset")[1:] == ("reset", {})
+
+
+def test_stream_misses_nothing_once_its_headers_are_sent(sandbox: Sandbox) -> None:
+    sent: list[bytes] = []
+
+    async def stream() -> None:
+        is_over = asyncio.Event()
+        messages = iter([{"type": "http.request"}])
+
+        async def read() -> dict[str, Any]:
+            if (message := next(messages, None)) is not None:
+                return message
+            await is_over.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                receive(sandbox)
+            else:
+                sent.append(message["body"])
+                is_over.set()
+
+        scope = {"type": "http", "method": "GET", "path": "/sandbox/events", "query_string": b""}
+        await sandbox.app({**scope, "headers": [(b"authorization", b"Bearer any")]}, read, send)
+
+    asyncio.run(stream())
+    assert b"event: change" in sent[0]
 
 
 def test_stream_reports_commits_of_other_processes(tmp_path: Path) -> None:
@@ -328,6 +364,17 @@ def test_nothing_works_without_the_header(url: str, method: str, path: str) -> N
         asked = browser.options(path, headers=headers | {"Access-Control-Request-Method": method})
         assert asked.status_code in (401, 404, 405)
         assert not [name for name in asked.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_page_of_another_site_uses_up_no_fault_and_is_not_recorded(sandbox: Sandbox, url: str, site: str) -> None:
+    """It may send what an image or a form sends, which asks nobody."""
+    sandbox.faults.add(status=503)
+    with httpx.Client(base_url=url, trust_env=False) as browser:
+        assert browser.get("/v1/conversations", headers={"Sec-Fetch-Site": site}).status_code == 403
+        assert list(sandbox.requests) == []
+        assert browser.get("/", headers={"Sec-Fetch-Site": site}).status_code == 200  # a link to the phone
+    assert call(sandbox, "GET", "/v1/conversations").status_code == 503
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,37 @@ def test_pydantic_validates_and_serializes_itself(world: World) -> None:
         world.visit(lambda state: setattr(state, "balance", Decimal(-1)), Customer)
 
 
+class Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    order_id: str = ""
+    inner_ones: list[Strict] = []
+
+
+class WithSecret(pydantic.BaseModel):
+    code: pydantic.SecretStr = pydantic.SecretStr("")
+    codes: list[pydantic.SecretStr] = []
+
+
+def test_forbidden_key_is_named() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"theirs": 1}, "theirs"),
+        ({"innerOnes": [{}, {"their_key": 1}]}, "innerOnes[1].their_key"),
+    ]
+    for stored, path in cases:
+        with pytest.raises(DecodeError) as caught:
+            read_state(stored, Strict, "metadata")
+        assert (caught.value.path, caught.value.reason) == (f"metadata.{path}", "Extra inputs are not permitted")
+
+
+@pytest.mark.parametrize("stored", [{}, {"code": "1234"}], ids=str)
+def test_secret_that_pydantic_masks_is_not_written(world: World, stored: dict[str, Any]) -> None:
+    world.store(stored)
+    with pytest.raises(TypeError, match=r"metadata\.codes?(\[0\])? is a SecretStr, which pydantic writes as '\*+'"):
+        world.visit(lambda state: state.codes.append(pydantic.SecretStr("5678")), WithSecret)
+    assert world.stored == stored
+
+
 class Wrapped(pydantic.RootModel[dict[str, int]]):
     """A model around a single value."""
 

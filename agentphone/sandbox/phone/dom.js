@@ -33,6 +33,8 @@ export const byId = (id) => document.getElementById(id);
 export function keyed(container, items, { key, version = () => "", create, fill }) {
   const before = container.keyedChildren ?? new Map();
   const after = new Map();
+  const wantedKeys = new Set(items.map(key));
+  for (const [name, { element }] of before) if (!wantedKeys.has(name)) element.remove();
   let next = container.firstElementChild;
   for (const item of items) {
     const name = key(item);
@@ -46,12 +48,19 @@ export function keyed(container, items, { key, version = () => "", create, fill 
       fill?.(entry.element, item);
     }
     after.set(name, entry);
-    before.delete(name);
     if (entry.element === next) next = next.nextElementSibling;
-    else container.insertBefore(entry.element, next);
+    else keepingFocus(entry.element, () => container.insertBefore(entry.element, next));
   }
-  for (const { element } of before.values()) element.remove();
   container.keyedChildren = after;
+}
+
+/** Run a function that moves an element or replaces what is in it; a focus in it stays where it was. */
+export function keepingFocus(element, run) {
+  const focused = element.contains(document.activeElement) ? document.activeElement : null;
+  const tag = focused?.localName;
+  run();
+  if (focused === null || focused === document.activeElement) return;
+  (focused.isConnected ? focused : element.querySelector(tag))?.focus({ preventScroll: true });
 }
 
 /** Run a function soon, and once for all calls that come before it has finished. */

@@ -1,7 +1,7 @@
 // The conversations, most recent first, and the results of a search.
 
 import { listConversations, search } from "./api.js";
-import { byId, coalesced, el, inTurn, keyed, memory } from "./dom.js";
+import { byId, coalesced, el, inTurn, keepingFocus, keyed, memory } from "./dom.js";
 import { hue, initials, number, phoneNumber, shortTime, timeKey, wholeTime } from "./text.js";
 
 const PAGE = 100;
@@ -55,6 +55,8 @@ export class ConversationList {
     this.all.clear();
     this.loaded = 0;
     await this.refresh();
+    // After a restart the sandbox may be another one.
+    if (this.all.size >= this.total) for (const id of this.unread) if (!this.all.has(id)) this.setRead(id);
   }
 
   /** Take note of a conversation that was read elsewhere; its list fields stay. */
@@ -64,7 +66,10 @@ export class ConversationList {
   }
 
   remove(conversation) {
-    this.all.delete(conversation);
+    if (this.all.delete(conversation)) {
+      this.total -= 1;
+      this.loaded -= 1;
+    }
     this.setRead(conversation);
     this.render();
   }
@@ -126,34 +131,31 @@ export class ConversationList {
   #fill(row, conversation) {
     const isCurrent = conversation.id === this.current;
     const isUnread = this.unread.has(conversation.id);
-    const hadFocus = row.contains(document.activeElement);
     const text = conversation.match?.body ?? conversation.lastMessagePreview ?? "";
     const at = conversation.match?.receivedAt ?? conversation.lastMessageAt;
-    row.replaceChildren(
+    const link = el(
+      "a",
+      { href: `/?conversation=${encodeURIComponent(conversation.id)}`, class: isUnread ? "unread" : "", "aria-current": isCurrent ? "true" : null },
+      el("span", { class: `avatar hue${hue(conversation.participant)}`, "aria-hidden": "true", text: initials(conversation.participant) }),
       el(
-        "a",
-        { href: `/?conversation=${encodeURIComponent(conversation.id)}`, class: isUnread ? "unread" : "", "aria-current": isCurrent ? "true" : null },
-        el("span", { class: `avatar hue${hue(conversation.participant)}`, "aria-hidden": "true", text: initials(conversation.participant) }),
+        "span",
+        { class: "about" },
         el(
           "span",
-          { class: "about" },
-          el(
-            "span",
-            { class: "line" },
-            el("span", { class: "name", dir: "auto", text: conversation.groupName ?? phoneNumber(conversation.participant) }),
-            el("time", { datetime: at, title: wholeTime(at), text: shortTime(at) }),
-          ),
-          el(
-            "span",
-            { class: "line" },
-            el("span", { class: "preview", dir: "auto" }, ...marked(text, conversation.match ? byId("search").value : "")),
-            isUnread ? el("span", { class: "dot" }, el("span", { class: "visually-hidden", text: "unread" })) : null,
-          ),
+          { class: "line" },
+          el("span", { class: "name", dir: "auto", text: conversation.groupName ?? phoneNumber(conversation.participant) }),
+          el("time", { datetime: at, title: wholeTime(at), text: shortTime(at) }),
+        ),
+        el(
+          "span",
+          { class: "line" },
+          el("span", { class: "preview", dir: "auto" }, ...marked(text, conversation.match ? byId("search").value : "")),
+          isUnread ? el("span", { class: "dot" }, el("span", { class: "visually-hidden", text: "unread" })) : null,
         ),
       ),
     );
+    keepingFocus(row, () => row.replaceChildren(link));
     row.conversation = conversation;
-    if (hadFocus) row.firstElementChild.focus();
   }
 
   #choose(event) {

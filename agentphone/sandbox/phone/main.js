@@ -128,10 +128,9 @@ function announceMessage(message) {
 
 // What the person does
 
-async function send(bodies) {
-  const { detail } = current ?? {};
-  if (!detail) return;
-  const opened = current;
+async function send(opened, bodies) {
+  if (opened.detail === null) await opened.refresh();
+  const { detail } = opened;
   thread.toBottom();
   const person = detail.isGroup ? byId("member").value : detail.participant;
   const where = detail.isGroup ? { group: detail.groupId } : detail.channel === "whatsapp" ? { channel: "whatsapp" } : {};
@@ -154,15 +153,17 @@ function takeDraft() {
 }
 
 async function sendDraft(bodiesOf) {
-  if (current?.detail == null) return;
   const opened = current;
+  if (opened === null) return;
   const body = takeDraft();
   byId("composer-text").focus();
   try {
-    await send(bodiesOf(body));
+    await send(opened, bodiesOf(body));
   } catch (error) {
+    // Nothing typed is lost.
     const field = byId("composer-text");
-    if (opened === current && field.value === "") field.value = body; // Nothing typed is lost.
+    if (opened !== current) memory.write(`draft ${opened.id}`, body);
+    else if (field.value === "") field.value = body;
     keepDraft();
     fitComposer();
     report(Promise.reject(error));

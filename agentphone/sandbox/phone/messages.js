@@ -53,7 +53,8 @@ export class Messages {
     this.detail = detail;
     const page = ascending(detail.messages);
     const isFirst = this.list.length === 0;
-    const overlaps = isFirst || page.some((message) => this.known.has(message.id));
+    // By its oldest message: one in the middle may be known because it was sent from here.
+    const overlaps = isFirst || this.known.has(page[0].id);
     if (!overlaps && page.length === NEWEST) {
       // A long absence. Close the gap, or begin anew if it is wide.
       let gap = page;
@@ -85,7 +86,7 @@ export class Messages {
     if (page.hasMore && page.data.every((message) => this.known.has(message.id))) {
       page = await listMessages(this.id, PAGE, oldest); // A whole page of one timestamp: step past it.
     }
-    this.#merge(ascending(page.data));
+    this.#merge(ascending(page.data), { isOldest: true });
     this.hasOlder = page.hasMore;
   }
 
@@ -108,15 +109,14 @@ export class Messages {
     return this.#merge([message]);
   }
 
-  #merge(page) {
+  #merge(page, { isOldest = false } = {}) {
     for (const message of page) message.sortKey = timeKey(message.receivedAt);
     const added = page.filter((message) => !this.known.has(message.id));
     for (const message of page) this.known.set(message.id, message);
-    const isOlder = added.length > 0 && this.list.length > 0 && added[0].sortKey <= this.list[0].sortKey;
-    const all = isOlder ? [...added, ...this.list] : [...this.list, ...added];
+    const ids = new Set(page.map((message) => message.id));
+    const others = this.list.filter((message) => !ids.has(message.id));
     // Stable, so that messages of one timestamp stay in the order in which the server lists them.
-    this.list = all
-      .map((message) => this.known.get(message.id))
+    this.list = (isOldest ? [...page, ...others] : [...others, ...page])
       .sort((a, b) => (a.sortKey < b.sortKey ? -1 : a.sortKey > b.sortKey ? 1 : 0));
     return added;
   }

@@ -1,7 +1,7 @@
 // Beside the thread: the state of the conversation, its webhook deliveries, and the latest requests of the API.
 
 import { addFault, clearFaults, getDelivery, getRequest, listDeliveries, listRequests, redeliver } from "./api.js";
-import { byId, coalesced, el, icon, keyed } from "./dom.js";
+import { byId, coalesced, el, icon, keepingFocus, keyed } from "./dom.js";
 import { duration, preciseTime, pretty } from "./text.js";
 
 const DELIVERIES = 30;
@@ -15,7 +15,7 @@ export class Panel {
     this.states = new Map(); // by conversation: the state now, the one before, and when it changed
     this.requests = new Map();
     this.refreshDeliveries = coalesced(() => this.#loadDeliveries());
-    byId("clear-faults").addEventListener("click", () => this.report(clearFaults(), "No request is made to fail any more."));
+    byId("clear-faults").addEventListener("click", () => this.report(clearFaults(), "No request will be made to fail."));
     for (const button of document.querySelectorAll("[data-fault]")) {
       button.addEventListener("click", () => {
         const { fault, name } = button.dataset;
@@ -61,14 +61,15 @@ export class Panel {
     const { data } = await listDeliveries(conversation, DELIVERIES);
     if (conversation !== this.conversation) return;
     byId("deliveries-empty").hidden = data.length > 0;
+    const fillDelivery = (details) => this.#fillDelivery(details);
     keyed(byId("deliveries"), data, {
       key: (delivery) => delivery.id,
       version: (delivery) => JSON.stringify([delivery.status, delivery.attempts]),
-      create: () => disclosure((details) => this.#fillDelivery(details)),
+      create: () => disclosure(fillDelivery),
       fill: (item, delivery) => {
         item.delivery = delivery;
         fillSummary(item, deliverySummary(delivery));
-        if (item.firstElementChild.open) this.#fillDelivery(item.firstElementChild);
+        if (item.firstElementChild.open) fillInside(item.firstElementChild, fillDelivery);
       },
     });
   }
@@ -87,7 +88,7 @@ export class Panel {
         attempt.status === null && attempt.error ? el("span", { class: "failed", text: attempt.error }) : null,
       ),
     );
-    details.lastElementChild.replaceChildren(
+    const inside = [
       el("ol", { class: "attempts", "aria-label": "Attempts" }, ...attempts),
       el(
         "div",
@@ -97,7 +98,7 @@ export class Panel {
           {
             type: "button",
             class: "small",
-            onclick: () => this.report(redeliver(delivery.id), "It is delivered again, under the same id."),
+            onclick: () => this.report(redeliver(delivery.id), "Delivering again, under the same id."),
           },
           icon("again"),
           "Deliver again",
@@ -105,7 +106,8 @@ export class Panel {
         el("code", { class: "muted", text: delivery.id }),
       ),
       code("Payload", JSON.stringify(whole.payload, null, 2)),
-    );
+    ];
+    keepingFocus(details.lastElementChild, () => details.lastElementChild.replaceChildren(...inside));
   }
 
   /** Read all requests that the sandbox remembers. */
@@ -130,11 +132,11 @@ export class Panel {
       // With the time: numbers begin anew when the sandbox does.
       key: (request) => `${request.id} ${request.at}`,
       version: (request) => `${request.status} ${request.seconds}`,
-      create: () => disclosure((details) => fillRequest(details)),
+      create: () => disclosure(fillRequest),
       fill: (item, request) => {
         item.request = request;
         fillSummary(item, requestSummary(request));
-        if (item.firstElementChild.open) fillRequest(item.firstElementChild);
+        if (item.firstElementChild.open) fillInside(item.firstElementChild, fillRequest);
       },
     });
   }
@@ -192,9 +194,14 @@ function badge(status, isGood) {
 function disclosure(onOpen) {
   const details = el("details", {}, el("summary"), el("div", { class: "inside" }));
   details.addEventListener("toggle", () => {
-    if (details.open) onOpen(details);
+    if (details.open) fillInside(details, onOpen);
   });
   return el("li", {}, details);
+}
+
+/** Show what belongs to an open row, or why it cannot be shown: the sandbox may be gone, or have forgotten it. */
+function fillInside(details, fill) {
+  fill(details).catch((error) => (details.lastElementChild.textContent = error.message));
 }
 
 function fillSummary(item, parts) {
@@ -215,7 +222,7 @@ function stateTree(value, before) {
     list.append(stateRow(isList ? `${key}` : key, item, earlier, isChanged ? "changed" : ""));
   }
   for (const [key, item] of Object.entries(before ?? {})) {
-    if (!(key in value)) list.append(stateRow(key, item, item, "removed"));
+    if (!Object.hasOwn(value, key)) list.append(stateRow(key, item, item, "removed"));
   }
   return list;
 }
