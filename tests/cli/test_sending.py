@@ -30,6 +30,7 @@ def bodies(url: str, conversation_id: str) -> list[str]:
     return [json.loads(line)["body"] for line in shown.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_reply_and_send_in_a_pipe(box: tuple[Sandbox, str, str]) -> None:
     _, url, conversation_id = box
     replied = run(*AGENTPHONE, "conversations", "reply", conversation_id, "On its way.", "--base-url", url)
