@@ -30,7 +30,6 @@ def bodies(url: str, conversation_id: str) -> list[str]:
     return [json.loads(line)["body"] for line in shown.stdout.splitlines()]
 
 
-@pytest.mark.slow
 def test_reply_and_send_in_a_pipe(box: tuple[Sandbox, str, str]) -> None:
     _, url, conversation_id = box
     replied = run(*AGENTPHONE, "conversations", "reply", conversation_id, "On its way.", "--base-url", url)
@@ -41,6 +40,7 @@ def test_reply_and_send_in_a_pipe(box: tuple[Sandbox, str, str]) -> None:
     assert bodies(url, conversation_id) == ["Where is it?", "On its way.", "Today."]
 
 
+@pytest.mark.slow
 def test_terminal_asks_first(box: tuple[Sandbox, str, str]) -> None:
     _, url, conversation_id = box
     command = [*AGENTPHONE, "conversations", "reply", conversation_id, "On its way.", "--base-url", url]

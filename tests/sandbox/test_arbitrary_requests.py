@@ -5,6 +5,7 @@ import json
 from collections.abc import MutableMapping
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
