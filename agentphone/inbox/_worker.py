@@ -86,7 +86,7 @@ class Worker:
         settings = self._settings
         DBOS(
             config={
-                "name": settings.inbox,
+                "name": settings.database.application,
                 "system_database_url": settings.database.url,
                 "executor_id": name,
                 "application_version": VERSION,

@@ -320,6 +320,48 @@ def test_only_what_failed_is_retried(account: Account) -> None:
         account.retry("msg_nobody")
 
 
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_text_that_killed_its_workers_is_listed_and_goes_on(account: Account, is_sent: bool) -> None:
+    """It continues where it was, so its handler does not run again, and its reply is looked for."""
+    calls = counting(account)
+    database = account.inbox._database
+    text = account.box.receive_sms(from_number=person(0), to_number=AGENT, body="Hi")
+    fault = {"method": "GET", "path": f"/v1/conversations/{text['conversationId']}/messages"}
+    with working(account.inbox):
+        account.box.faults.add(kind="lost" if is_sent else "reset", method="POST")
+        account.box.faults.add(status=500, times=1000, **fault)  # so that the reply is not found
+        account.inbox.receive(*of_message(text))
+        account.wait("unconfirmed")
+    # As kills leave it: the note is there, the result of the step is not, and the last attempt has been used up.
+    with database.connect() as connection, connection.begin():
+        connection.exec_driver_sql(
+            "UPDATE workflow_status SET status = 'ENQUEUED', queue_name = 'agentphone-inbox', recovery_attempts = 999"
+        )
+        connection.exec_driver_sql("DELETE FROM operation_outputs WHERE function_name = 'send'")
+        connection.exec_driver_sql("DELETE FROM workflow_output")
+    with working(account.inbox):
+        [failed] = account.wait("failed")
+        assert "process ended each time" in failed["error"]
+        account.box.faults.clear()
+        account.retry(failed["id"])
+        [ended] = account.wait("done", "unconfirmed")
+    assert ended["status"] == ("done" if is_sent else "unconfirmed")
+    assert account.replies(text) == ["ok"] * is_sent
+    assert calls == ["Hi"]
+
+
+@pytest.mark.parametrize("name", ["Bestellungen in München", "x"])
+def test_inbox_of_any_name_works(tmp_path: Path, name: str) -> None:
+    account = Account(tmp_path, name=name)
+    counting(account)
+    with working(account.inbox):
+        text = account.text()
+        account.wait("done")
+    assert account.replies(text) == ["ok"]
+    account.inbox._database.close()
+    account.box.close()
+
+
 def test_redelivery_after_the_end_is_not_handled(account: Account) -> None:
     calls = counting(account)
     message = account.box.receive_sms(from_number=person(0), to_number=AGENT, body="Hi")
