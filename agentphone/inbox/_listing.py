@@ -43,8 +43,8 @@ def list_items(database: Database, *, statuses: tuple[str, ...] = (), limit: int
 def retry_item(database: Database, item_id: str) -> None:
     """Handle an item again that failed, or send its reply again if that is unconfirmed.
 
-    A handler that failed runs again. A reply that failed or is unconfirmed is sent, without running the handler. An item
-    whose processes were killed continues where it was.
+    A handler that failed runs again. A reply that failed or is unconfirmed is sent, without running the handler. An
+    item whose processes were killed continues where it was.
 
     Raises:
         LookupError: There is no such item.

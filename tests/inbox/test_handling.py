@@ -6,7 +6,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -489,12 +490,20 @@ def handlers() -> list[tuple[Callable[..., Any], str]]:
     def three(text: MessageEvent, state: OrderState, more: int) -> None: ...
     def wrong(text: MessageEvent, state: int) -> None: ...
     def keyword(text: MessageEvent, *, state: OrderState) -> None: ...
+    def generator(text: MessageEvent) -> Iterator[str]:
+        yield "x"
+
+    async def async_generator(text: MessageEvent) -> AsyncIterator[str]:
+        yield "x"
+
     def unknown(text: MessageEvent, state: "Nobody") -> None: ...  # type: ignore[name-defined]  # noqa: F821, UP037
 
     return [
         (none, "must be a function of (text) or (text, state)"),
         (three, "must be a function of (text) or (text, state)"),
         (keyword, "must be a function of (text) or (text, state)"),
+        (generator, "generator must return its reply, not yield it"),
+        (async_generator, "async_generator must return its reply, not yield it"),
         (wrong, "wrong: state: cls must be dict or an attrs class"),
         (unknown, "the annotation of state is not known here"),
         (OrderState, "the handler must be a function"),
@@ -505,6 +514,38 @@ def handlers() -> list[tuple[Callable[..., Any], str]]:
 def test_wrong_handlers_are_rejected(function: Callable[..., Any], text: str) -> None:
     with pytest.raises(TypeError, match=text.replace("(", r"\(").replace(")", r"\)")):
         Inbox().on_message(function)
+
+
+def accepted_handlers() -> list[Callable[..., Any]]:
+    """Return functions of several kinds; as this file's annotations are text, so are theirs."""
+
+    class Agent:
+        async def __call__(self, text: MessageEvent, state: OrderState) -> str:
+            return "ok"
+
+        def answer(self, text: MessageEvent, state: OrderState) -> str:
+            return "ok"
+
+    async def typed(text: "OnlyForTypeCheckers", state: OrderState) -> "str | OnlyForTypeCheckers":  # type: ignore[name-defined]  # noqa: F821, UP037
+        return "ok"
+
+    def configured(model: str, text: MessageEvent, state: OrderState) -> str:
+        return "ok"
+
+    @wraps(typed)
+    def decorated(*arguments: Any) -> Any:
+        return typed(*arguments)
+
+    return [Agent(), Agent().answer, typed, partial(configured, "a model"), decorated, lambda text, state: "ok"]
+
+
+@pytest.mark.parametrize("number", range(len(accepted_handlers())))
+def test_functions_of_any_kind_are_handlers(account: Account, number: int) -> None:
+    function = accepted_handlers()[number]
+    account.inbox.on_message(function)
+    handler = account.inbox._handlers[MessageEvent]
+    assert handler.state_class is (OrderState if number < 5 else dict)
+    assert asyncio.run(handler(None, OrderState())) == "ok"  # type: ignore[arg-type]
 
 
 def test_second_handler_is_rejected() -> None:
