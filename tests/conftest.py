@@ -15,6 +15,7 @@ import trustme
 from attrs import frozen
 
 from agentphone.sandbox import Sandbox
+from tests.support.processes import SECONDS
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs with SIGINT ignored, and children inherit that. A handler is reset to the default
@@ -58,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 yield Server(first_line.split()[-1], box)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(SECONDS)
 
 
 @pytest.fixture(scope="session")

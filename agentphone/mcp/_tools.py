@@ -232,7 +232,8 @@ class Tools:
             return Sent(
                 status="unconfirmed",
                 conversation_id=conversation_id,
-                advice=f"{error} Do not call reply again with this text; look with read_messages.",
+                advice=f"{error.args[0]}: it may have been sent. Do not call reply again with this text; look"
+                " for it with read_messages.",
             )
         return Sent(
             status="sent",
@@ -254,7 +255,7 @@ class Tools:
         try:
             sent = await self._connect().messages.react(message_id, reaction)
         except SendUnconfirmedError as error:
-            return Sent(status="unconfirmed", advice=f"{error} Do not react again.")
+            return Sent(status="unconfirmed", advice=f"{error.args[0]}: it may have been sent. Do not react again.")
         return Sent(status="sent", id=sent.id, channel=sent.channel)
 
     async def _conversations(

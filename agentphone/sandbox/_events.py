@@ -67,7 +67,10 @@ class EventResponse(Response):
         self.background = None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._source = source
-        self._last_id = last_id
+        self._is_new = last_id is None
+        # Before the headers are sent: a client that has seen them misses nothing.
+        self._last_id = source.changes.since(None).last if last_id is None else last_id
+        self._requests_seen = source.request_log.version
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the client disconnects."""
@@ -78,13 +81,15 @@ class EventResponse(Response):
             await self._send_events(send)
 
     async def _send_events(self, send: Send) -> None:
-        last_id, requests_seen = self._last_id, self._source.request_log.version
+        last_id, requests_seen = self._last_id, self._requests_seen
         text = f"retry: {RETRY_MILLISECONDS}\n\n"
+        if self._is_new:
+            text += _event("ready", {}, last_id)
         while True:
             version = self._source.version()
             changes = self._source.changes.since(last_id)
-            if last_id is None or changes.is_reset:
-                text += _event("reset" if changes.is_reset else "ready", {}, changes.last)
+            if changes.is_reset:
+                text += _event("reset", {}, changes.last)
             text += "".join(_event("change", change, int(change["id"])) for change in changes.data)
             last_id = changes.last
             entries = self._source.request_log.since(requests_seen)

@@ -48,13 +48,17 @@ def test_each_example_is_a_whole_program_that_runs_without_a_key(program: str, t
     path.write_text(program, encoding="utf-8")
     done = run(*PYTHON, str(path), cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:")
     assert (done.returncode, done.stderr) == (0, "")
+    assert set(promised(program)) <= set(done.stdout.splitlines())
 
 
-def test_comments_in_the_examples_tell_what_they_print(tmp_path: Path) -> None:
-    promised = [(program, line) for program in PROGRAMS for line in re.findall(r"print\(.*\)  # (.*)", program)]
-    assert promised
-    for program, line in promised:
-        assert line in run(*PYTHON, "-c", program, cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:").stdout.splitlines()
+def promised(program: str) -> list[str]:
+    """Return what the comments of a program say that it prints."""
+    return re.findall(r"print\(.*\)  # (.*)", program)
+
+
+def test_comments_in_the_examples_tell_what_they_print() -> None:
+    # The test of each example compares them with its output.
+    assert any(map(promised, PROGRAMS))
 
 
 SETTINGS = """\

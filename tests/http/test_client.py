@@ -28,6 +28,7 @@ from agentphone import (
 from agentphone.sandbox import Sandbox
 from tests.conftest import Server
 from tests.support.helpers import BASE, KEY, Scripted, client_of, ok, open_sockets
+from tests.support.processes import SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -334,7 +335,7 @@ def test_client_works_in_successive_event_loops(server: Server) -> None:
 @pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("asyncio", "trio")], ids="+".join)
 def test_client_works_in_two_event_loops_at_once(server: Server, backends: tuple[str, str]) -> None:
     client = AsyncClient(KEY, base_url=server.url, max_retries=0)
-    meet = threading.Barrier(2, timeout=30)
+    meet = threading.Barrier(2, timeout=SECONDS)
     failed: list[BaseException] = []
 
     async def use() -> None:

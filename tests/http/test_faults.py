@@ -230,7 +230,7 @@ def test_deadline_holds_on_a_real_clock(kind: str, settings: dict[str, Any]) -> 
     for error, _ in meet(kind, SLOW["one byte at a time of body"], ALWAYS, deadline=0.3, **settings).values():
         assert type(error) is DeadlineExceededError
         assert outcomes(error) == ["DeadlineExceededError"]
-    assert 0.29 <= time.monotonic() - began < 10
+    assert 0.29 <= time.monotonic() - began < 30
 
 
 @each_client

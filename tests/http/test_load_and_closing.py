@@ -38,12 +38,14 @@ from tests.support.fault_server import (
     serving,
 )
 from tests.support.helpers import KEY, at_rest
+from tests.support.long import count
 from tests.support.processes import SECONDS
 
 pytestmark = pytest.mark.anyio
 
 KINDS = ["asyncio", "trio", "blocking"]
 LIMIT = 200_000
+CALLS = count(1000, 10_000)
 ALWAYS = float("inf")
 
 
@@ -107,9 +109,9 @@ async def test_a_thousand_concurrent_calls_succeed(fast_server: str) -> None:
     assert tasks_alive() == before
 
 
-async def test_ten_thousand_calls_with_half_cancelled_leave_nothing(fast_server: str) -> None:
+async def test_calls_of_which_half_are_cancelled_leave_nothing(fast_server: str) -> None:
     rand = random.Random(5)
-    victims = set(rand.sample(range(10_000), 5000))
+    victims = set(rand.sample(range(CALLS), CALLS // 2))
     scopes = {number: anyio.CancelScope() for number in victims}
     current: contextvars.ContextVar[int] = contextvars.ContextVar("current", default=-1)
     answered = 0
@@ -134,9 +136,9 @@ async def test_ten_thousand_calls_with_half_cancelled_leave_nothing(fast_server:
                 answered += 1
 
         async with anyio.create_task_group() as tasks:
-            for number in range(10_000):
+            for number in range(CALLS):
                 tasks.start_soon(call, number)
-        assert 5000 <= answered < 8000
+        assert 0.5 * CALLS <= answered < 0.8 * CALLS
         at_rest(client)
         with anyio.fail_after(SECONDS):
             for _ in range(100):

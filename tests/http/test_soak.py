@@ -1,6 +1,6 @@
 """Many calls through a network where a fifth fails: every result is compared with the sandbox's data.
 
-Short by default. `SOAK_CALLS=5000 pytest tests/http/test_soak.py -s` runs longer and prints the figures.
+Short by default. `AGENTPHONE_LONG=1 pytest tests/http/test_soak.py -n 0 -s` runs longer and prints the figures.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import http.client
 import itertools
-import os
 import random
 import threading
 import time
@@ -27,8 +26,9 @@ from agentphone import AgentPhoneError, APIConnectionError, APIStatusError, Asyn
 from tests.conftest import Server
 from tests.support.fault_server import Connection, serving
 from tests.support.helpers import KEY
+from tests.support.long import count
 
-CALLS = int(os.environ.get("SOAK_CALLS", "600"))
+CALLS = count(600, 5000)
 FAULTY = 0.2
 WORKERS = 24
 KINDS = ["asyncio", "trio", "blocking"]

@@ -21,7 +21,11 @@ PEOPLE = 20 if IS_LONG else 8
 TEXTS = 200 if IS_LONG else 40
 LONGEST = 600 if IS_LONG else 60
 
-pytestmark = [pytest.mark.skipif(os.name != "posix", reason="SIGKILL"), pytest.mark.timeout(LONGEST + 60)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="SIGKILL"),
+    pytest.mark.timeout(LONGEST + 60),
+]
 
 MOMENTS = [
     "before handle",

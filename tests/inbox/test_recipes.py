@@ -105,6 +105,7 @@ def scripted_model() -> Any:
     return Scripted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "reply", "state"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -17,12 +16,10 @@ from agentphone._paging.follow import FollowPaginator
 from agentphone._paging.polling import TIMESTAMP_RESOLUTION
 from agentphone._paging.watch import WatchPaginator
 from tests.live.live_cases import Case, LivePaginators, Run, cases, check
+from tests.support.long import count
 from tests.support.model import FakeAccount, ServerBehavior, key
 
-MANY = settings(
-    max_examples=int(os.environ.get("LIVE_EXAMPLES", "400")), deadline=None, suppress_health_check=list(HealthCheck)
-)
-"""`LIVE_EXAMPLES=5000` makes a long run."""
+MANY = settings(max_examples=count(100, 5000), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @frozen

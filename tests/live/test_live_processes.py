@@ -19,14 +19,15 @@ import pytest
 
 from agentphone import AsyncClient, Client, Message
 from agentphone.sandbox import Sandbox
+from tests.support.long import count
 from tests.support.processes import ENVIRONMENT
 
-MESSAGES = int(os.environ.get("LIVE_MESSAGES", "3400"))
+MESSAGES = count(1200, 3400)
 PEOPLE = 50
 KILLS = 4
 START = "2020-01-01T00:00:00Z"
 AGENT = "+15555550100"
-SECONDS = 200
+SECONDS = 240
 POLL = {"poll_interval": 0.05, "max_poll_interval": 0.2}
 
 Received = list[tuple[str, Message]]
@@ -65,13 +66,13 @@ async def watch(url: str) -> Received:
 
 
 def watch_with_breaks(url: str) -> Received:
-    """Watch with the sync client, and resume after about every thousandth message."""
+    """Watch with the sync client, and resume after some hundreds of messages."""
     source = random.Random(9)
     received: Received = []
     after: Any = START
     deadline_at = time.monotonic() + SECONDS
     while len(received) < MESSAGES:
-        left = source.randrange(1, 2000)
+        left = source.randrange(1, MESSAGES // 2)
         with Client("key", base_url=url) as client:
             for conversation, message in client.conversations.watch(after=after, **POLL):
                 assert time.monotonic() < deadline_at
@@ -103,7 +104,7 @@ def in_thread(function: Callable[[], Received], results: dict[str, Received], na
     return thread
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_watch_survives_kills_of_the_server(tmp_path: Path) -> None:
     path, port = tmp_path / "box.db", free_port()
@@ -120,7 +121,7 @@ def test_watch_survives_kills_of_the_server(tmp_path: Path) -> None:
         writer.start()
         try:
             for _ in range(KILLS):
-                writer.join(1.0)
+                writer.join(0.5)
                 os.kill(server.pid, signal.SIGKILL)
                 server.wait()
                 server = serve(path, port)

@@ -24,7 +24,7 @@ from tests.live.support import (
     Phone,
 )
 from tests.support.helpers import KEY
-from tests.support.processes import ENVIRONMENT
+from tests.support.processes import ENVIRONMENT, SECONDS
 
 
 def test_sync_client_follows_and_watches() -> None:
@@ -64,7 +64,7 @@ def test_closing_a_stream_ends_the_loop_of_another_thread() -> None:
         while not sandbox.requests:
             ended.wait(0.01)
         stream.close()
-        assert ended.wait(30)
+        assert ended.wait(SECONDS)
         thread.join()
         assert list(stream) == []
 

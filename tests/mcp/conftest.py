@@ -20,7 +20,7 @@ from mcp import Client, StdioServerParameters
 
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
-from tests.support.processes import ENVIRONMENT, PYTHON
+from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS
 
 KEY = "sk_of_the_mcp_tests_9f8e7d"
 PERSON, AGENT = "+15555550110", "+15555550100"
@@ -110,7 +110,7 @@ def over_http(url: str, *options: str, host: str = "127.0.0.1") -> Iterator[str]
             yield f"http://127.0.0.1{found[1]}"
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(SECONDS)
 
 
 @pytest.fixture(scope="package")

@@ -23,6 +23,7 @@ SETTINGS = {"OPENAI_AGENTS_DISABLE_TRACING": "1", "LANGSMITH_TRACING": "false"}
 """So that nothing is reported to anyone."""
 
 
+@pytest.mark.slow  # imports a framework for agents
 @pytest.mark.parametrize("recipe", MODELS)
 def test_recipe_answers_the_latest_text(recipe: str) -> None:
     with Sandbox() as box, running(box) as url, Client("any-key", base_url=url) as client:

@@ -16,6 +16,8 @@ import pytest
 from agentphone.sandbox import Sandbox
 from tests.support.processes import PYTHON, SECONDS, run
 
+pytestmark = pytest.mark.slow
+
 CELLS = {
     "connect": """\
 import pandas as pd

@@ -16,5 +16,5 @@ class OrderState:
 async def answer(text: MessageEvent, state: OrderState) -> str | None:
     for word in (text.text or "").split():
         if word.startswith("ORD-"):
-            state.order_id = word
+            state.order_id = word.strip(".,!?")
     return f"{state.order_id} is on its way." if state.order_id else "Which order?"

@@ -7,9 +7,10 @@ import pytest
 
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
+from tests.support.processes import SECONDS
 
 from .helpers import HEADERS
-from .receiver import SECONDS, Receiver, receiving
+from .receiver import Receiver, receiving
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def in_child(work: Callable[[], object]) -> Any:
     pid = os.fork()
     if pid == 0:
         try:
-            signal.alarm(30)
+            signal.alarm(120)
             os.write(writer, json.dumps(work()).encode())
         finally:
             os._exit(0)

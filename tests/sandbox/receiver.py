@@ -13,9 +13,9 @@ from typing import Any
 
 from attrs import frozen
 
+from tests.support.processes import SECONDS
+
 SECRET = "whsec_0123456789"
-SECONDS = 60
-"""A limit that turns a hang into a failure, for steps that take about a second."""
 
 
 def until(condition: Callable[[], object]) -> None:

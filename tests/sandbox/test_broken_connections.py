@@ -12,9 +12,10 @@ import uvicorn
 
 from agentphone.sandbox import Sandbox, _app
 from agentphone.sandbox.server import running
+from tests.support.processes import SECONDS
 
 from .helpers import ADA, AGENT, HEADERS
-from .receiver import SECONDS, until
+from .receiver import until
 
 pytestmark = pytest.mark.anyio
 

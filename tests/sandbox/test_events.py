@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import threading
@@ -19,9 +20,10 @@ from agentphone.sandbox import Sandbox
 from agentphone.sandbox._changes import BOUNDS
 from agentphone.sandbox._hosts import is_local_host
 from agentphone.sandbox.server import STOP_SECONDS, running
+from tests.support.processes import SECONDS
 
 from .helpers import ADA, AGENT, BEN, HEADERS, call, get
-from .receiver import SECONDS, Receiver, until
+from .receiver import Receiver, until
 
 
 def receive(sandbox: Sandbox, body: str = "Hi", *, person: str = ADA) -> dict[str, Any]:
@@ -164,6 +166,33 @@ def test_stream_resumes_after_the_last_event(sandbox: Sandbox, url: str) -> None
         assert [stream.next("change", "ready", "reset")[2]["messageId"] for _ in missed] == missed
     with streaming(url, "17") as stream:
         assert stream.next("change", "reset")[1:] == ("reset", {})
+
+
+def test_stream_misses_nothing_once_its_headers_are_sent(sandbox: Sandbox) -> None:
+    sent: list[bytes] = []
+
+    async def stream() -> None:
+        is_over = asyncio.Event()
+        messages = iter([{"type": "http.request"}])
+
+        async def read() -> dict[str, Any]:
+            if (message := next(messages, None)) is not None:
+                return message
+            await is_over.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                receive(sandbox)
+            else:
+                sent.append(message["body"])
+                is_over.set()
+
+        scope = {"type": "http", "method": "GET", "path": "/sandbox/events", "query_string": b""}
+        await sandbox.app({**scope, "headers": [(b"authorization", b"Bearer any")]}, read, send)
+
+    asyncio.run(stream())
+    assert b"event: change" in sent[0]
 
 
 def test_stream_reports_commits_of_other_processes(tmp_path: Path) -> None:

@@ -18,13 +18,16 @@ ROOT = Path(__file__).parents[2]
 NAME = "agentphone.pytest_plugin"
 # With this name the plugin is loaded once, whether the entry point is installed or not.
 OPTIONS = ("-W", "error", "-p", NAME, "-p", "no:cacheprovider")
-WITHOUT_ASYNCIO = ("-p", "no:asyncio")  # it warns if it is not configured
+WITH_ANYIO = ("-p", "anyio.pytest_plugin")
+WITH_ASYNCIO = ("-p", "pytest_asyncio.plugin")
 
 
 @pytest.fixture(autouse=True)
 def _users_environment(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([ENVIRONMENT["PYTHONPATH"], os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    # All plugins that the tests of this project install take three seconds to import. One test has them all.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
 def run(pytester: pytest.Pytester, code: str, *options: str) -> pytest.RunResult:
@@ -112,7 +115,7 @@ def test_webhook_is_retried_and_dated_by_the_clock(agentphone_sandbox):
 
 
 def test_fixtures_in_plain_tests(pytester: pytest.Pytester) -> None:
-    run(pytester, PLAIN, *WITHOUT_ASYNCIO).assert_outcomes(passed=11)
+    run(pytester, PLAIN).assert_outcomes(passed=11)
 
 
 ASYNC = """
@@ -137,7 +140,7 @@ async def test_faults_and_requests_are_available(agentphone_sandbox, agentphone_
 
 
 def test_fixtures_with_the_anyio_plugin(pytester: pytest.Pytester) -> None:
-    run(pytester, ASYNC.format(mark="pytest.mark.anyio"), *WITHOUT_ASYNCIO).assert_outcomes(passed=4)
+    run(pytester, ASYNC.format(mark="pytest.mark.anyio"), *WITH_ANYIO).assert_outcomes(passed=4)
 
 
 @pytest.mark.parametrize("mode", ["strict", "auto"])
@@ -145,7 +148,7 @@ def test_fixtures_with_pytest_asyncio(pytester: pytest.Pytester, mode: str) -> N
     pytest.importorskip("pytest_asyncio")
     pytester.makeini(f"[pytest]\nasyncio_mode = {mode}\nasyncio_default_fixture_loop_scope = function\n")
     mark = "pytest.mark.asyncio" if mode == "strict" else "[]"
-    run(pytester, ASYNC.format(mark=mark)).assert_outcomes(passed=2)
+    run(pytester, ASYNC.format(mark=mark), *WITH_ASYNCIO).assert_outcomes(passed=2)
 
 
 LOADED = """
@@ -167,7 +170,7 @@ def test_plugin_imports_only_the_package():
 
 
 def test_plugin_imports_nothing_until_a_fixture_is_requested(pytester: pytest.Pytester) -> None:
-    run(pytester, LOADED, *WITHOUT_ASYNCIO).assert_outcomes(passed=2)
+    run(pytester, LOADED).assert_outcomes(passed=2)
 
 
 def test_missing_extra_fails_only_the_tests_that_need_it(
@@ -175,13 +178,15 @@ def test_missing_extra_fails_only_the_tests_that_need_it(
 ) -> None:
     pytester.makepyfile(starlette="raise ModuleNotFoundError(\"No module named 'starlette'\", name='starlette')")
     code = "def test_it(agentphone_client): pass\ndef test_other(): pass\n"
-    result = run(pytester, code, *WITHOUT_ASYNCIO)
+    result = run(pytester, code)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*need the extra packages of the sandbox (No module named 'starlette')*pip install*"])
 
 
-def test_readme_example_passes(pytester: pytest.Pytester) -> None:
+@pytest.mark.slow
+def test_readme_example_passes_beside_all_plugins(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     [example] = re.findall(r"^```python\n(# test_orders\.py\n.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    outcomes = run(pytester, example, *WITHOUT_ASYNCIO).parseoutcomes()
+    outcomes = run(pytester, example, "-p", "no:asyncio").parseoutcomes()  # it warns if it is not configured
     assert outcomes == {"passed": 4}, "three tests, one of them on both loops"

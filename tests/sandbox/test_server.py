@@ -16,6 +16,7 @@ import pytest
 
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
+from tests.support.processes import SECONDS
 
 from .helpers import ADA, AGENT
 
@@ -47,17 +48,17 @@ def test_server_stops_cleanly_on_a_signal(number: signal.Signals) -> None:
         client.headers["Authorization"] = f"Bearer {KEY}"
         assert client.get("/v1/conversations").json()["total"] >= 24
         process.send_signal(number)  # while a connection is kept alive
-        assert process.communicate(timeout=20) == ("", "")
+        assert process.communicate(timeout=SECONDS) == ("", "")
         assert process.returncode == 0
 
 
 def test_server_stops_during_an_unfinished_request() -> None:
     with server() as process:
         host, port = url_of(process).removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
             connection.sendall(b"PATCH /v1/conversations/x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
             process.terminate()
-            assert process.communicate(timeout=20) == ("", "")
+            assert process.communicate(timeout=SECONDS) == ("", "")
             assert process.returncode == 0
 
 
@@ -71,7 +72,7 @@ def test_key_is_never_printed(tmp_path: Path) -> None:
             body = {"direction": "inbound", "from": ADA, "to": AGENT, "body": "Hi"}
             assert client.post("/sandbox/messages", json=body).status_code == 500
         process.terminate()
-        output = "".join(process.communicate(timeout=20))
+        output = "".join(process.communicate(timeout=SECONDS))
     assert "no such table" in output
     assert KEY not in output
 
@@ -80,7 +81,7 @@ def test_port_in_use_is_one_line_and_exit_code_1() -> None:
     with server() as first:
         port = int(url_of(first).rsplit(":", 1)[1])
         with server(port=port, api_key=KEY) as second:
-            output, error = second.communicate(timeout=20)
+            output, error = second.communicate(timeout=SECONDS)
     assert (output, second.returncode) == ("", 1)
     assert error == f"agentphone sandbox: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
 
@@ -90,7 +91,7 @@ def test_startup_failure_is_one_line_and_exit_code_1(options: dict[str, object],
     if "db" in options:
         options = {"db": str(tmp_path / str(options["db"]))}
     with server(**options) as process:
-        output, error = process.communicate(timeout=20)
+        output, error = process.communicate(timeout=SECONDS)
     assert (output, process.returncode, error.count("\n")) == ("", 1, 1)
     assert error.startswith("agentphone sandbox: cannot ")
 

@@ -17,9 +17,11 @@ import pytest
 
 from agentphone import _loop_thread
 from agentphone.sandbox import Sandbox, _deliveries, _dispatcher
+from tests.support.long import count
+from tests.support.processes import SECONDS
 
 from .helpers import ADA, AGENT, fork_only, in_child, statuses, stored_ids, webhook_threads
-from .receiver import SECONDS, SECRET, Received, Receiver, until
+from .receiver import SECRET, Received, Receiver, until
 
 # Python 3.12 and later warn about every fork in a process with threads. These tests show that it works here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -327,7 +329,7 @@ def test_forks_during_deliveries_neither_hang_nor_lose_one(receiver: Receiver, t
         thread = threading.Thread(target=write)
         thread.start()
         try:
-            children = [in_child(work) for _ in range(10)]
+            children = [in_child(work) for _ in range(count(4, 10))]
         finally:
             done.set()
             thread.join(SECONDS)

@@ -14,6 +14,7 @@ import pytest
 
 from agentphone.sandbox import Behavior, Sandbox, _deliveries, _dispatcher, _messages, _store
 from agentphone.sandbox._behavior import Settings
+from tests.support.processes import SECONDS
 
 from .helpers import ADA, AGENT, BEN, call, statuses, webhook_threads
 from .receiver import SECRET, Receiver, until
@@ -292,7 +293,7 @@ def test_concurrent_messages_arrive_once_each(sandbox: Sandbox, receiver: Receiv
     start = threading.Barrier(20)
 
     def text(person: int) -> None:
-        start.wait(30)
+        start.wait(SECONDS)
         for index in range(10):
             sandbox.receive_sms(from_number=f"+1555555{person:04d}", to_number=AGENT, body=f"{person} {index}")
 

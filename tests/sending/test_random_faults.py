@@ -1,12 +1,9 @@
 """The law of sending, under random faults: the history has each send that returned once, and each that did not at most
 once, and only if it is unconfirmed.
-
-`AGENTPHONE_SENDS=2000 pytest tests/sending/test_random_faults.py` for a long run.
 """
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -18,8 +15,9 @@ import pytest
 from agentphone import AgentPhoneError, AsyncClient, Conversation, SendUnconfirmedError
 from agentphone.sandbox import Sandbox
 from tests.support.helpers import BASE, KEY
+from tests.support.long import count
 
-SENDS = int(os.environ.get("AGENTPHONE_SENDS", "400"))
+SENDS = count(200, 2000)
 CONVERSATIONS = 20
 
 Fault = Callable[[httpx.AsyncBaseTransport, httpx.Request], Awaitable[httpx.Response]]

@@ -232,7 +232,7 @@ def test_state_that_does_not_fit_is_a_state_decode_error_and_stays(world: World,
         ("order_id", 5, TypeError),
         ("order_id", NOON, TypeError),
         ("mood", "furious", TypeError),
-        ("order_id", object(), TypeError),
+        ("order_id", ..., TypeError),  # not object(): its repr, the id of the test, differs between processes
         ("pair", (1, 2), TypeError),
         ("order_id", "\ud800", ValueError),
     ],

@@ -1,6 +1,6 @@
 """Run Python programs that use a blocking client, and look at their output, exit code and requests from outside.
 
-Time limits only detect hangs, so they are generous: a program that should exit within a second gets five.
+Time limits only detect hangs, so they are generous: a program that should exit within a second gets twenty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.processes import ENVIRONMENT, SECONDS
 
-EXIT_SECONDS = 5.0
+EXIT_SECONDS = 20.0
 """How long a program that exits within a second gets on a busy machine."""
 
 
@@ -38,14 +38,14 @@ FORKED = """
 def in_child(work):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(30)  # a hang ends with its signal's number
+        signal.alarm(120)  # a hang ends with its signal's number
         began = time.monotonic()
         try:
             work()
         except Exception:
             sys.excepthook(*sys.exc_info())
             sys.exit(1)
-        print("child", time.monotonic() - began < 5, flush=True)
+        print("child", time.monotonic() - began < 20, flush=True)
         sys.exit(0)
     return pid
 

@@ -1,4 +1,4 @@
-"""A Django project on gunicorn and uvicorn: 2,000 requests each, every response is checked, nothing is logged."""
+"""A Django project on gunicorn and uvicorn: many requests each, every response is checked, nothing is logged."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from typing import Any
 import pytest
 
 from agentphone import Client
+from tests.support.long import count
 from tests.support.processes import ENVIRONMENT, SECONDS, sandbox
 
 PROJECT = Path(__file__).parents[1] / "django_project"
-REQUESTS = 2000
+REQUESTS = count(300, 2000)
 CONCURRENCY = 12
 
 GUNICORN = ("gunicorn", "wsgi:application", "--preload", "--bind", "127.0.0.1:0", "--worker-tmp-dir", ".")
 UVICORN = ("uvicorn", "asgi:application", "--port", "0", "--lifespan", "off", "--no-access-log")
 
 needs_gunicorn = pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import Server
 from tests.support.listener import Listener
+from tests.support.long import count
 from tests.sync.programs import FORKED, NEEDS_FORK, NEEDS_SIGNALS, run
 
 
@@ -103,9 +104,11 @@ def test_inherited_iterator_continues_in_child_and_grandchild(listener: Listener
     assert len(set.union(*ports)) == 3
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 def test_forks_during_calls_of_other_threads(listener: Listener) -> None:
-    program = """
+    forks = count(12, 50)
+    program = f"""
         stop, failed = threading.Event(), []
         def forever():
             while not stop.is_set():
@@ -113,7 +116,7 @@ def test_forks_during_calls_of_other_threads(listener: Listener) -> None:
                 except BaseException as error: failed.append(error)
         threads = [threading.Thread(target=forever) for _ in range(3)]
         for thread in threads: thread.start()
-        for _ in range(50):
+        for _ in range({forks}):
             def work(): get("child"); client.close()
             join(in_child(work))
         stop.set()
@@ -121,8 +124,8 @@ def test_forks_during_calls_of_other_threads(listener: Listener) -> None:
         get("parent")
         print(failed)
         """
-    assert run_forking(program, listener.url) == ["child True"] * 50 + ["[]"]
-    assert len(set(listener.ports("child"))) == 50
+    assert run_forking(program, listener.url) == ["child True"] * forks + ["[]"]
+    assert len(set(listener.ports("child"))) == forks
     assert not set(listener.ports("parent")) & set(listener.ports("child"))
 
 
@@ -205,6 +208,7 @@ def test_api_error_returns_from_a_worker_process(server: Server) -> None:
     assert run(program, server.url) == ["404 404"]
 
 
+@pytest.mark.slow
 @NEEDS_FORK
 @pytest.mark.parametrize("base_url", ["sandbox:", "sandbox:box.db"])
 def test_sandbox_client_after_a_fork(base_url: str, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_gevent_workaround_runs_other_greenlets_meanwhile(listener: Listener) ->
         pool = gevent.get_hub().threadpool
         def call(number): return pool.apply(get, (f"conv_{number}",)).id
         jobs = [gevent.spawn(call, number) for number in range(50)]
-        gevent.joinall(jobs, timeout=30)
+        gevent.joinall(jobs, timeout=120)
         print([job.value for job in jobs] == [f"conv_{number}" for number in range(50)], len(ticks) > 5)
         """
     assert run_patched(ADVISED, program, listener.url) == ["True True"]

@@ -14,6 +14,7 @@ import pytest
 from agentphone import APIStatusError, AsyncClient, Client, Message, Page, _portal
 from agentphone.sandbox import Sandbox
 from tests.support.helpers import BASE, KEY, ok
+from tests.support.processes import SECONDS
 from tests.sync.blocking import blocking, listing
 
 
@@ -92,7 +93,7 @@ def test_page_read_by_another_thread_is_kept(monkeypatch: pytest.MonkeyPatch) ->
     """Both threads find no item left, and then read one after the other."""
     client, _script = blocking(listing(4))
     items = iter(client.conversations.list(page_size=2))
-    run, lock, meet = _portal.run, threading.Lock(), threading.Barrier(2, timeout=60)
+    run, lock, meet = _portal.run, threading.Lock(), threading.Barrier(2, timeout=SECONDS)
 
     def run_in_turn(*args: Any) -> None:
         meet.wait()

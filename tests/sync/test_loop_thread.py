@@ -148,7 +148,7 @@ INTERRUPTED_AT_A_LOCK = """
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(20)  # a hang ends with its signal's number
+        signal.alarm(120)  # a hang ends with its signal's number
         Client("key", base_url="sandbox:").conversations.list(limit=1).page()
         log.mark("child")
         os._exit(0)

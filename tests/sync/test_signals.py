@@ -10,6 +10,7 @@ from typing import IO, cast
 import pytest
 
 from tests.support.listener import Listener
+from tests.support.long import count
 from tests.sync.programs import EXIT_SECONDS, FORKED, NEEDS_FORK, NEEDS_SIGNALS, end, noise, start
 
 CAUGHT = """
@@ -124,7 +125,7 @@ def run_stress(program: str, url: str) -> str:
 
 @NEEDS_SIGNALS
 def test_interrupted_calls_leave_no_request_and_no_task() -> None:
-    program = """
+    program = f"""
         import json
         from tests.support.helpers import conversation
         BODY = json.dumps(conversation(messages=[]))
@@ -132,7 +133,7 @@ def test_interrupted_calls_leave_no_request_and_no_task() -> None:
         call = lambda: client.conversations.get("conv_1")
         longest = duration(call) * 1.5
         hit, latest = 0, time.monotonic() + 40
-        while hit < 250 and time.monotonic() < latest:
+        while hit < {count(50, 250)} and time.monotonic() < latest:
             if interrupted(call, longest):
                 hit += 1
                 count = len(sent)
@@ -146,14 +147,15 @@ def test_interrupted_calls_leave_no_request_and_no_task() -> None:
 
 @NEEDS_SIGNALS
 def test_interrupted_calls_leave_no_connection(listener: Listener) -> None:
-    program = """
+    calls = count(100, 300)
+    program = f"""
         call = lambda: get("conv_1")
         longest = duration(call) * 1.5
         def descriptors(): return len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
-        hit = sum(interrupted(call, longest) and call().id == "conv_1" for _ in range(300))
+        hit = sum(interrupted(call, longest) and call().id == "conv_1" for _ in range({calls}))
         for _ in range(30): interrupted(lambda: client.with_options(timeout=1).conversations.get("conv_1"), longest)
         before = descriptors()
-        for _ in range(300): interrupted(call, longest)
+        for _ in range({calls}): interrupted(call, longest)
         assert call().id == "conv_1"
         for _ in range(200):  # an interrupted connection takes a moment to close
             if descriptors() - before <= 2: break
@@ -197,7 +199,8 @@ def test_interrupted_iteration_loses_no_page() -> None:
 @NEEDS_FORK
 @NEEDS_SIGNALS
 def test_interrupted_first_call_leaves_a_working_client(listener: Listener) -> None:
-    program = """
+    children = count(25, 100)
+    program = f"""
         get("conv_1")  # the children need not import anything
         def work():
             try: hit = interrupted(lambda: get("conv_1"), 0.004)
@@ -206,10 +209,10 @@ def test_interrupted_first_call_leaves_a_working_client(listener: Listener) -> N
                 hit = True
             assert get("conv_1").id == "conv_1"
             print("interrupted" if hit else "completed", flush=True)
-            os._exit(0)  # at once: a hundred ordinary exits take a while
-        for _ in range(100): join(in_child(work))
+            os._exit(0)  # at once: ordinary exits take a while
+        for _ in range({children}): join(in_child(work))
         """
     lines = run_stress(FORKED + textwrap.dedent(program), listener.url).splitlines()
-    assert len(lines) == 100
+    assert len(lines) == children
     assert set(lines) <= {"interrupted", "completed"}
     assert "interrupted" in lines

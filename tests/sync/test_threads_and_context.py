@@ -19,6 +19,8 @@ import pytest
 from agentphone import AsyncClient, Client, ClientClosedError
 from tests.conftest import Server
 from tests.support.helpers import KEY, message, ok, page
+from tests.support.long import count
+from tests.support.processes import SECONDS
 from tests.sync.blocking import blocking, listing
 
 
@@ -30,12 +32,12 @@ def test_threads_sharing_a_client_get_their_own_responses(server: Server) -> Non
         for number in range(32)
     ]
     wrong: list[str] = []
-    start = threading.Barrier(32, timeout=60)
+    start = threading.Barrier(32, timeout=SECONDS)
 
     def work(number: int) -> None:
         source = random.Random(number)
         start.wait()
-        for turn in range(157):
+        for turn in range(count(20, 150)):
             asked = source.randrange(32)
             found = client.conversations.get(ids[asked], message_limit=1)
             if (found.id, found.messages[0].body) != (ids[asked], str(asked)):

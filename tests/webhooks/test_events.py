@@ -22,6 +22,7 @@ from agentphone.webhooks import (
     VoiceEvent,
 )
 from tests.support.helpers import sample
+from tests.support.long import count
 from tests.webhooks.deliveries import BODY, HEADERS, JSON, NOON, WEBHOOK, assert_pickles, parse, payload, signed
 
 
@@ -255,7 +256,7 @@ CORRUPTED = st.sampled_from(["message", "voice", "reaction", "call_ended"]).flat
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=count(100, 5000))
 @given(JSON | CORRUPTED | st.binary())
 def test_any_signed_body_is_an_event_or_a_decode_error(raw: Any) -> None:
     try:

@@ -46,6 +46,7 @@ application = bare_webhook.application
 """The recipe with work that fails every fifth time."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="gunicorn forks")
 def test_each_message_is_handled_exactly_once(tmp_path: Path) -> None:
     (tmp_path / "served.py").write_text(FAILING)
