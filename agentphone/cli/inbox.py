@@ -87,8 +87,11 @@ def dev(ctx: click.Context, target: str, port: int) -> None:
             url = stack.enter_context(running(sandbox, port=port))
         except OSError as error:
             raise click.UsageError(f"Port {port} cannot be used ({error.strerror}); --port N takes another.") from None
-        # Before the module is imported: clients of its own are to use the local AgentPhone too.
+        # Before the module is imported: clients of its own are to use the local AgentPhone too, without a proxy.
+        direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
         os.environ |= {
+            "NO_PROXY": direct,
+            "no_proxy": direct,
             "AGENTPHONE_API_KEY": "dev",
             "AGENTPHONE_BASE_URL": url,
             "AGENTPHONE_WEBHOOK_SECRET": secret,

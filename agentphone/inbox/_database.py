@@ -422,20 +422,20 @@ def quiet_dbos() -> Generator[None]:
     Without a handler DBOS adds one of its own, which writes to stderr. Its log of a workflow that raises has the texts
     of people in it. A level that the user has set is kept.
     """
+
+    def is_of_interest(record: logging.LogRecord) -> bool:  # a new function each time: blocks may be nested
+        raised = record.exc_info[1] if record.exc_info else None
+        return not isinstance(raised, SetAsideError) and not record.getMessage().startswith("Asyncio task cancelled")
+
     log = logging.getLogger("dbos")
     level, handler = log.level, logging.NullHandler()
     log.addHandler(handler)
-    log.addFilter(_is_of_interest)
+    log.addFilter(is_of_interest)
     if level == logging.NOTSET:
         log.setLevel(logging.WARNING)
     try:
         yield
     finally:
         log.setLevel(level)
-        log.removeFilter(_is_of_interest)
+        log.removeFilter(is_of_interest)
         log.removeHandler(handler)
-
-
-def _is_of_interest(record: logging.LogRecord) -> bool:
-    raised = record.exc_info[1] if record.exc_info else None
-    return not isinstance(raised, SetAsideError) and not record.getMessage().startswith("Asyncio task cancelled")

@@ -83,7 +83,8 @@ def test_dev_answers_and_forgets_nothing_when_it_is_killed(folder: Path) -> None
             messages = client.conversations.messages(conversation_id, order="asc")
             return [message.body for message in messages if message.direction == "outbound"]
 
-    with command(folder, "dev", "bot:inbox", "--port", "0") as dev:
+    behind_proxy = ENVIRONMENT | {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "intranet.example"}
+    with command(folder, "dev", "bot:inbox", "--port", "0", environment=behind_proxy) as dev:
         url = dev.wait_for(r"http://127\.0\.0\.1:\d+")[0]
         conversation_id = send(url, "It is ORD-5")
         until(lambda: replies(url, conversation_id) == ["ORD-5 is on its way."])

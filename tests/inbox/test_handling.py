@@ -417,6 +417,17 @@ def test_text_in_hand_is_finished_when_the_worker_stops(account: Account) -> Non
     assert account.replies(text) == ["ok", "ok"]
 
 
+def test_stop_in_a_pause_is_quiet(
+    account: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_workflow, "INITIAL_BACKOFF", 60)
+    account.inbox.on_message(lambda text: 1 / 0)
+    with working(account.inbox):
+        account.text()
+        until(lambda: "attempt 1 failed" in caplog.text)
+    assert [record for record in caplog.records if record.name == "dbos"] == []
+
+
 def test_text_that_takes_too_long_at_the_stop_is_handled_again(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
