@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import weakref
 from collections.abc import Generator
@@ -134,6 +135,12 @@ class Database:
         return self.url.startswith("sqlite:")
 
     @property
+    def application(self) -> str:
+        """The inbox's name as DBOS's name of an application, which has 3 to 256 of few characters."""
+        is_valid = re.fullmatch(r"[a-z0-9_-]{3,256}", self._inbox)
+        return self._inbox if is_valid else f"agentphone-{hashlib.sha256(self._inbox.encode()).hexdigest()}"
+
+    @property
     def path(self) -> Path | None:
         """The SQLite file, or None."""
         return Path(self.url.removeprefix("sqlite:///")) if self.is_sqlite else None
@@ -200,8 +207,9 @@ class Database:
 
     def workflows(self, *, states: tuple[str, ...] | None = None, limit: int | None) -> list[WorkflowStatus]:
         """Return the workflows of this inbox, newest first: of all states of DBOS or of some."""
+        # Not by the queue: DBOS takes those out of it whose processes were killed too often.
         found = self._open().client.list_workflows(
-            queue_name=self._inbox, status=[*states] if states else None, limit=limit, sort_desc=True, name=WORKFLOW
+            status=[*states] if states else None, limit=limit, sort_desc=True, name=WORKFLOW
         )
         return sorted(found, key=lambda workflow: (workflow.created_at or 0, workflow.priority or 0), reverse=True)
 
@@ -234,7 +242,7 @@ class Database:
         return found
 
     def requeue(self, workflow_ids: list[str]) -> None:
-        """Put workflows back into the queue that their worker will not continue. They keep their steps and order."""
+        """Put workflows back into the queue that no worker will continue. They keep their steps and order."""
         self._open().client.resume_workflows(workflow_ids, queue_name=self._inbox)
 
     def rewind(self, item_id: str, *, partition: str, to_step: int) -> None:
@@ -300,7 +308,7 @@ class Database:
             client = DBOSClient(
                 system_database_engine=engine,
                 serializer=JSONSerializer(),
-                application_name=self._inbox,
+                application_name=self.application,
                 retry_connection_errors=False,  # the sender of a webhook tries again; a thread that hangs helps nobody
                 lazy=True,
             )
@@ -414,20 +422,20 @@ def quiet_dbos() -> Generator[None]:
     Without a handler DBOS adds one of its own, which writes to stderr. Its log of a workflow that raises has the texts
     of people in it. A level that the user has set is kept.
     """
+
+    def is_of_interest(record: logging.LogRecord) -> bool:  # a new function each time: blocks may be nested
+        raised = record.exc_info[1] if record.exc_info else None
+        return not isinstance(raised, SetAsideError) and not record.getMessage().startswith("Asyncio task cancelled")
+
     log = logging.getLogger("dbos")
     level, handler = log.level, logging.NullHandler()
     log.addHandler(handler)
-    log.addFilter(_is_of_interest)
+    log.addFilter(is_of_interest)
     if level == logging.NOTSET:
         log.setLevel(logging.WARNING)
     try:
         yield
     finally:
         log.setLevel(level)
-        log.removeFilter(_is_of_interest)
+        log.removeFilter(is_of_interest)
         log.removeHandler(handler)
-
-
-def _is_of_interest(record: logging.LogRecord) -> bool:
-    raised = record.exc_info[1] if record.exc_info else None
-    return not isinstance(raised, SetAsideError) and not record.getMessage().startswith("Asyncio task cancelled")

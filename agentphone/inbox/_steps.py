@@ -122,28 +122,25 @@ class Steps:
             return _failure(error)
         return {"outcome": "done", "id": sent.id}
 
-    async def look_up(
-        self, event: MessageEvent, reply: Reply, since: datetime, known: Callable[[], set[str]]
-    ) -> Result:
+    async def look_up(self, event: MessageEvent, reply: Reply, since: datetime, known: set[str]) -> Result:
         """Look for a reply that a process may have sent before it was killed.
 
         Args:
             event: The text.
             reply: The reply.
             since: When that process noted that it would send it.
-            known: Returns the ids of the replies to other texts.
+            known: The ids of the replies to other texts.
 
         Returns:
             With `done`: `id`, that of the message. `unconfirmed` if it is not in the history.
         """
-        excluded = await asyncio.to_thread(known)
         ends_at = time.monotonic() + CONFIRM_SECONDS
         while True:
             try:
                 page = await self._page(event.conversation_id)
             except AgentPhoneError as error:
                 return _failure(error)
-            found = find_reply(page.data, reply.body, reply.media_urls, since=since, known=excluded)
+            found = find_reply(page.data, reply.body, reply.media_urls, since=since, known=known)
             if found is not None:
                 return {"outcome": "done", "id": found.id}
             if time.monotonic() >= ends_at:

@@ -13,7 +13,7 @@ from dbos import _dbos as dbos_module
 
 from agentphone import AsyncClient, Client
 from agentphone.errors import ConfigurationError
-from agentphone.inbox._database import WORKFLOW, DatabaseError, JSONSerializer, quiet_dbos
+from agentphone.inbox._database import WORKFLOW, DatabaseError, JSONSerializer
 from agentphone.inbox._handlers import run_in_thread
 from agentphone.inbox._slots import Slots
 from agentphone.inbox._steps import Steps
@@ -70,7 +70,7 @@ class Worker:
                 "This process runs DBOS already, for another inbox or a program of yours. Run the worker in a process"
                 " of its own: agentphone work MODULE:INBOX"
             )
-        with hold_name(self._settings.database, self._settings.inbox, name) as lock, quiet_dbos():
+        with hold_name(self._settings.database, self._settings.inbox, name) as lock:
             try:
                 await self._launch(name)
                 care = asyncio.create_task(self._take_care(name, lock))
@@ -86,7 +86,7 @@ class Worker:
         settings = self._settings
         DBOS(
             config={
-                "name": settings.inbox,
+                "name": settings.database.application,
                 "system_database_url": settings.database.url,
                 "executor_id": name,
                 "application_version": VERSION,
