@@ -93,7 +93,7 @@ async def _newest(client: AsyncClient | Client) -> Cursor:
             async for conversation in client.conversations.list():
                 async for message in client.conversations.messages(conversation.id, limit=1):
                     return message.cursor
-        except AuthenticationError:
+        except (AuthenticationError, ClientClosedError):
             raise
         except TEMPORARY as error:
             logger.error("Polling cannot begin; it tries again in %.0f s. %s", ERROR_PAUSE, error)  # noqa: TRY400

@@ -19,6 +19,7 @@ from agentphone import (
     AsyncClient,
     AuthenticationError,
     Client,
+    ClientClosedError,
     RateLimitError,
     SendUnconfirmedError,
     ServerError,
@@ -33,9 +34,9 @@ from agentphone.webhooks import Event, MessageEvent
 T = TypeVar("T")
 Result = dict[str, Any]
 
-TEMPORARY = (APIConnectionError, RateLimitError, ServerError, AuthenticationError)
-"""Failures that are not the text's: they last until the API, the network or the key is right again. Every text would
-fail meanwhile, so none is given up for them."""
+TEMPORARY = (APIConnectionError, RateLimitError, ServerError, AuthenticationError, ClientClosedError)
+"""Failures that are not the text's: they last until the API, the network or the key is right again, or until the worker
+is restarted. Every text would fail meanwhile, so none is given up for them."""
 CONFIRM_SECONDS = 10.0
 """How long a reply is looked for whose outcome is unclear."""
 LOOK_INTERVAL = 0.5

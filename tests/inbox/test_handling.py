@@ -268,6 +268,16 @@ def test_api_that_fails_is_waited_for(account: Account) -> None:
     assert [item["attempts"] for item in items] == [1, 1]
 
 
+def test_closed_client_gives_no_text_up(account: Account, caplog: pytest.LogCaptureFixture) -> None:
+    """As at the end of a worker whose handler takes longer than the worker waits."""
+    counting(account)
+    asyncio.run(account.client.aclose())
+    with working(account.inbox):
+        account.text()
+        until(lambda: "attempt 1 failed (ClientClosedError)" in caplog.text)
+        assert account.items("failed") == []
+
+
 def test_reply_that_is_refused_fails_and_is_retried_without_the_handler(account: Account) -> None:
     calls = counting(account)
     with working(account.inbox):
