@@ -337,7 +337,7 @@ def test_text_that_killed_its_workers_is_listed_and_goes_on(account: Account, is
     calls = counting(account)
     database = account.inbox._database
     text = account.box.receive_sms(from_number=person(0), to_number=AGENT, body="Hi")
-    fault = {"method": "GET", "path": f"/v1/conversations/{text['conversationId']}/messages"}
+    fault: dict[str, Any] = {"method": "GET", "path": f"/v1/conversations/{text['conversationId']}/messages"}
     with working(account.inbox):
         account.box.faults.add(kind="lost" if is_sent else "reset", method="POST")
         account.box.faults.add(status=500, times=1000, **fault)  # so that the reply is not found
