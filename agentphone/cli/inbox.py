@@ -87,8 +87,11 @@ def dev(ctx: click.Context, target: str, port: int) -> None:
             url = stack.enter_context(running(sandbox, port=port))
         except OSError as error:
             raise click.UsageError(f"Port {port} cannot be used ({error.strerror}); --port N takes another.") from None
-        # Before the module is imported: clients of its own are to use the local AgentPhone too.
+        # Before the module is imported: clients of its own are to use the local AgentPhone too, without a proxy.
+        direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
         os.environ |= {
+            "NO_PROXY": direct,
+            "no_proxy": direct,
             "AGENTPHONE_API_KEY": "dev",
             "AGENTPHONE_BASE_URL": url,
             "AGENTPHONE_WEBHOOK_SECRET": secret,
@@ -127,7 +130,8 @@ def run(ctx: click.Context, target: str, webhook: str | None, poll_interval: flo
     agentphone-inbox.db in the current directory).
     """
     inbox = _load(ctx, target)
-    inbox.run(webhook, name=name, poll_interval=poll_interval)
+    with _database_errors():
+        inbox.run(webhook, name=name, poll_interval=poll_interval)
 
 
 @click.command(cls=Command, examples=WORK_EXAMPLES)
@@ -141,7 +145,8 @@ def work(ctx: click.Context, target: str, name: str) -> None:
     Under its name a worker continues what it was doing when it was stopped, so each needs a name of its own.
     """
     inbox = _load(ctx, target)
-    inbox.work(name)
+    with _database_errors():
+        inbox.work(name)
 
 
 @click.group(cls=Group, headings={"commands": ["list", "retry"]})
@@ -213,8 +218,7 @@ def retry(ctx: click.Context, ids: tuple[str, ...], database: str | None, inbox_
 
 @contextmanager
 def _opened(database: str | None, inbox_name: str) -> Generator[Database]:
-    """Open an inbox's database, and report as one line that it cannot be used."""
-    from agentphone.inbox._database import DatabaseError
+    """Open an inbox's database for a command that looks at it."""
     from agentphone.inbox._inbox import open_database
 
     opened = open_database(database, inbox_name)
@@ -223,12 +227,23 @@ def _opened(database: str | None, inbox_name: str) -> Generator[Database]:
             f"There is no database {opened.path}. --database or AGENTPHONE_INBOX_DATABASE names the inbox's."
         )
     try:
-        yield opened
-    except DatabaseError as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise click.ClickException(f"The inbox's database cannot be used: {reason}") from error
+        with _database_errors():
+            yield opened
     finally:
         opened.close()
+
+
+@contextmanager
+def _database_errors() -> Generator[None]:
+    """Report as one line that the inbox's database cannot be used."""
+    from agentphone.inbox._database import DatabaseError
+
+    try:
+        yield
+    except DatabaseError as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        command = click.get_current_context().command_path
+        raise click.ClickException(f"{command}: The inbox's database cannot be used: {reason}") from error
 
 
 def _load(ctx: click.Context, target: str) -> Inbox:

@@ -10,10 +10,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import weakref
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from typing import Any
 import sqlalchemy as sa
 from attrs import frozen
 from dbos import DBOS, DBOSClient, Serializer, WorkflowStatus
-from sqlalchemy import event
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from agentphone._loop_thread import hold_lock_at_fork
 from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError
+from agentphone.inbox._engine import configuring_all_connections, create_engine
 from agentphone.inbox._receiving import Item
 
 DatabaseError = SQLAlchemyError
@@ -36,7 +37,6 @@ DATABASE_VARIABLE = "AGENTPHONE_INBOX_DATABASE"
 SCHEMA = "dbos"
 """The schema in PostgreSQL, which DBOS creates; ours is there too, so that no further privilege is needed."""
 WORKFLOW = "agentphone.inbox"
-BUSY_SECONDS = 30
 POLL_SECONDS = 0.05
 """How often a worker looks for new items."""
 RECENT = timedelta(hours=1)
@@ -134,6 +134,12 @@ class Database:
         return self.url.startswith("sqlite:")
 
     @property
+    def application(self) -> str:
+        """The inbox's name as DBOS's name of an application, which has 3 to 256 of few characters."""
+        is_valid = re.fullmatch(r"[a-z0-9_-]{3,256}", self._inbox)
+        return self._inbox if is_valid else f"agentphone-{hashlib.sha256(self._inbox.encode()).hexdigest()}"
+
+    @property
     def path(self) -> Path | None:
         """The SQLite file, or None."""
         return Path(self.url.removeprefix("sqlite:///")) if self.is_sqlite else None
@@ -200,8 +206,9 @@ class Database:
 
     def workflows(self, *, states: tuple[str, ...] | None = None, limit: int | None) -> list[WorkflowStatus]:
         """Return the workflows of this inbox, newest first: of all states of DBOS or of some."""
+        # Not by the queue: DBOS takes those out of it whose processes were killed too often.
         found = self._open().client.list_workflows(
-            queue_name=self._inbox, status=[*states] if states else None, limit=limit, sort_desc=True, name=WORKFLOW
+            status=[*states] if states else None, limit=limit, sort_desc=True, name=WORKFLOW
         )
         return sorted(found, key=lambda workflow: (workflow.created_at or 0, workflow.priority or 0), reverse=True)
 
@@ -234,7 +241,7 @@ class Database:
         return found
 
     def requeue(self, workflow_ids: list[str]) -> None:
-        """Put workflows back into the queue that their worker will not continue. They keep their steps and order."""
+        """Put workflows back into the queue that no worker will continue. They keep their steps and order."""
         self._open().client.resume_workflows(workflow_ids, queue_name=self._inbox)
 
     def rewind(self, item_id: str, *, partition: str, to_step: int) -> None:
@@ -289,10 +296,11 @@ class Database:
         return opened
 
     def _create(self) -> _Opened:
-        engine = _create_engine(self.url)
+        engine = create_engine(self.url)
         with quiet_dbos():
             try:
-                DBOS.migrate(self.url)
+                with configuring_all_connections():
+                    DBOS.migrate(self.url)
                 table = _create_table(engine)
             except Exception:
                 engine.dispose()
@@ -300,7 +308,7 @@ class Database:
             client = DBOSClient(
                 system_database_engine=engine,
                 serializer=JSONSerializer(),
-                application_name=self._inbox,
+                application_name=self.application,
                 retry_connection_errors=False,  # the sender of a webhook tries again; a thread that hangs helps nobody
                 lazy=True,
             )
@@ -363,26 +371,6 @@ def _insert(opened: _Opened, **values: str) -> Any:
     return postgresql.insert(opened.table).values(**values)
 
 
-def _create_engine(url: str) -> sa.Engine:
-    if not url.startswith("sqlite:"):
-        psycopg = sa.make_url(url).set(drivername="postgresql+psycopg")
-        return sa.create_engine(psycopg, pool_pre_ping=True, connect_args={"connect_timeout": 10})
-    engine = sa.create_engine(url)
-
-    def configure(connection: Any, _: object) -> None:
-        # As DBOS does it: a transaction that reads first and then writes would fail instead of waiting.
-        connection.isolation_level = "IMMEDIATE"
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    event.listen(engine, "connect", configure)
-    with suppress(OperationalError), engine.connect() as connection:
-        # One sync of the disk for each transaction instead of three, and readers do not wait. The file keeps it. It
-        # fails while another process uses the file, which has set it then.
-        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-    return engine
-
-
 def _create_table(engine: sa.Engine) -> sa.Table:
     is_sqlite = engine.dialect.name == "sqlite"
     table = sa.Table(
@@ -414,20 +402,20 @@ def quiet_dbos() -> Generator[None]:
     Without a handler DBOS adds one of its own, which writes to stderr. Its log of a workflow that raises has the texts
     of people in it. A level that the user has set is kept.
     """
+
+    def is_of_interest(record: logging.LogRecord) -> bool:  # a new function each time: blocks may be nested
+        raised = record.exc_info[1] if record.exc_info else None
+        return not isinstance(raised, SetAsideError) and not record.getMessage().startswith("Asyncio task cancelled")
+
     log = logging.getLogger("dbos")
     level, handler = log.level, logging.NullHandler()
     log.addHandler(handler)
-    log.addFilter(_is_of_interest)
+    log.addFilter(is_of_interest)
     if level == logging.NOTSET:
         log.setLevel(logging.WARNING)
     try:
         yield
     finally:
         log.setLevel(level)
-        log.removeFilter(_is_of_interest)
+        log.removeFilter(is_of_interest)
         log.removeHandler(handler)
-
-
-def _is_of_interest(record: logging.LogRecord) -> bool:
-    raised = record.exc_info[1] if record.exc_info else None
-    return not isinstance(raised, SetAsideError) and not record.getMessage().startswith("Asyncio task cancelled")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -89,8 +90,9 @@ class WSGIEndpoint:
         status = METHOD_NOT_ALLOWED
         if environ["REQUEST_METHOD"] == "POST":
             length = _length(environ.get("CONTENT_LENGTH"))
-            # Without a length the body is chunked: servers that support it end the stream themselves.
-            body = environ["wsgi.input"].read(MAX_BODY + 1 if length is None else min(length, MAX_BODY + 1))
+            if length is None and ("HTTP_TRANSFER_ENCODING" in environ or environ.get("wsgi.input_terminated")):
+                length = MAX_BODY + 1  # chunked: servers that support it end the stream themselves
+            body = environ["wsgi.input"].read(min(length or 0, MAX_BODY + 1))
             status = self._inbox.receive(body, environ)
         headers = [(name.decode(), value.decode()) for name, value in _headers(status)]
         start_response(f"{int(status)} {HTTPStatus(status).phrase}", headers)
@@ -126,9 +128,14 @@ class DjangoView:
         return self._respond(await self._inbox.areceive(*self._read(request)))
 
     def _read(self, request: Any) -> tuple[bytes, Any]:
-        # Django refuses to read a body above its own limit: `receive` sees that ours is exceeded.
+        from django.core.exceptions import RequestDataTooBig
+
         length = _length(request.META.get("CONTENT_LENGTH")) or 0
-        return (request.read(MAX_BODY + 1) if length > MAX_BODY else request.body), request.headers
+        if length <= MAX_BODY:
+            with suppress(RequestDataTooBig):
+                return request.body, request.headers
+        # Above Django's own limit, or above ours, which `receive` sees.
+        return request.read(MAX_BODY + 1), request.headers
 
     def _respond(self, status: int) -> Any:
         from django.http import HttpResponse
@@ -145,4 +152,4 @@ def _headers(status: int) -> list[tuple[bytes, bytes]]:
 
 
 def _length(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() else None
+    return int(text[:20]) if text and text.isascii() and text.isdigit() else None

@@ -7,7 +7,8 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, get_origin, get_type_hints
+from functools import partial
+from typing import Any, TypeVar, get_origin
 
 from attrs import field, frozen
 
@@ -76,7 +77,9 @@ class Handler:
         arguments = (event,) if self.state_class is None else (event, state)
         if _is_async(self.function):
             return await self.function(*arguments)
-        return await run_in_thread(self.function, *arguments)
+        answer = await run_in_thread(self.function, *arguments)
+        # A lambda or a decorated function may return the awaitable of an async one.
+        return await answer if inspect.isawaitable(answer) else answer
 
 
 def create_handler(function: Any, *, with_state: bool, local_names: dict[str, Any]) -> Handler:
@@ -102,13 +105,16 @@ def create_handler(function: Any, *, with_state: bool, local_names: dict[str, An
     expected = "(text) or (text, state)" if with_state else "(event)"
     if not 1 <= len(parameters) <= 1 + with_state or any(each.kind is each.KEYWORD_ONLY for each in parameters):
         raise TypeError(f"{name} must be a function of {expected}, got {name}{inspect.signature(function)}")
+    if _is_any(function, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+        raise TypeError(f"{name} must return its reply, not yield it")
     if len(parameters) == 1:
         return Handler(function)
     annotation = parameters[1].annotation
-    if isinstance(annotation, str):
+    while isinstance(annotation, str):  # twice, if it is in quotes
+        # This one alone: the others may name what is imported for type checkers only.
         try:
-            annotation = get_type_hints(function, localns=local_names)[parameters[1].name]
-        except NameError as error:
+            annotation = eval(annotation, _globals_of(function), local_names)  # noqa: S307  # the user's own code
+        except Exception as error:  # noqa: BLE001  # any expression may be there
             raise TypeError(f"{name}: the annotation of {parameters[1].name} is not known here ({error})") from None
     state_class = dict if annotation is inspect.Parameter.empty else get_origin(annotation) or annotation
     try:
@@ -165,4 +171,21 @@ async def run_in_thread(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004  # the method is wanted
+    return _is_any(function, inspect.iscoroutinefunction)
+
+
+def _is_any(function: Callable[..., Any], *kinds: Callable[[Any], bool]) -> bool:
+    """Return whether a function, or the method of a callable object, is of one of the kinds."""
+    method = getattr(function, "__call__", None)  # noqa: B004  # the method is wanted
+    return any(kind(function) or kind(method) for kind in kinds)
+
+
+def _globals_of(function: Any) -> dict[str, Any]:
+    """Return the global names of the module that defines a function, a callable object, or a partial of one."""
+    while isinstance(function, partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    if not hasattr(function, "__globals__"):
+        function = type(function).__call__
+    names: dict[str, Any] = getattr(function, "__globals__", {})
+    return names

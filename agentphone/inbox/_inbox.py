@@ -19,7 +19,7 @@ import anyio.to_thread
 from agentphone import AsyncClient, Client, ConfigurationError
 from agentphone._checks import check_integer
 from agentphone._secret import Secret
-from agentphone.inbox._database import Database, DatabaseError, resolve_database
+from agentphone.inbox._database import Database, DatabaseError, quiet_dbos, resolve_database
 from agentphone.inbox._endpoints import ASGIEndpoint, DjangoView, WSGIEndpoint
 from agentphone.inbox._handlers import Handler, create_handler
 from agentphone.inbox._polling import poll
@@ -274,7 +274,8 @@ class Inbox:
             raise ConfigurationError("The inbox has no handler: register one with @inbox.on_message.")
         if not name.strip() or not name.isprintable():
             raise ConfigurationError(f"name must be a printable string, got {name!r}")
-        asyncio.run(self._main(name, receiver))
+        with quiet_dbos():  # also while the loop ends, which cancels what waits for its next attempt
+            asyncio.run(self._main(name, receiver))
 
     async def _main(self, name: str, receiver: Receiver | None) -> None:
         stopped = asyncio.Event()

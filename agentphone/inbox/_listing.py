@@ -43,7 +43,8 @@ def list_items(database: Database, *, statuses: tuple[str, ...] = (), limit: int
 def retry_item(database: Database, item_id: str) -> None:
     """Handle an item again that failed, or send its reply again if that is unconfirmed.
 
-    A handler that failed runs again. A reply that failed or is unconfirmed is sent, without running the handler.
+    A handler that failed runs again. A reply that failed or is unconfirmed is sent, without running the handler. An
+    item whose processes were killed continues where it was.
 
     Raises:
         LookupError: There is no such item.
@@ -55,9 +56,11 @@ def retry_item(database: Database, item_id: str) -> None:
     status = _status(workflow)
     if status not in ("failed", "unconfirmed"):
         raise ValueError(f"{item_id} is {status}; only failed and unconfirmed items are retried.")
-    data = workflow.error.data if isinstance(workflow.error, SetAsideError) else {}
+    if not isinstance(workflow.error, SetAsideError):
+        database.requeue([workflow.workflow_id])
+        return
     sends = [step["function_id"] for step in database.steps(item_id) if step["function_name"] == SEND]
-    to_step = sends[-1] if data.get("stage") == "reply" and sends else 1
+    to_step = sends[-1] if workflow.error.data.get("stage") == "reply" and sends else 1
     database.rewind(item_id, partition=workflow.queue_partition_key or item_id, to_step=to_step)
 
 

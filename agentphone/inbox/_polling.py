@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +22,7 @@ from agentphone import (
     NewMessage,
     Stream,
 )
-from agentphone.inbox._database import Database
+from agentphone.inbox._database import Database, DatabaseError
 from agentphone.inbox._handlers import run_in_thread
 from agentphone.inbox._receiving import item_of_message
 from agentphone.inbox._steps import TEMPORARY
@@ -30,6 +31,8 @@ OVERLAP = timedelta(seconds=30)
 """How far before its cursor a restarted poll begins, for texts that the API published late meanwhile. Those that are
 stored already are not stored again."""
 ERROR_PAUSE = 30.0
+NO_MESSAGES = Cursor(datetime(1970, 1, 1, tzinfo=UTC), "")
+"""Where the first poll begins if there are none yet: every message will be new."""
 
 logger = logging.getLogger("agentphone.inbox")
 
@@ -64,9 +67,9 @@ async def poll(client: AsyncClient | Client, database: Database, *, poll_interva
             last = max(last, message.cursor)
             item = item_of_message(conversation, message)
             if item is None:
-                await asyncio.to_thread(database.put, cursor=str(last))
+                await _until_stored(database.put, cursor=str(last))
             else:
-                await asyncio.to_thread(database.add, item, cursor=str(last))
+                await _until_stored(database.add, item, cursor=str(last))
     finally:
         if isinstance(stream, AsyncStream):
             await stream.aclose()
@@ -84,21 +87,33 @@ async def _newest(client: AsyncClient | Client) -> Cursor:
     """Return the position of the newest message; wait while the API is not available."""
     while True:
         try:
-            conversation = await _first(client, client.conversations.list(limit=1))
-            if conversation is None:
-                return Cursor(datetime(1970, 1, 1, tzinfo=UTC), "")  # no message yet, so every message will be new
-            message = await _first(client, client.conversations.messages(conversation.id, limit=1))
-        except AuthenticationError:
+            if isinstance(client, Client):
+                return await run_in_thread(_newest_blocking, client)
+            # The first conversations may have no messages: the API may list them before those that have.
+            async for conversation in client.conversations.list():
+                async for message in client.conversations.messages(conversation.id, limit=1):
+                    return message.cursor
+        except (AuthenticationError, ClientClosedError):
             raise
         except TEMPORARY as error:
             logger.error("Polling cannot begin; it tries again in %.0f s. %s", ERROR_PAUSE, error)  # noqa: TRY400
             await asyncio.sleep(ERROR_PAUSE)
         else:
-            return message.cursor if message else Cursor(datetime(1970, 1, 1, tzinfo=UTC), "")
+            return NO_MESSAGES
 
 
-async def _first(client: AsyncClient | Client, pager: Any) -> Any:
-    """Return the first item of a list, or None."""
-    if isinstance(client, Client):
-        return await run_in_thread(lambda: next(iter(pager), None))
-    return await anext(aiter(pager), None)
+def _newest_blocking(client: Client) -> Cursor:
+    for conversation in client.conversations.list():
+        for message in client.conversations.messages(conversation.id, limit=1):
+            return message.cursor
+    return NO_MESSAGES
+
+
+async def _until_stored(function: Callable[..., None], *arguments: Any, **options: str) -> None:
+    """Store something in the database; wait while it cannot be used."""
+    while True:
+        try:
+            return await asyncio.to_thread(function, *arguments, **options)
+        except DatabaseError:
+            logger.exception("The inbox's database cannot be used; polling tries again in %.0f s.", ERROR_PAUSE)
+            await asyncio.sleep(ERROR_PAUSE)

@@ -19,6 +19,7 @@ from agentphone import (
     AsyncClient,
     AuthenticationError,
     Client,
+    ClientClosedError,
     RateLimitError,
     SendUnconfirmedError,
     ServerError,
@@ -33,9 +34,9 @@ from agentphone.webhooks import Event, MessageEvent
 T = TypeVar("T")
 Result = dict[str, Any]
 
-TEMPORARY = (APIConnectionError, RateLimitError, ServerError, AuthenticationError)
-"""Failures that are not the text's: they last until the API, the network or the key is right again. Every text would
-fail meanwhile, so none is given up for them."""
+TEMPORARY = (APIConnectionError, RateLimitError, ServerError, AuthenticationError, ClientClosedError)
+"""Failures that are not the text's: they last until the API, the network or the key is right again, or until the worker
+is restarted. Every text would fail meanwhile, so none is given up for them."""
 CONFIRM_SECONDS = 10.0
 """How long a reply is looked for whose outcome is unclear."""
 LOOK_INTERVAL = 0.5
@@ -122,28 +123,25 @@ class Steps:
             return _failure(error)
         return {"outcome": "done", "id": sent.id}
 
-    async def look_up(
-        self, event: MessageEvent, reply: Reply, since: datetime, known: Callable[[], set[str]]
-    ) -> Result:
+    async def look_up(self, event: MessageEvent, reply: Reply, since: datetime, known: set[str]) -> Result:
         """Look for a reply that a process may have sent before it was killed.
 
         Args:
             event: The text.
             reply: The reply.
             since: When that process noted that it would send it.
-            known: Returns the ids of the replies to other texts.
+            known: The ids of the replies to other texts.
 
         Returns:
             With `done`: `id`, that of the message. `unconfirmed` if it is not in the history.
         """
-        excluded = await asyncio.to_thread(known)
         ends_at = time.monotonic() + CONFIRM_SECONDS
         while True:
             try:
                 page = await self._page(event.conversation_id)
             except AgentPhoneError as error:
                 return _failure(error)
-            found = find_reply(page.data, reply.body, reply.media_urls, since=since, known=excluded)
+            found = find_reply(page.data, reply.body, reply.media_urls, since=since, known=known)
             if found is not None:
                 return {"outcome": "done", "id": found.id}
             if time.monotonic() >= ends_at:

@@ -12,6 +12,7 @@ Everything that may differ between two runs is in a step.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -23,7 +24,7 @@ from typing import Any
 from attrs import define, frozen
 from dbos import DBOS
 
-from agentphone.inbox._database import Database, SetAsideError
+from agentphone.inbox._database import Database, DatabaseError, SetAsideError
 from agentphone.inbox._handlers import Handler, Reply
 from agentphone.inbox._receiving import Item
 from agentphone.inbox._slots import Slot, Slots
@@ -150,10 +151,16 @@ class Workflow:
         raise AssertionError("unreachable")
 
     async def _look_up(self, event: MessageEvent, reply: Reply, since: datetime) -> Result:
-        def known() -> set[str]:
-            return self.settings.database.reply_ids(Item.from_event(event).partition)
+        async def look_up() -> Result:
+            partition = Item.from_event(event).partition
+            try:
+                known = await asyncio.to_thread(self.settings.database.reply_ids, partition)
+            except DatabaseError as error:
+                name = type(error).__name__
+                return {"outcome": "unavailable", "type": name, "error": f"{name}: {error}"}
+            return await self.steps.look_up(event, reply, since, known)
 
-        return await self._until_available(LOOK_UP, lambda: self.steps.look_up(event, reply, since, known))
+        return await self._until_available(LOOK_UP, look_up)
 
     async def _until_available(self, name: str, body: Body) -> Result:
         """Run a step until the API is available; it does nothing otherwise."""

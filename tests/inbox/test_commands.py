@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,8 @@ def test_dev_answers_and_forgets_nothing_when_it_is_killed(folder: Path) -> None
             messages = client.conversations.messages(conversation_id, order="asc")
             return [message.body for message in messages if message.direction == "outbound"]
 
-    with command(folder, "dev", "bot:inbox", "--port", "0") as dev:
+    behind_proxy = ENVIRONMENT | {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "intranet.example"}
+    with command(folder, "dev", "bot:inbox", "--port", "0", environment=behind_proxy) as dev:
         url = dev.wait_for(r"http://127\.0\.0\.1:\d+")[0]
         conversation_id = send(url, "It is ORD-5")
         until(lambda: replies(url, conversation_id) == ["ORD-5 is on its way."])
@@ -152,6 +154,23 @@ def test_mistakes_in_the_settings(folder: Path) -> None:
     assert (done.returncode, "webhook must be HOST:PORT" in done.stderr) == (2, True)
     done = run(*AGENTPHONE, "run", "bot:inbox", "--webhook", "127.0.0.1:0", cwd=folder, AGENTPHONE_API_KEY="any-key")
     assert (done.returncode, "No webhook secret" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [["work"], ["run"], ["run", "--webhook", "127.0.0.1:0"]])
+def test_database_that_cannot_be_used_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "bot", raising=False)
+    monkeypatch.setenv("AGENTPHONE_API_KEY", "any-key")
+    monkeypatch.setenv("AGENTPHONE_WEBHOOK_SECRET", "whsec_any")
+    monkeypatch.setenv("AGENTPHONE_INBOX_DATABASE", "postgresql://nobody:hidden@127.0.0.1:1/nothing")
+    assert main([arguments[0], "bot:inbox", *arguments[1:]]) == 1
+    written = capsys.readouterr().err
+    assert written.startswith(f"agentphone {arguments[0]}: The inbox's database cannot be used: connection failed")
+    assert len(written.splitlines()) == 1
+    assert "hidden" not in written
 
 
 def test_list_and_retry(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

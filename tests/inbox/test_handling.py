@@ -6,7 +6,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,16 @@ def test_api_that_fails_is_waited_for(account: Account) -> None:
     assert [item["attempts"] for item in items] == [1, 1]
 
 
+def test_closed_client_gives_no_text_up(account: Account, caplog: pytest.LogCaptureFixture) -> None:
+    """As at the end of a worker whose handler takes longer than the worker waits."""
+    counting(account)
+    asyncio.run(account.client.aclose())
+    with working(account.inbox):
+        account.text()
+        until(lambda: "attempt 1 failed (ClientClosedError)" in caplog.text)
+        assert account.items("failed") == []
+
+
 def test_reply_that_is_refused_fails_and_is_retried_without_the_handler(account: Account) -> None:
     calls = counting(account)
     with working(account.inbox):
@@ -318,6 +329,48 @@ def test_only_what_failed_is_retried(account: Account) -> None:
         account.retry(account.items()[0]["id"])
     with pytest.raises(LookupError, match="There is no item 'msg_nobody'"):
         account.retry("msg_nobody")
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_text_that_killed_its_workers_is_listed_and_goes_on(account: Account, is_sent: bool) -> None:
+    """It continues where it was, so its handler does not run again, and its reply is looked for."""
+    calls = counting(account)
+    database = account.inbox._database
+    text = account.box.receive_sms(from_number=person(0), to_number=AGENT, body="Hi")
+    fault: dict[str, Any] = {"method": "GET", "path": f"/v1/conversations/{text['conversationId']}/messages"}
+    with working(account.inbox):
+        account.box.faults.add(kind="lost" if is_sent else "reset", method="POST")
+        account.box.faults.add(status=500, times=1000, **fault)  # so that the reply is not found
+        account.inbox.receive(*of_message(text))
+        account.wait("unconfirmed")
+    # As kills leave it: the note is there, the result of the step is not, and the last attempt has been used up.
+    with database.connect() as connection, connection.begin():
+        connection.exec_driver_sql(
+            "UPDATE workflow_status SET status = 'ENQUEUED', queue_name = 'agentphone-inbox', recovery_attempts = 999"
+        )
+        connection.exec_driver_sql("DELETE FROM operation_outputs WHERE function_name = 'send'")
+        connection.exec_driver_sql("DELETE FROM workflow_output")
+    with working(account.inbox):
+        [failed] = account.wait("failed")
+        assert "process ended each time" in failed["error"]
+        account.box.faults.clear()
+        account.retry(failed["id"])
+        [ended] = account.wait("done", "unconfirmed")
+    assert ended["status"] == ("done" if is_sent else "unconfirmed")
+    assert account.replies(text) == ["ok"] * is_sent
+    assert calls == ["Hi"]
+
+
+@pytest.mark.parametrize("name", ["Bestellungen in München", "x"])
+def test_inbox_of_any_name_works(tmp_path: Path, name: str) -> None:
+    account = Account(tmp_path, name=name)
+    counting(account)
+    with working(account.inbox):
+        text = account.text()
+        account.wait("done")
+    assert account.replies(text) == ["ok"]
+    account.inbox._database.close()
+    account.box.close()
 
 
 def test_redelivery_after_the_end_is_not_handled(account: Account) -> None:
@@ -372,6 +425,17 @@ def test_text_in_hand_is_finished_when_the_worker_stops(account: Account) -> Non
     with working(account.inbox):
         account.wait("done", count=2)
     assert account.replies(text) == ["ok", "ok"]
+
+
+def test_stop_in_a_pause_is_quiet(
+    account: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_workflow, "INITIAL_BACKOFF", 60)
+    account.inbox.on_message(lambda text: 1 / 0)
+    with working(account.inbox):
+        account.text()
+        until(lambda: "attempt 1 failed" in caplog.text)
+    assert [record for record in caplog.records if record.name == "dbos"] == []
 
 
 def test_text_that_takes_too_long_at_the_stop_is_handled_again(
@@ -447,12 +511,20 @@ def handlers() -> list[tuple[Callable[..., Any], str]]:
     def three(text: MessageEvent, state: OrderState, more: int) -> None: ...
     def wrong(text: MessageEvent, state: int) -> None: ...
     def keyword(text: MessageEvent, *, state: OrderState) -> None: ...
+    def generator(text: MessageEvent) -> Iterator[str]:
+        yield "x"
+
+    async def async_generator(text: MessageEvent) -> AsyncIterator[str]:
+        yield "x"
+
     def unknown(text: MessageEvent, state: "Nobody") -> None: ...  # type: ignore[name-defined]  # noqa: F821, UP037
 
     return [
         (none, "must be a function of (text) or (text, state)"),
         (three, "must be a function of (text) or (text, state)"),
         (keyword, "must be a function of (text) or (text, state)"),
+        (generator, "generator must return its reply, not yield it"),
+        (async_generator, "async_generator must return its reply, not yield it"),
         (wrong, "wrong: state: cls must be dict or an attrs class"),
         (unknown, "the annotation of state is not known here"),
         (OrderState, "the handler must be a function"),
@@ -463,6 +535,38 @@ def handlers() -> list[tuple[Callable[..., Any], str]]:
 def test_wrong_handlers_are_rejected(function: Callable[..., Any], text: str) -> None:
     with pytest.raises(TypeError, match=text.replace("(", r"\(").replace(")", r"\)")):
         Inbox().on_message(function)
+
+
+def accepted_handlers() -> list[Callable[..., Any]]:
+    """Return functions of several kinds; as this file's annotations are text, so are theirs."""
+
+    class Agent:
+        async def __call__(self, text: MessageEvent, state: OrderState) -> str:
+            return "ok"
+
+        def answer(self, text: MessageEvent, state: OrderState) -> str:
+            return "ok"
+
+    async def typed(text: "OnlyForTypeCheckers", state: OrderState) -> "str | OnlyForTypeCheckers":  # type: ignore[name-defined]  # noqa: F821, UP037
+        return "ok"
+
+    def configured(model: str, text: MessageEvent, state: OrderState) -> str:
+        return "ok"
+
+    @wraps(typed)
+    def decorated(*arguments: Any) -> Any:
+        return typed(*arguments)
+
+    return [Agent(), Agent().answer, typed, partial(configured, "a model"), decorated, lambda text, state: "ok"]
+
+
+@pytest.mark.parametrize("number", range(len(accepted_handlers())))
+def test_functions_of_any_kind_are_handlers(account: Account, number: int) -> None:
+    function = accepted_handlers()[number]
+    account.inbox.on_message(function)
+    handler = account.inbox._handlers[MessageEvent]
+    assert handler.state_class is (OrderState if number < 5 else dict)
+    assert asyncio.run(handler(None, OrderState())) == "ok"  # type: ignore[arg-type]
 
 
 def test_second_handler_is_rejected() -> None:

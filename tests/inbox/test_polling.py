@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from agentphone import AsyncClient, AuthenticationError, Client
 from agentphone.inbox import _polling
@@ -41,8 +42,8 @@ def answering(account: Account) -> list[MessageEvent]:
     return texts
 
 
-def receive(account: Account, body: str, **options: Any) -> dict[str, Any]:
-    return account.box.receive_sms(from_number=person(0), to_number=AGENT, body=body, **options)
+def receive(account: Account, body: str, *, number: int = 0, **options: Any) -> dict[str, Any]:
+    return account.box.receive_sms(from_number=person(number), to_number=AGENT, body=body, **options)
 
 
 def test_first_start_begins_now_and_a_later_one_where_it_was(account: Account) -> None:
@@ -60,6 +61,41 @@ def test_first_start_begins_now_and_a_later_one_where_it_was(account: Account) -
     assert account.inbox._database.get("cursor") != first
     assert [text.text for text in texts] == ["one", "while it is down", "later"]
     assert account.replies(last) == ["re: one", "re: while it is down", "re: later"]
+
+
+def test_conversation_without_messages_does_not_begin_in_the_past(account: Account) -> None:
+    """The list may begin with one: in PostgreSQL's descending order null comes first."""
+    texts = answering(account)
+    old = receive(account, "old")
+    empty = receive(account, "deleted", number=1)
+    messages = f"/v1/conversations/{empty['conversationId']}/messages"
+    account.box.faults.add(status=200, body={"data": [], "hasMore": False}, path=messages, times=1000)
+    with working(account.inbox, **OPTIONS):
+        until(lambda: account.inbox._database.get("start"))
+        receive(account, "new")
+        account.wait("done")
+    assert [text.text for text in texts] == ["new"]
+    assert account.replies(old) == ["re: new"]
+
+
+def test_polling_outlasts_a_database_that_fails(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_polling, "ERROR_PAUSE", 0.05)
+    texts = answering(account)
+    database = account.inbox._database
+    add, failures = database.add, iter(range(2))
+
+    def failing(*arguments: Any, **options: Any) -> None:
+        if next(failures, None) is not None:
+            raise OperationalError("INSERT", {}, Exception("the server is restarting"))
+        add(*arguments, **options)
+
+    with working(account.inbox, **OPTIONS):
+        until(lambda: database.get("start"))
+        monkeypatch.setattr(database, "add", failing)
+        receive(account, "one")
+        receive(account, "two")
+        account.wait("done", count=2)
+    assert [text.text for text in texts] == ["one", "two"]
 
 
 def test_polled_text_is_like_one_of_a_webhook(account: Account) -> None:

@@ -100,6 +100,12 @@ def test_text_of_any_characters_is_stored(database: str) -> None:
     inbox._database.close()
 
 
+@pytest.mark.parametrize("body", [None, "text", {"event": "agent.message"}])
+def test_body_that_is_not_bytes(inbox: Inbox, body: Any) -> None:
+    with pytest.raises(TypeError, match=r"body must be the raw bytes of the request, got .*request\.body"):
+        inbox.receive(body, {})
+
+
 def test_repeated_delivery_is_stored_once(inbox: Inbox) -> None:
     repeated = delivery()
     assert [inbox.receive(*repeated) for _ in range(3)] == [202] * 3
