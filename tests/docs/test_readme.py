@@ -171,7 +171,7 @@ def test_the_live_example_prints_texts_as_they_arrive(tmp_path: Path) -> None:
         ) as process:
             try:
                 deadline_at = time.monotonic() + SECONDS
-                while not box.requests:
+                while len(box.requests) < 2:  # the first poll shows what is old
                     assert time.monotonic() < deadline_at
                     time.sleep(0.05)
                 box.receive_sms(from_number="+15555550120", to_number="+15555550100", body="Hello?")
