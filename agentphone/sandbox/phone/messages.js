@@ -109,7 +109,8 @@ export class Messages {
     return this.#merge([message]);
   }
 
-  #merge(page, { isOldest = false } = {}) {
+  #merge(read, { isOldest = false } = {}) {
+    const page = [...new Map(read.map((message) => [message.id, message])).values()]; // Pages overlap.
     for (const message of page) message.sortKey = timeKey(message.receivedAt);
     const added = page.filter((message) => !this.known.has(message.id));
     for (const message of page) this.known.set(message.id, message);
