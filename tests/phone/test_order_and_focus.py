@@ -103,6 +103,7 @@ async def test_request_that_cannot_be_read_says_why(sandbox: Sandbox, url: str, 
     async with pages.page() as page:
         await page.request.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer agent"})
         await page.route("**/sandbox/requests/*", lambda route: route.abort())
+        await expect(page.locator("#requests .badge.good")).to_have_text("200")  # now the row changes no more
         await page.locator("#requests summary").click()
         await expect(page.locator("#requests .inside")).to_have_text("The sandbox cannot be reached.")
 
