@@ -54,6 +54,8 @@ async def test_axe_finds_no_serious_problem(
         await page.evaluate(axe)
         sandbox.receive_sms(from_number="+15555550122", to_number=AGENT, body="Unread")
         await expect(page.locator("#list .unread")).to_be_visible()
+        await expect(page.locator("#deliveries .badge.good")).to_be_visible()  # now the rows change no more
+        await expect(page.locator("#requests .badge.waiting")).to_have_count(0)
         await page.locator("#deliveries summary").click()
         await page.locator("#requests summary").first.click()
         await expect(page.locator("#requests pre").last).to_be_visible()

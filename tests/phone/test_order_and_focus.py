@@ -134,6 +134,7 @@ async def test_delivery_keeps_the_focus_when_it_is_delivered_again(
     receive(sandbox, "Hello")
     async with pages.page() as page:
         await expect(bubbles(page, "You said: Hello")).to_be_visible()
+        await expect(page.locator("#deliveries .badge.good")).to_be_visible()  # now the row changes no more
         await page.locator("#deliveries summary").click()
         again = page.get_by_role("button", name="Deliver again")
         await again.focus()
