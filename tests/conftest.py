@@ -13,6 +13,7 @@ from typing import IO, cast
 import pytest
 import trustme
 from attrs import frozen
+from hypothesis import HealthCheck, settings
 
 from agentphone.sandbox import Sandbox
 from tests.support.processes import SECONDS
@@ -21,6 +22,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs with SIGINT ignored, and children inherit that. A handler is reset to the default
     # in a child, so the SIGINT that tests send reaches children, and the tests themselves still ignore it.
     signal.signal(signal.SIGINT, lambda *_: None)
+
+# An example may take any time: how long depends on what else runs on the machine.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 SERVE = "import sys; from agentphone.sandbox.server import serve; sys.exit(serve(port=0, db=sys.argv[1]))"
 

@@ -62,8 +62,8 @@ def agentphone(ctx: click.Context) -> None:
 
 conversations.add_command(reply)
 agentphone.add_command(conversations)
-for command in (messages, export, mcp, dev, run, work, inbox):
-    agentphone.add_command(command)
+for _command in (messages, export, mcp, dev, run, work, inbox):
+    agentphone.add_command(_command)
 
 
 @agentphone.command()

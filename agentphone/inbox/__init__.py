@@ -15,9 +15,9 @@ durable: DBOS keeps it in SQLite, or in PostgreSQL for several machines.
 
 try:
     import dbos as _dbos  # noqa: F401  # the engine, named here if it is missing
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
-        f"agentphone.inbox needs {error.name}: in the project's folder, pip install '.[inbox]'", name=error.name
+        f"agentphone.inbox needs {_error.name}: in the project's folder, pip install '.[inbox]'", name=_error.name
     ) from None
 
 from agentphone.inbox._handlers import Reply

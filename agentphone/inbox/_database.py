@@ -14,7 +14,7 @@ import re
 import threading
 import weakref
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from typing import Any
 import sqlalchemy as sa
 from attrs import frozen
 from dbos import DBOS, DBOSClient, Serializer, WorkflowStatus
-from sqlalchemy import event
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from agentphone._loop_thread import hold_lock_at_fork
 from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError
+from agentphone.inbox._engine import configuring_all_connections, create_engine
 from agentphone.inbox._receiving import Item
 
 DatabaseError = SQLAlchemyError
@@ -37,7 +37,6 @@ DATABASE_VARIABLE = "AGENTPHONE_INBOX_DATABASE"
 SCHEMA = "dbos"
 """The schema in PostgreSQL, which DBOS creates; ours is there too, so that no further privilege is needed."""
 WORKFLOW = "agentphone.inbox"
-BUSY_SECONDS = 30
 POLL_SECONDS = 0.05
 """How often a worker looks for new items."""
 RECENT = timedelta(hours=1)
@@ -297,10 +296,11 @@ class Database:
         return opened
 
     def _create(self) -> _Opened:
-        engine = _create_engine(self.url)
+        engine = create_engine(self.url)
         with quiet_dbos():
             try:
-                DBOS.migrate(self.url)
+                with configuring_all_connections():
+                    DBOS.migrate(self.url)
                 table = _create_table(engine)
             except Exception:
                 engine.dispose()
@@ -369,26 +369,6 @@ def _insert(opened: _Opened, **values: str) -> Any:
     from sqlalchemy.dialects import postgresql
 
     return postgresql.insert(opened.table).values(**values)
-
-
-def _create_engine(url: str) -> sa.Engine:
-    if not url.startswith("sqlite:"):
-        psycopg = sa.make_url(url).set(drivername="postgresql+psycopg")
-        return sa.create_engine(psycopg, pool_pre_ping=True, connect_args={"connect_timeout": 10})
-    engine = sa.create_engine(url)
-
-    def configure(connection: Any, _: object) -> None:
-        # As DBOS does it: a transaction that reads first and then writes would fail instead of waiting.
-        connection.isolation_level = "IMMEDIATE"
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    event.listen(engine, "connect", configure)
-    with suppress(OperationalError), engine.connect() as connection:
-        # One sync of the disk for each transaction instead of three, and readers do not wait. The file keeps it. It
-        # fails while another process uses the file, which has set it then.
-        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-    return engine
 
 
 def _create_table(engine: sa.Engine) -> sa.Table:

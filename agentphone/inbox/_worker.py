@@ -8,12 +8,14 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import sqlalchemy as sa
 from dbos import DBOS
 from dbos import _dbos as dbos_module
 
 from agentphone import AsyncClient, Client
 from agentphone.errors import ConfigurationError
 from agentphone.inbox._database import WORKFLOW, DatabaseError, JSONSerializer
+from agentphone.inbox._engine import create_engine
 from agentphone.inbox._handlers import run_in_thread
 from agentphone.inbox._slots import Slots
 from agentphone.inbox._steps import Steps
@@ -49,6 +51,7 @@ class Worker:
 
     def __init__(self, settings: Settings, client: AsyncClient | Client) -> None:
         self._settings = settings
+        self._engine: sa.Engine | None = None
         self._slots = Slots(settings.concurrency)
         self._steps = Steps(client, lambda: self._slots.is_stopping)
 
@@ -84,10 +87,13 @@ class Worker:
 
     async def _launch(self, name: str) -> None:
         settings = self._settings
+        engine = create_engine(settings.database.url) if settings.database.is_sqlite else None
+        self._engine = engine
         DBOS(
             config={
                 "name": settings.database.application,
                 "system_database_url": settings.database.url,
+                "system_database_engine": engine,  # for PostgreSQL, DBOS's own
                 "executor_id": name,
                 "application_version": VERSION,
                 "serializer": JSONSerializer(),
@@ -134,6 +140,8 @@ class Worker:
         await self._slots.stop(GRACE_SECONDS)
         # In a thread: one of DBOS's may be waiting for this loop, to begin an item, and would be waited for in vain.
         await run_in_thread(lambda: DBOS.destroy(destroy_registry=True))
+        if self._engine is not None:
+            self._engine.dispose()
 
 
 async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:

@@ -40,6 +40,7 @@ def test_reply_and_send_in_a_pipe(box: tuple[Sandbox, str, str]) -> None:
     assert bodies(url, conversation_id) == ["Where is it?", "On its way.", "Today."]
 
 
+@pytest.mark.slow
 def test_terminal_asks_first(box: tuple[Sandbox, str, str]) -> None:
     _, url, conversation_id = box
     command = [*AGENTPHONE, "conversations", "reply", conversation_id, "On its way.", "--base-url", url]

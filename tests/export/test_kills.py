@@ -232,8 +232,9 @@ def test_kills_at_random_moments(account: Account, tmp_path: Path) -> None:
     sys.stdout.write(f"kills of each export: {kills}; {usual:.2f} s for one that is left alone\n")
 
 
-@pytest.mark.parametrize("since", [None, "last"])
-def test_kill_at_each_step_on_the_disk(account: Account, tmp_path: Path, since: str | None) -> None:
+@pytest.mark.parametrize(("since", "step"), [(None, 1), ("last", 2)])
+def test_kill_at_each_step_on_the_disk(account: Account, tmp_path: Path, since: str | None, step: int) -> None:
+    """At every second step, unless the run is a long one: the two begin at different ones."""
     before = b""
     if since == "last":
         assert account.export(tmp_path / "before") == 0
@@ -241,7 +242,7 @@ def test_kill_at_each_step_on_the_disk(account: Account, tmp_path: Path, since: 
         account.receive([4, 0, 230], START + timedelta(days=1))
     known = set(before.splitlines())
     new = [row for row in account.rows("messages").splitlines() if row not in known]
-    step, code = 1, KILLED
+    code = KILLED
     while code == KILLED:
         directory = tmp_path / str(step)
         if since == "last":
@@ -251,7 +252,7 @@ def test_kill_at_each_step_on_the_disk(account: Account, tmp_path: Path, since: 
         assert (directory / "conversations.jsonl").read_bytes() == account.rows("conversations")
         assert (directory / "messages.jsonl").read_bytes() == before + b"".join(row + b"\n" for row in new)
         assert not (directory / ".partial").exists()
-        step += 1
+        step += count(2, 1)
     assert code == 0
     assert step > 10  # the database, three parts, three renames, what is removed
     assert len(new) == (234 if since else sum(SIZES))

@@ -180,6 +180,7 @@ def soak(server: Server) -> Soak:
     return Soak(ids, bodies, listed, {conversation_id: [None] for conversation_id in ids})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.timeout(1200)
 def test_no_wrong_result_and_nothing_leaked(

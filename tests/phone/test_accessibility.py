@@ -20,7 +20,7 @@ from .test_phone import AGENT, bubbles, expect
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]  # a browser for each worker
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from .test_phone import BEN, SCROLL_UP_TO, bubbles, expect, fill, receive, say
 if TYPE_CHECKING:
     from playwright.async_api import Page, Route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]  # a browser for each worker
 DETAIL = re.compile(r"/v1/conversations/[^/]+\?message_limit=")
 
 

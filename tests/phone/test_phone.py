@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ADA, BEN, AGENT = "+15555550110", "+15555550111", "+15555550100"
 MARKUP = "<img src=x onerror=alert(1)> <b>bold</b> &amp; </script>"
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]  # a browser for each worker
 
 
 def receive(sandbox: Sandbox, body: str, *, person: str = ADA, at: str | None = None) -> str:

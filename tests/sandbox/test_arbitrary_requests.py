@@ -5,6 +5,7 @@ import json
 from collections.abc import MutableMapping
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,7 @@ sends = objects.map(lambda body: {"from_number": AGENT, "to_number": ADA, "body"
 bodies = st.one_of(st.binary(max_size=20), (objects | sends).map(lambda body: json.dumps(body).encode()))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     method=st.sampled_from(["GET", "PATCH", "POST", "PUT", "HEAD", "X"]),
