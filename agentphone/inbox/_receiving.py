@@ -77,7 +77,8 @@ def receive_delivery(
     Returns:
         The status to answer, and the item to store before it is answered; None if there is nothing to store.
     """
-    if isinstance(body, bytes | bytearray | memoryview) and len(body) > MAX_BODY:  # type: ignore[redundant-expr]  # else `parse` raises
+    is_bytes = isinstance(body, bytes | bytearray | memoryview)  # `parse` raises for anything else
+    if is_bytes and len(body) > MAX_BODY:
         logger.warning("A delivery of %d bytes was rejected; at most %d are read.", len(body), MAX_BODY)
         return TOO_LARGE, None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ import pytest
 from agentphone import Client
 from agentphone.__main__ import main
 from agentphone.inbox import Inbox
+from agentphone.inbox._inbox import open_database
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from agentphone.webhooks import MessageEvent
@@ -35,6 +37,20 @@ PERSON = "+15555550999"  # nobody in the demo data
 def folder(tmp_path: Path) -> Path:
     shutil.copy(RECIPES / "bot.py", tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Go to the folder, without settings in the environment, for commands that run in this process, which is quick."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    for name in [name for name in os.environ if name.startswith("AGENTPHONE_")]:
+        monkeypatch.delenv(name)
+    modules = {*sys.modules}
+    yield folder
+    for name in sys.modules.keys() - modules:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 class Process:
@@ -98,12 +114,20 @@ def test_dev_answers_and_forgets_nothing_when_it_is_killed(folder: Path) -> None
         until(lambda: replies(url, conversation_id) == ["ORD-5 is on its way."] * 2)
 
 
-def test_run_polls_or_serves_the_webhook(folder: Path) -> None:
+def test_run_polls_or_serves_the_webhook(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = in_folder
     with Sandbox(retry_scale=0.05) as box, running(box) as api:
         environment = environment_of(folder, api)
+        for name in ("API_KEY", "BASE_URL", "WEBHOOK_SECRET", "INBOX_DATABASE"):
+            if value := environment.get(f"AGENTPHONE_{name}"):
+                monkeypatch.setenv(f"AGENTPHONE_{name}", value)
         with command(folder, "run", "bot:inbox", "--poll-interval", "0.1", environment=environment) as polling:
             polling.wait_for("is running")
-            until(lambda: any(request.path == "/v1/conversations" for request in box.requests))
+            database = open_database()
+            until(lambda: database.get("start"))  # what was received before is not handled
+            database.close()
             text = box.receive_sms(from_number=PERSON, to_number=AGENT, body="Hi")
             polling.wait_for(rf"{text['conversationId']}: replied in")
         with command(folder, "run", "bot:inbox", "--webhook", "127.0.0.1:0", environment=environment) as serving:
@@ -111,12 +135,13 @@ def test_run_polls_or_serves_the_webhook(folder: Path) -> None:
             box.set_webhook(f"{url}/any/path", environment["AGENTPHONE_WEBHOOK_SECRET"])
             box.receive_sms(from_number=PERSON, to_number=AGENT, body="ORD-1")
             serving.wait_for(rf"{text['conversationId']}: replied in")
-            second = run(*AGENTPHONE, "run", "bot:inbox", cwd=folder, **environment)
-            assert second.returncode == 2
-            assert second.stderr.startswith("agentphone run: name='main': a worker of this name is running already.")
-            assert len(second.stderr.splitlines()) == 1
-        listed = run(*AGENTPHONE, "inbox", "list", cwd=folder, **environment)
-    assert [(item["text"], item["reply"]) for item in map(json.loads, listed.stdout.splitlines())] == [
+            assert main(["run", "bot:inbox"]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith("agentphone run: name='main': a worker of this name is running already.")
+            assert len(error.splitlines()) == 1
+    assert main(["inbox", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert [(item["text"], item["reply"]) for item in map(json.loads, listed.splitlines())] == [
         ("ORD-1", "ORD-1 is on its way."),
         ("Hi", "Which order?"),
     ]
@@ -137,32 +162,44 @@ def test_run_polls_or_serves_the_webhook(folder: Path) -> None:
         ("unreadable:inbox", "The module unreadable cannot be imported: SyntaxError: "),
     ],
 )
-def test_mistakes_in_the_target(folder: Path, target: str, text: str) -> None:
-    (folder / "broken.py").write_text("x = 1\ny = x / 0\n")
-    (folder / "needing.py").write_text("import absent\n")
-    (folder / "unreadable.py").write_text("def\n")
-    done = run(*AGENTPHONE, "run", target, cwd=folder, AGENTPHONE_API_KEY="any-key")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"agentphone run: {text}")
-    assert len(done.stderr.splitlines()) == 1
+def test_mistakes_in_the_target(in_folder: Path, capsys: pytest.CaptureFixture[str], target: str, text: str) -> None:
+    (in_folder / "broken.py").write_text("x = 1\ny = x / 0\n")
+    (in_folder / "needing.py").write_text("import absent\n")
+    (in_folder / "unreadable.py").write_text("def\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", target])
+    assert ended.value.code == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith(f"agentphone run: {text}")
+    assert len(written.err.splitlines()) == 1
 
 
-def test_mistakes_in_the_settings(folder: Path) -> None:
-    done = run(*AGENTPHONE, "run", "bot:inbox", cwd=folder)
-    assert (done.returncode, "No API key" in done.stderr) == (2, True)
-    done = run(*AGENTPHONE, "run", "bot:inbox", "--webhook", "8000x", cwd=folder)
-    assert (done.returncode, "webhook must be HOST:PORT" in done.stderr) == (2, True)
-    done = run(*AGENTPHONE, "run", "bot:inbox", "--webhook", "127.0.0.1:0", cwd=folder, AGENTPHONE_API_KEY="any-key")
-    assert (done.returncode, "No webhook secret" in done.stderr) == (2, True)
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "No API key"),
+        (["--webhook", "8000x"], "webhook must be HOST:PORT"),
+        (["--api-key", "any-key", "--webhook", "127.0.0.1:0"], "No webhook secret"),
+    ],
+)
+def test_mistakes_in_the_settings(
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    text: str,
+) -> None:
+    monkeypatch.setenv("AGENTPHONE_API_KEY", "")  # so that what the command sets is taken back
+    assert main(["run", "bot:inbox", *options]) == 2
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["work"], ["run"], ["run", "--webhook", "127.0.0.1:0"]])
+@pytest.mark.usefixtures("in_folder")
 def test_database_that_cannot_be_used_is_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, "bot", raising=False)
     monkeypatch.setenv("AGENTPHONE_API_KEY", "any-key")
     monkeypatch.setenv("AGENTPHONE_WEBHOOK_SECRET", "whsec_any")
     monkeypatch.setenv("AGENTPHONE_INBOX_DATABASE", "postgresql://nobody:hidden@127.0.0.1:1/nothing")

@@ -337,10 +337,10 @@ def test_text_that_killed_its_workers_is_listed_and_goes_on(account: Account, is
     calls = counting(account)
     database = account.inbox._database
     text = account.box.receive_sms(from_number=person(0), to_number=AGENT, body="Hi")
-    fault: dict[str, Any] = {"method": "GET", "path": f"/v1/conversations/{text['conversationId']}/messages"}
+    messages = f"/v1/conversations/{text['conversationId']}/messages"
     with working(account.inbox):
         account.box.faults.add(kind="lost" if is_sent else "reset", method="POST")
-        account.box.faults.add(status=500, times=1000, **fault)  # so that the reply is not found
+        account.box.faults.add(status=500, times=1000, path=messages)  # so that the reply is not found
         account.inbox.receive(*of_message(text))
         account.wait("unconfirmed")
     # As kills leave it: the note is there, the result of the step is not, and the last attempt has been used up.
