@@ -130,7 +130,7 @@ class Database:
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether it is a SQLite file."""
+        """True for a SQLite file."""
         return self.url.startswith("sqlite:")
 
     @property

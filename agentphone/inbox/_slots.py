@@ -19,7 +19,7 @@ class Slots:
         self._free = asyncio.Semaphore(count)
         self._held = 0
         self.is_stopping = False
-        """Whether no further item is begun."""
+        """True once no further item is begun."""
 
     async def acquire(self) -> None:
         """Wait for a slot.

@@ -32,7 +32,7 @@ LISTEN_SECONDS = 1.0
 """How often DBOS looks for messages between workflows, which the inbox does not use; it is DBOS's default. Stopping
 takes as long."""
 GRACE_SECONDS = 10.0
-"""How long a worker that is told to stop waits for what is being handled; the next start does the rest."""
+"""How long a worker that stops waits for the texts in progress, in seconds; the next start continues the others."""
 CARE_SECONDS = 10.0
 """How often a worker checks its name, and looks for what others have left."""
 VERSION = "1"

@@ -1,4 +1,4 @@
-"""Serve a server over stdio or HTTP, until its client goes away or the process is told to stop."""
+"""Serve a server over stdio or HTTP, until its client disconnects or the process gets a signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server on a raw socket for what is sent: it meets each POST as it is told, and remembers what it carried out."""
+"""A server on a raw socket for sends: a test decides how it responds to each POST, and sees what it carried out."""
 
 from __future__ import annotations
 
