@@ -1,7 +1,7 @@
 """The protocol: tools, resources and prompts for the official SDK's server, and their errors.
 
-A failure of a tool is an answer that the model reads, in the words of the SDK's errors. An unexpected exception is logged
-with its traceback to stderr; the client only learns that there was one.
+A failure of a tool is an answer that the model reads, in the words of the SDK's errors. An unexpected exception is
+logged with its traceback to stderr; the client only learns that there was one.
 """
 
 from __future__ import annotations
