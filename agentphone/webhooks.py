@@ -75,7 +75,7 @@ def application(environ, start_response):
     status = "202 Accepted"
     try:
         event = webhook.parse(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])), environ)
-        if isinstance(event, MessageEvent) and event.delivery_id:
+        if isinstance(event, MessageEvent) and event.direction != "outbound" and event.delivery_id:
             # One text of a conversation at a time, over all processes; the lock ends with its process.
             with Path(quote(event.conversation_id, safe="") + ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)

@@ -294,7 +294,6 @@ def test_dir_is_what_is_public() -> None:
 ATTRIBUTES = """
 import sys
 import agentphone
-from tests.support.processes import run
 assert "agentphone.webhooks" not in sys.modules
 print(agentphone.webhooks.Webhook.__name__, agentphone.sandbox.Sandbox.__name__, agentphone.export.export.__name__)
 try:
@@ -352,7 +351,6 @@ def test_public_names_have_docstrings() -> None:
 LOADED = """
 import sys
 import agentphone
-from tests.support.processes import run
 agentphone.AsyncClient("key")
 unwanted = {"asyncio", "httpcore", "starlette", "uvicorn", "sqlite3", "trio", "pyarrow", "agentphone.cli"}
 unwanted |= {"agentphone.sandbox", "agentphone.webhooks", "agentphone.export"}
