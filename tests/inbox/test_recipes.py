@@ -52,11 +52,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             command, cwd=folder, env=environment_of(folder, api), stderr=subprocess.PIPE, text=True
         ) as worker:
             yield Site(folder, box, api)
+            texts = len(box.deliveries())  # of the tests that this process has run
             worker.terminate()
             _, log = worker.communicate(timeout=30)
     assert worker.returncode == 0, log
     assert "Traceback" not in log
-    assert log.count("replied in") == 2 * len(SERVED)
+    assert log.count("replied in") == texts > 0
 
 
 @pytest.mark.parametrize("number", range(len(SERVED)), ids=SERVED)
