@@ -127,8 +127,8 @@ class APIConnectionError(_RequestError):
     """No complete response arrived: the network, a proxy or TLS failed, or the server closed the connection.
 
     Attributes:
-        is_unsent: True if nothing of the last attempt's request was sent: no connection could be made. Otherwise the
-            API may have received and carried it out.
+        is_unsent: True if nothing of the last attempt's request was sent: no connection could be made, or the time ran
+            out before it was written. Otherwise the API may have received and carried it out.
         is_permanent: True if every retry fails until a setting is changed: a certificate that is not trusted, or a
             proxy that rejects the connection.
     """

@@ -58,6 +58,7 @@ class Connections:
         self._was_closed = False
         self.retry_budget: RetryBudget = RetryBudget()
         self.sent_ids: deque[str] = deque(maxlen=1000)
+        """The ids of the latest messages that were sent: none of them is a later send that is looked for."""
         self.latest_date: tuple[str | None, float] = None, 0.0
         """The latest `Date` header of any response, and when it was received (`time.monotonic()`)."""
 
