@@ -99,6 +99,28 @@ async def test_text_that_cannot_be_sent_stays_a_draft_of_its_conversation(sandbo
         await expect(page.get_by_role("textbox", name="Text as")).to_have_value("For Ben")
 
 
+async def test_request_that_arrives_while_the_others_are_read_is_shown(url: str, pages: Pages) -> None:
+    arrived = asyncio.Event()
+
+    async def answer_late(route: Route) -> None:
+        response = await route.fetch()
+        await arrived.wait()
+        await route.fulfill(response=response)
+
+    async with pages.page() as page:
+        await expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+        await page.route(re.compile(r"/sandbox/requests\?"), answer_late)
+        async with page.expect_request(re.compile(r"/sandbox/requests\?")):
+            await page.reload()
+        await expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+        await page.request.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer agent"})
+        await expect(page.locator("#requests .badge.good")).to_have_text("200")
+        async with page.expect_response(re.compile(r"/sandbox/requests\?")):
+            arrived.set()
+        await page.evaluate("new Promise(requestAnimationFrame)")
+        await expect(page.locator("#requests .badge.good")).to_have_text("200")
+
+
 async def test_request_that_cannot_be_read_says_why(sandbox: Sandbox, url: str, pages: Pages) -> None:
     async with pages.page() as page:
         await page.request.get(f"{url}/v1/conversations", headers={"Authorization": "Bearer agent"})

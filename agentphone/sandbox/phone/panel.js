@@ -1,7 +1,7 @@
 // Beside the thread: the state of the conversation, its webhook deliveries, and the latest requests of the API.
 
 import { addFault, clearFaults, getDelivery, getRequest, listDeliveries, listRequests, redeliver } from "./api.js";
-import { byId, coalesced, el, icon, keepingFocus, keyed } from "./dom.js";
+import { byId, coalesced, el, icon, inTurn, keepingFocus, keyed } from "./dom.js";
 import { duration, preciseTime, pretty } from "./text.js";
 
 const DELIVERIES = 30;
@@ -14,6 +14,8 @@ export class Panel {
     this.conversation = null;
     this.states = new Map(); // by conversation: the state now, the one before, and when it changed
     this.requests = new Map();
+    this.reported = null; // while the requests are read: those that the stream reports meanwhile
+    this.loadRequests = inTurn(() => this.#loadRequests());
     this.refreshDeliveries = coalesced(() => this.#loadDeliveries());
     byId("clear-faults").addEventListener("click", () => this.report(clearFaults(), "No request will be made to fail."));
     for (const button of document.querySelectorAll("[data-fault]")) {
@@ -111,15 +113,21 @@ export class Panel {
   }
 
   /** Read all requests that the sandbox remembers. */
-  async loadRequests() {
-    const { data } = await listRequests(REQUESTS);
-    this.requests = new Map(data.map((request) => [request.id, request]));
+  async #loadRequests() {
+    const reported = (this.reported = new Map());
+    try {
+      const { data } = await listRequests(REQUESTS);
+      this.requests = new Map([...data.map((request) => [request.id, request]), ...reported]);
+    } finally {
+      this.reported = null;
+    }
     this.#showRequests();
   }
 
   /** Show a request, or how it ended. */
   addRequest(request) {
     this.requests.set(request.id, request);
+    this.reported?.set(request.id, request);
     this.showRequestsSoon ??= coalesced(() => this.#showRequests(), 50);
     this.showRequestsSoon();
   }
