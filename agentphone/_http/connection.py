@@ -147,7 +147,7 @@ class HTTP11Connection(httpcore.AsyncConnectionInterface):
         """Send a request. A server may respond and close before it has read all of it: keep its response."""
         if len(data) <= SMALL_REQUEST_SIZE:
             with contextlib.suppress(httpcore.WriteError):
-                await stream.write(data, seconds)
+                await _write(stream, data, seconds)
             return
         failure: Exception | None = None
         async with anyio.create_task_group() as group:
@@ -155,7 +155,7 @@ class HTTP11Connection(httpcore.AsyncConnectionInterface):
             group.start_soon(self._read_early, stream)
             await anyio.lowlevel.checkpoint()  # the read must have started when the write begins
             try:
-                await stream.write(data, seconds)
+                await _write(stream, data, seconds)
             except httpcore.WriteError:
                 return  # after the reader, which ends as soon as it has read what was sent before the connection broke
             except _STREAM_ERRORS as error:
@@ -202,7 +202,7 @@ class HTTP11Connection(httpcore.AsyncConnectionInterface):
                 raise httpcore.RemoteProtocolError("Server disconnected without sending a response.")
 
     async def _receive(self, stream: httpcore.AsyncNetworkStream, seconds: float | None) -> bytes:
-        data = await stream.read(READ_SIZE, seconds)
+        data = await _read(stream, seconds)
         self._was_read_full = len(data) == READ_SIZE
         self._protocol.receive_data(data)
         return data
@@ -226,6 +226,32 @@ _NETWORK = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
 
 _STREAM_ERRORS = (httpcore.TimeoutException, httpcore.NetworkError, OSError)
 """What reading from or writing to a stream raises; `OSError` for a broken TLS record under asyncio."""
+
+
+async def _read(stream: httpcore.AsyncNetworkStream, seconds: float | None) -> bytes:
+    """Read; without a time limit do it past httpcore, whose scope and context managers take a tenth of a call."""
+    if seconds is not None:
+        return await stream.read(READ_SIZE, seconds)
+    try:
+        return await _anyio_stream(stream).receive(READ_SIZE)
+    except anyio.EndOfStream:
+        return b""
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+        raise httpcore.ReadError(str(error)) from error
+
+
+async def _write(stream: httpcore.AsyncNetworkStream, data: bytes, seconds: float | None) -> None:
+    """Write, like `_read`."""
+    if seconds is not None:
+        return await stream.write(data, seconds)
+    try:
+        await _anyio_stream(stream).send(data)
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+        raise httpcore.WriteError(str(error)) from error
+
+
+def _anyio_stream(stream: httpcore.AsyncNetworkStream) -> anyio.abc.ByteStream:
+    return cast("anyio.abc.ByteStream", stream._stream)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _new_protocol() -> h11.Connection:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import re
 import ssl
-import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import httpx
@@ -36,32 +34,34 @@ _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.Pr
 _NETWORK_PACKAGES = {"agentphone", "anyio", "asyncio", "h11", "httpcore", "httpx", "socket", "socksio", "ssl", "trio"}
 
 
-@contextmanager
-def map_exceptions(request: str, secret: Secret, *, sending: httpx.Request | None = None) -> Iterator[None]:
-    """Raise an SDK error for any failure between here and the API.
+NETWORK_ERRORS = (httpx.RequestError, OSError)
+"""What fails between here and the API. Not all of it is httpx's: under asyncio a broken TLS record comes through
+httpcore as a bare `SSLError`, which is an `OSError` as `TimeoutError` is."""
 
-    Not every such failure is httpx's: under asyncio a broken TLS record comes through httpcore as a bare `SSLError`.
+
+def map_exception(
+    error: Exception,
+    request: str,
+    secret: Secret,
+    handled: BaseException | None,
+    *,
+    sending: httpx.Request | None = None,
+) -> APIConnectionError:
+    """Return the SDK's error for a failure between here and the API.
 
     Args:
+        error: One of `NETWORK_ERRORS`.
         request: The method and target, for the error.
         secret: The key, which the error must not show.
+        handled: The exception that was being handled when the call began (`sys.exception()`).
         sending: The request, while no response to it has begun; None afterwards.
-
-    Raises:
-        APITimeoutError: Something timed out.
-        APIConnectionError: Anything else failed.
     """
-    handled = sys.exception()
-    try:
-        yield
-    except (httpx.TimeoutException, TimeoutError) as error:
-        is_unsent = _is_unsent(error, sending)
-        raise APITimeoutError(_describe(error, handled, secret), request=request, is_unsent=is_unsent) from error
-    except (httpx.RequestError, OSError) as error:
-        advice = _permanent_advice(error, handled)
-        reason = _describe(error, handled, secret)
-        is_unsent = _is_unsent(error, sending)
-        raise APIConnectionError(reason, request=request, is_unsent=is_unsent, permanent_advice=advice) from error
+    is_unsent = _is_unsent(error, sending)
+    reason = _describe(error, handled, secret)
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return APITimeoutError(reason, request=request, is_unsent=is_unsent)
+    advice = _permanent_advice(error, handled)
+    return APIConnectionError(reason, request=request, is_unsent=is_unsent, permanent_advice=advice)
 
 
 def _is_unsent(error: Exception, sending: httpx.Request | None) -> bool:

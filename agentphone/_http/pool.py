@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 import urllib.request
 from abc import ABC, abstractmethod
 from collections import deque
@@ -196,7 +197,7 @@ class OwnedPool(Pool):
 
     async def acquire(self, max_idle: float = KEEPALIVE_SECONDS) -> httpx.AsyncBaseTransport:
         """Return the connection that was used last, or a new one."""
-        now = anyio.current_time()
+        now = time.monotonic()
         while self._idle and self._idle[0][0] < now - KEEPALIVE_SECONDS:
             await self.discard(self._idle.pop(0)[1])
         if self._idle and self._idle[-1][0] >= now - max_idle:
@@ -208,7 +209,7 @@ class OwnedPool(Pool):
         return connection
 
     def release(self, connection: httpx.AsyncBaseTransport) -> None:
-        self._idle.append((anyio.current_time(), connection))
+        self._idle.append((time.monotonic(), connection))
 
     async def discard(self, connection: httpx.AsyncBaseTransport) -> None:
         try:

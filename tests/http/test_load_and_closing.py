@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, cast
 
@@ -19,6 +19,7 @@ import httpcore
 import httpx
 import pytest
 import trio
+from anyio.abc import ByteStream
 
 from agentphone import (
     AgentPhoneError,
@@ -186,27 +187,31 @@ async def test_aclose_ends_running_calls_and_opens_nothing() -> None:
         gc.enable()
 
 
-class ClosingStream(httpcore.AsyncNetworkStream):
+class ClosingStream(ByteStream):
     """Close the client after a read, before the call can process it."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream, close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, stream: ByteStream, close: Callable[[], Awaitable[None]]) -> None:
         self._stream = stream
         self._close = close
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        data = await self._stream.read(max_bytes, timeout)
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        data = await self._stream.receive(max_bytes)
         with anyio.CancelScope(shield=True):
             await self._close()
         return data
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        await self._stream.write(buffer, timeout)
+    async def send(self, item: bytes) -> None:
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._stream.extra_attributes
 
 
 @pytest.mark.parametrize("fault", ["one byte at a time of headers", "silence inside the answer"])
@@ -218,7 +223,9 @@ async def test_aclose_in_the_middle_of_a_response_is_a_client_closed_error(
 
     class Network(httpcore.AnyIOBackend):
         async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-            return ClosingStream(await network.connect_tcp(*args, **options), client.aclose)
+            stream: Any = await network.connect_tcp(*args, **options)
+            stream._stream = ClosingStream(stream._stream, client.aclose)
+            return cast("httpcore.AsyncNetworkStream", stream)
 
     monkeypatch.setattr(connection_module, "_NETWORK", Network())
     with serving(SLOW[fault]) as server, anyio.fail_after(SECONDS):

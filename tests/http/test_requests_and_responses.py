@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentphone import AsyncClient, AsyncConversations, Message, __version__
-from agentphone._http.requests import get_conversation, list_messages
+from agentphone._http.requests import (
+    Progress,
+    RequestSpec,
+    get_conversation,
+    list_messages,
+    start_typing,
+    update_conversation,
+)
 from tests.support.helpers import BASE, KEY, conversation, page
 
 pytestmark = pytest.mark.anyio
@@ -96,6 +103,39 @@ async def test_awaiting_a_pager_requests_its_first_page(api: respx.MockRouter) -
         await conversations.list(limit=10, offset=20)
 
     assert (await sent(api, ask)).url.raw_path == b"/v1/conversations?limit=10&offset=20"
+
+
+BASES = ["https://api.example", "https://api.example:8443", "http://[::1]:80/", "http://127.0.0.1:8000/a/b%20c", BASE]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    base=st.sampled_from(BASES),
+    conversation_id=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1),
+    method=st.sampled_from(["get", "list messages", "update", "typing"]),
+)
+def test_request_is_the_one_that_httpx_builds(base: str, conversation_id: str, method: str) -> None:
+    specs: dict[str, Callable[[], RequestSpec[Any]]] = {
+        "get": lambda: get_conversation(conversation_id, message_limit=None),
+        "list messages": lambda: list_messages(conversation_id, limit=2, before=T1, after=None),
+        "update": lambda: update_conversation(conversation_id, metadata={"topic": conversation_id}),
+        "typing": lambda: start_typing(conversation_id),
+    }
+    spec = specs[method]()
+    transport = AsyncClient(KEY, base_url=base, allow_http=True).conversations._transport
+    request = transport._build_request(spec, Progress())
+    expected = httpx.Request(spec.method, base.rstrip("/") + spec.target, content=spec.body)
+    assert request.url == expected.url
+    assert request.url.raw_path == expected.url.raw_path
+    assert (request.url.scheme, request.url.host, request.url.port) == (
+        expected.url.scheme,
+        expected.url.host,
+        expected.url.port,
+    )
+    assert request.url.params == expected.url.params
+    assert request.content == expected.content
+    assert {"host", "content-length"} & {*request.headers} == {*expected.headers}
+    assert expected.headers.items() <= request.headers.items()
 
 
 # ---- Ids
