@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; return 1 if a target was missed."""
+    """Measure and print; return 1 if a goal was missed."""
     parser = _parser()
     given = parser.parse_args(argv)
     if given.picture is not None and not is_installed("matplotlib"):
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         description=f"Measure this SDK beside {VENDOR} (the vendor's), httpx, aiohttp, DBOS and what one would write by"
         " hand. Read the ratios: others use the machine, too. The exit status is 1 if a goal is not met.",
     )
-    parser.add_argument("--quick", action="store_true", help="few rounds and smaller histories: two minutes")
+    parser.add_argument("--quick", action="store_true", help="few rounds and smaller histories: about two minutes")
     parser.add_argument("--rounds", type=int, metavar="N", help="so many rounds of each row")
     parser.add_argument("--row", action="append", choices=[row.name for row in ROWS], help="only this one; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")

@@ -52,7 +52,7 @@ class Result:
 
     @property
     def is_met(self) -> bool | None:
-        """True if the target was reached; None without one."""
+        """True if the goal was reached; None without one."""
         return None if self.goal is None else self.compared <= self.goal
 
 

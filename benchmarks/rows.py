@@ -80,17 +80,17 @@ NOBODY = "https://127.0.0.1:1"
 """Where nobody listens: a port that only the system may use."""
 
 
-def _large_rows(messages: int) -> tuple[Row, ...]:
+def large_rows(messages: int) -> tuple[Row, ...]:
     """Return the rows about a history or an account with so many messages."""
     account = Server(conversations=100, messages=messages // 100)
     return (
         Row(
             name="export",
-            work=f"export {messages:,} messages as JSON lines, for each",
+            work=f"export {messages:,} messages as JSON lines, time for each",
             job="reading.export",
             peers=(
-                Peer(label="reading them alone", library="ours", job="reading.read_all"),
-                Peer(label="httpx and json.dumps, which cannot continue", library="httpx"),
+                Peer(label="reading alone", library="ours", job="reading.read_all"),
+                Peer(label="httpx and json.dumps, cannot resume", library="httpx"),
             ),
             server=account,
             units=messages,
@@ -103,7 +103,7 @@ def _large_rows(messages: int) -> tuple[Row, ...]:
             name="export-memory",
             work=f"memory: peak exporting {messages:,} messages",
             job="reading.export_memory",
-            peers=(Peer(label="peak reading them alone", library="ours", job="reading.read_all_memory", goal=32.0),),
+            peers=(Peer(label="peak of reading alone", library="ours", job="reading.read_all_memory", goal=32.0),),
             server=account,
             units=messages,
             rounds=1,
@@ -249,7 +249,7 @@ ROWS = (
     ),
     Row(
         name="reply",
-        work="reply in a conversation, sent once at most",
+        work="reply in a conversation, sent at most once",
         job="calls.replies",
         peers=(
             replace(VENDOR, label="vendor's messages.send"),
@@ -318,13 +318,13 @@ ROWS = (
         is_fresh=True,
         unit="ms",
     ),
-    *_large_rows(1_000_000),
+    *large_rows(1_000_000),
 )
 
 
 def quickly(row: Row) -> Row:
     """Return a row that takes a few seconds: few rounds, and a tenth of a million messages."""
-    smaller = {row.name: row for row in _large_rows(100_000)}
+    smaller = {row.name: row for row in large_rows(100_000)}
     return replace(smaller.get(row.name, row), rounds=row.quick_rounds)
 
 
