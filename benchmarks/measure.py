@@ -24,8 +24,8 @@ from typing import IO, NamedTuple, cast
 from benchmarks.rows import Contender, Peer, Row, Server
 
 HERE = Path(__file__).parent
-LONGEST_TURN = 300
-"""Seconds after which a contender has hung: ten times what the longest turn takes."""
+LONGEST_TURN = 600
+"""Seconds after which a contender has hung. The longest turn is an export, of a minute, or two on a busy machine."""
 SCALE = {"µs": 1e6, "ms": 1e3, "s": 1.0, "MiB": 1 / 1024**2}
 
 
@@ -70,14 +70,14 @@ def measure(row: Row, folders: Mapping[str, Path]) -> list[Result]:
 
     Args:
         row: What to measure. Peers that are not installed are left out; so is a row that needs what is not.
-        folders: Where each library's `agentphone` is imported from.
+        folders: Where each library's `agentphone` is imported from; `ours` is that of all others, too.
 
     Returns:
         A result for each peer.
     """
     if row.needs is not None and not is_installed(row.needs):
         return []
-    peers = [peer for peer in row.peers if _is_there(peer.library, folders)]
+    peers = [peer for peer in row.peers if _is_available(peer.library, folders)]
     contenders = [row.ours, *peers] if peers else []
     turns: dict[Contender, list[Turn]] = {contender: [] for contender in contenders}
     with ExitStack() as stack:
@@ -104,7 +104,7 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _is_there(library: str, folders: Mapping[str, Path]) -> bool:
+def _is_available(library: str, folders: Mapping[str, Path]) -> bool:
     if library in ("vendor", "other"):
         return library in folders
     return library != "aiohttp" or is_installed(library)

@@ -1,6 +1,7 @@
 """The inbox: store texts, and answer them. The database is SQLite in the current folder.
 
-The peers that use DBOS, on which the inbox stands, use its settings of SQLite too: what one syncs to the disk, all do.
+The inbox is built on DBOS. The peers that use DBOS alone have the inbox's settings of SQLite, so that all sync to the
+disk equally often.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .turns import Turn
-from .webhook import SECRET, Headers, deliver, parse_by_hand
+from .webhook import SECRET, Headers, make_delivery, parse_by_hand
 
 FILE = Path("texts.db").absolute()
 QUEUE, WORKFLOW = "texts", "answer"
@@ -41,7 +42,7 @@ def receive(library: str, url: str, size: int) -> Turn:
     numbers = count()
 
     def turn(units: int) -> float:
-        deliveries = [deliver(next(numbers), size) for _ in range(units)]
+        deliveries = [make_delivery(next(numbers), size) for _ in range(units)]
         began = time.perf_counter()
         for body, headers in deliveries:
             store(body, headers)
@@ -53,15 +54,15 @@ def receive(library: str, url: str, size: int) -> Turn:
 def work(library: str, url: str, size: int) -> Turn:
     """Answer texts of `size` conversations that are stored already, one at a time in each.
 
-    The time is that between the first answer and the last, so that it is that of a worker which is running. The CPU
-    time is that of the whole turn.
+    The time runs from the first answer to the last, without the start of the worker. The CPU time is that of the whole
+    turn.
     """
     finished: queue.SimpleQueue[float] = queue.SimpleQueue()
     engine = _engine(library, url, lambda: finished.put(time.perf_counter()))
 
     def turn(units: int) -> float:
         for number in range(units):
-            engine.store(*deliver(number, size))
+            engine.store(*make_delivery(number, size))
         engine.start()
         times = [finished.get(timeout=LONGEST_WAIT) for _ in range(units)]
         return (times[-1] - times[0]) / (units - 1)
@@ -77,7 +78,7 @@ def answer(library: str, url: str, size: int) -> Turn:
     numbers = count()
 
     def answer_one() -> float:
-        delivery = deliver(next(numbers), size)
+        delivery = make_delivery(next(numbers), size)
         time.sleep(random.uniform(0, POLL_SECONDS))  # it may arrive at any moment between two looks of the worker
         began = time.perf_counter()
         engine.store(*delivery)

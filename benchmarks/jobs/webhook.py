@@ -12,12 +12,13 @@ from .turns import Turn, repeat
 
 SECRET = "whsec_of_the_benchmark"
 TOLERANCE = 300
+"""The age of the oldest delivery that is accepted, in seconds."""
 
 Headers = dict[str, str]
 
 
-def deliver(number: int, conversations: int) -> tuple[bytes, Headers]:
-    """Return the body and the headers of a text's delivery, in one of so many conversations."""
+def make_delivery(number: int, conversations: int) -> tuple[bytes, Headers]:
+    """Return the body and the headers of a signed text, in one of so many conversations."""
     conversation = number % conversations
     person, agent, instant = f"+1555555{conversation:04}", "+15555550100", "2025-06-30T12:00:00.123Z"
     texts = ("Hi, where is my order?", "Which order do you mean? Its number begins with ORD.")
@@ -54,7 +55,7 @@ def deliver(number: int, conversations: int) -> tuple[bytes, Headers]:
 
 def parse(library: str, _url: str, _size: int) -> Turn:
     """Verify and parse a delivery."""
-    body, headers = deliver(0, 1)
+    body, headers = make_delivery(0, 1)
     if library == "ours":
         from agentphone.webhooks import Webhook
 

@@ -65,6 +65,10 @@ def test_every_job_runs(row: Row) -> None:
     assert all(result.ours > 0 and result.theirs > 0 for result in results)
 
 
+def test_a_row_without_the_package_that_it_needs_is_left_out() -> None:
+    assert measure(replace(ROWS[0], needs="not_installed"), {"ours": ROOT}) == []
+
+
 def test_what_the_server_shows_before_an_instant_is_what_came_before_it() -> None:
     project = Project(conversations=0, messages=10)
     for tick in range(-2, 25):
