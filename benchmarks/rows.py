@@ -103,7 +103,7 @@ def large_rows(messages: int) -> tuple[Row, ...]:
             name="export-memory",
             work=f"memory: peak exporting {messages:,} messages",
             job="reading.export_memory",
-            peers=(Peer(label="peak of reading alone", library="ours", job="reading.read_all_memory", goal=32.0),),
+            peers=(Peer(label="peak of reading alone", library="ours", job="reading.read_all_memory", goal=16.0),),
             server=account,
             units=messages,
             rounds=1,

@@ -92,7 +92,8 @@ def test_the_server_answers_when_the_whole_body_has_arrived() -> None:
         connection.sendall(b"ersations HTTP/1.1\r\n\r\n")
         received = b""
         while received.count(b"HTTP/1.1 200 OK") < 2:
-            received += connection.recv(65536)
+            received += (chunk := connection.recv(65536))
+            assert chunk, received
         assert received.index(b'"msg_sent"') < received.index(b'"hasMore"')
 
 
