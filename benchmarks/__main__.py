@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,9 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.growth import measure_growth
 from benchmarks.measure import Result, is_installed, measure
-from benchmarks.rows import ROWS, Peer, quickly
+from benchmarks.rows import PICTURE, ROWS, Peer, quickly
 
 VENDOR = "agentphone==0.20.3"
 DISTRIBUTION = "agentphone-0.20.3.dist-info"
@@ -26,10 +24,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; return 1 if a target was missed."""
+    """Measure and print; return 1 if a goal was missed."""
     parser = _parser()
     given = parser.parse_args(argv)
-    if given.picture is not None and importlib.util.find_spec("matplotlib") is None:
+    if given.picture is not None and not is_installed("matplotlib"):
         parser.error("--picture needs matplotlib: pip install '.[bench]'")
     if given.rounds is not None and given.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {given.rounds}")
@@ -37,35 +35,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--vendor {given.vendor} holds no {DISTRIBUTION}")
     began = time.monotonic()
     with _vendor(given.vendor, is_wanted=not given.without_vendor) as vendor:
-        folders = {"ours": ROOT, "dependencies": ROOT, "vendor": vendor, "other": given.against}
+        folders = {"ours": ROOT, "vendor": vendor, "other": given.against}
         found = {name: folder.resolve() for name, folder in folders.items() if folder is not None}
-        if not is_installed("aiohttp", found):
-            print("Without aiohttp: pip install '.[bench]' brings it.", file=sys.stderr)
-        measured = report.Report(
-            results=[] if given.growth else _measure_rows(given, found),
-            growth=measure_growth(found) if given.growth else None,
-            took=round(time.monotonic() - began),
-        )
+        missing = [package for package in ("aiohttp", "click", "dbos") if not is_installed(package)]
+        if missing:
+            print(f"Without {', '.join(missing)}: pip install '.[bench]' brings all.", file=sys.stderr)
+        results = _measure_rows(given, found)
+    measured = report.Report(results=results, took=round(time.monotonic() - began))
     print(measured.text(markdown=given.markdown))
     if given.json is not None:
         given.json.write_text(json.dumps(asdict(measured), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if given.picture is not None:
-        measured.draw(given.picture)
+        measured.draw(given.picture, rows=given.row or PICTURE)
     return int(any(result.is_met is False for result in measured.results))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=f"Measure this SDK beside {VENDOR} (the vendor's), httpx and aiohttp. Read the ratios: others use"
-        " the machine, too. The exit status is 1 if a goal is not met.",
+        description=f"Measure this SDK beside {VENDOR} (the vendor's), httpx, aiohttp, DBOS and what one would write by"
+        " hand. Read the ratios: others use the machine, too. The exit status is 1 if a goal is not met.",
     )
-    parser.add_argument("--quick", action="store_true", help="do with few rounds: less than a minute")
-    parser.add_argument("--rounds", type=int, metavar="N", help="do with so many rounds")
+    parser.add_argument("--quick", action="store_true", help="few rounds and smaller histories: about two minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="so many rounds of each row")
     parser.add_argument("--row", action="append", choices=[row.name for row in ROWS], help="only this one; repeatable")
-    parser.add_argument("--growth", action="store_true", help="measure how cost grows with size, and no rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them, as SVG or PNG")
+    picture = f"draw the rows given by --row, or {', '.join(PICTURE)}, as SVG or PNG"
+    parser.add_argument("--picture", type=Path, metavar="FILE", help=picture)
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument(
         "--vendor",

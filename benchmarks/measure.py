@@ -1,4 +1,4 @@
-"""Let the contenders of a row take turns, and compare their times. It starts processes and knows no library.
+"""Let the contenders of a row take turns, and compare their times. It starts processes, and knows no library.
 
 Others use the machine, too: so each round gives every contender a turn, the next in another order, and what is compared
 is the two figures of one round. The server has a core of its own where there are two, and all contenders share another.
@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,8 +24,8 @@ from typing import IO, NamedTuple, cast
 from benchmarks.rows import Contender, Peer, Row, Server
 
 HERE = Path(__file__).parent
-LONGEST_TURN = 300
-"""Seconds after which a contender has hung: ten times what the longest turn takes."""
+LONGEST_TURN = 600
+"""Seconds after which a contender has hung. The longest turn is an export, of a minute, or two on a busy machine."""
 SCALE = {"µs": 1e6, "ms": 1e3, "s": 1.0, "MiB": 1 / 1024**2}
 
 
@@ -35,9 +36,8 @@ class Result:
     row: str
     work: str
     peer: str
-    size: int
-    """The peer's."""
     unit: str
+    per_second: bool
     compares: str
     ours: float
     theirs: float
@@ -52,7 +52,7 @@ class Result:
 
     @property
     def is_met(self) -> bool | None:
-        """True if the target was reached; None without one."""
+        """True if the goal was reached; None without one."""
         return None if self.goal is None else self.compared <= self.goal
 
 
@@ -69,13 +69,15 @@ def measure(row: Row, folders: Mapping[str, Path]) -> list[Result]:
     """Measure a row.
 
     Args:
-        row: What to measure. Peers that are not installed are left out.
-        folders: Where each library's `agentphone` is imported from.
+        row: What to measure. Peers that are not installed are left out; so is a row that needs what is not.
+        folders: Where each library's `agentphone` is imported from; `ours` is that of all others, too.
 
     Returns:
         A result for each peer.
     """
-    peers = [peer for peer in row.peers if is_installed(peer.library, folders)]
+    if row.needs is not None and not is_installed(row.needs):
+        return []
+    peers = [peer for peer in row.peers if _is_available(peer.library, folders)]
     contenders = [row.ours, *peers] if peers else []
     turns: dict[Contender, list[Turn]] = {contender: [] for contender in contenders}
     with ExitStack() as stack:
@@ -97,11 +99,15 @@ def measure(row: Row, folders: Mapping[str, Path]) -> list[Result]:
     return [_compare(row, peer, turns[row.ours], turns[peer]) for peer in peers]
 
 
-def is_installed(library: str, folders: Mapping[str, Path]) -> bool:
-    """Return whether a library can be measured: those with our import name have a folder, others are imported."""
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def _is_available(library: str, folders: Mapping[str, Path]) -> bool:
     if library in ("vendor", "other"):
         return library in folders
-    return library != "aiohttp" or importlib.util.find_spec(library) is not None
+    return library != "aiohttp" or is_installed(library)
 
 
 def _compare(row: Row, peer: Peer, our_turns: Sequence[Turn], their_turns: Sequence[Turn]) -> Result:
@@ -115,8 +121,8 @@ def _compare(row: Row, peer: Peer, our_turns: Sequence[Turn], their_turns: Seque
         row=row.name,
         work=row.work,
         peer=peer.label,
-        size=row.size if peer.size is None else peer.size,
         unit=row.unit,
+        per_second=row.per_second,
         compares=row.compares,
         ours=statistics.median(ours),
         theirs=statistics.median(theirs),
@@ -130,7 +136,7 @@ def _compare(row: Row, peer: Peer, our_turns: Sequence[Turn], their_turns: Seque
 
 @contextmanager
 def serving(server: Server) -> Iterator[str]:
-    """Serve on a core of its own, and give the URL."""
+    """Serve on a core of its own, and yield the URL."""
     options = ("--conversations", server.conversations, "--messages", server.messages, "--delay", server.delay)
     with _process("server.py", *options, core=-1) as process:
         yield f"http://127.0.0.1:{cast('IO[str]', process.stdout).readline().strip()}"
@@ -138,15 +144,16 @@ def serving(server: Server) -> Iterator[str]:
 
 @contextmanager
 def working(row: Row, contender: Contender, url: str, folders: Mapping[str, Path]) -> Iterator[subprocess.Popen[str]]:
-    """Start a contender at the row's job, on the core of the contenders."""
+    """Start a contender at its job, on the core of the contenders."""
     size = row.size if contender.size is None else contender.size
     library = "ours" if contender.library == "other" else contender.library
-    with _process("contenders.py", row.job, library, url, size, core=0, path=folders.get(contender.library)) as process:
+    path = folders.get(contender.library, folders["ours"])
+    with _process("contenders.py", contender.job or row.job, library, url, size, core=0, path=path) as process:
         yield process
 
 
 def take_turn(worker: subprocess.Popen[str], units: int) -> Turn:
-    """Let a contender do so many units, and give the figures that it prints."""
+    """Let a contender do so many units, and return the figures that it prints."""
     bound = threading.Timer(LONGEST_TURN, worker.kill)
     bound.start()
     try:
@@ -163,7 +170,7 @@ def take_turn(worker: subprocess.Popen[str], units: int) -> Turn:
 
 @contextmanager
 def _process(script: str, *arguments: object, core: int, path: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """Run one of the two scripts on one core, the last or the first, until the context ends."""
+    """Run one of the two scripts in an empty folder, on one core, the last or the first, until the context ends."""
     # Nothing from outside: a proxy would stand between some and the server, and not between others.
     environment = {
         name: value
@@ -175,9 +182,12 @@ def _process(script: str, *arguments: object, core: int, path: Path | None = Non
     }
     environment["PYTHONPATH"] = str(path or "")
     command = [sys.executable, "-P", str(HERE / script), *map(str, arguments)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
+        ) as process,
+    ):
         try:
             if sys.platform == "linux":
                 cores = sorted(os.sched_getaffinity(0))

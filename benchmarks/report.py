@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.growth import PAGE, Growth, Point
-from benchmarks.measure import Result
+from benchmarks.measure import SCALE, Result
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Lines = Sequence[Sequence[str]]
@@ -45,26 +43,25 @@ class Report:
     took: int
     """How long the run was, in seconds."""
     results: list[Result]
-    growth: Growth | None = None
 
     def text(self, *, markdown: bool = False) -> str:
         """Return the table, in columns or in Markdown."""
-        lines = _result_lines(self.results) if self.growth is None else _growth_lines(self.growth)
+        lines = _lines(self.results)
         table = _in_markdown(lines) if markdown else _in_columns(lines)
         return f"{table}\n\n{self.machine}; {self.took} s"
 
-    def draw(self, path: Path) -> None:
-        """Draw the table: SVG or PNG, as the name ends."""
+    def draw(self, path: Path, *, rows: Collection[str]) -> None:
+        """Draw the ratios of some rows: SVG or PNG, as the name ends."""
         import matplotlib as mpl
 
         # Text stays text, and two runs with the same figures give the same bytes.
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "agentphone", "font.size": 9}):
-            figure = _result_figure(self.results) if self.growth is None else _growth_figure(self.growth)
+            figure = _figure([each for each in self.results if each.row in rows and each.compares == "ratio"])
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(path, metadata=metadata, bbox_inches="tight", facecolor="white")
 
 
-def _result_lines(results: Sequence[Result]) -> Lines:
+def _lines(results: Sequence[Result]) -> Lines:
     lines = [["work", "against", "ours", "theirs", "ours ÷ theirs", "quartiles", "CPU", "goal", ""]]
     for number, result in enumerate(results):
         is_first = number == 0 or results[number - 1].row != result.row
@@ -74,8 +71,8 @@ def _result_lines(results: Sequence[Result]) -> Lines:
             [
                 result.work if is_first else "",
                 result.peer,
-                _amount(result.ours, result.unit),
-                _amount(result.theirs, result.unit),
+                _amount(result.ours, result),
+                _amount(result.theirs, result),
                 _ratio(result.compared) if result.compares == "ratio" else f"{result.compared:+.2f}{unit}",
                 f"{_ratio(low)} to {_ratio(high)}",
                 "" if result.cpu is None else _ratio(result.cpu),
@@ -86,27 +83,13 @@ def _result_lines(results: Sequence[Result]) -> Lines:
     return lines
 
 
-def _growth_lines(growth: Growth) -> Lines:
-    lines = [["size", "contender", "time", "requests", "pages"]]
-    for what, unit, points in (("messages", "ms", growth.histories), ("in flight", "µs a call", growth.in_flight)):
-        for number, point in enumerate(points):
-            is_first = number == 0 or points[number - 1].size != point.size
-            counts = ["", ""] if point.requests is None else [f"{point.requests:,}", f"{_pages(point.size):,}"]
-            size = f"{point.size:,} {what}" if is_first else ""
-            lines.append([size, point.contender, _amount(point.time, unit), *counts])
-    return lines
-
-
-def _pages(messages: int) -> int:
-    return -(-messages // PAGE)
-
-
 def _ratio(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
 
 
-def _amount(value: float, unit: str) -> str:
-    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+def _amount(value: float, result: Result) -> str:
+    amount = f"{value:,.0f} {result.unit}" if value >= 100 else f"{value:.3g} {result.unit}"
+    return f"{amount}, {SCALE[result.unit] / value:,.0f}/s" if result.per_second else amount
 
 
 def _in_columns(lines: Lines) -> str:
@@ -123,12 +106,11 @@ def _in_markdown(lines: Lines) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
-def _result_figure(results: Sequence[Result]) -> Figure:
+def _figure(shown: Sequence[Result]) -> Figure:
     """Draw a dot for each ratio, its quartiles as a bar, and the goal as a tick."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    shown = [result for result in results if result.compares == "ratio"]
     figure = Figure(figsize=(9, 0.8 + 0.27 * len(shown)))
     axes = figure.subplots()
     axes.set_xscale("log")
@@ -154,41 +136,3 @@ def _result_figure(results: Sequence[Result]) -> Figure:
     for side in axes.spines.values():
         side.set_visible(False)
     return figure
-
-
-def _growth_figure(growth: Growth) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    figure = Figure(figsize=(11, 3.4))
-    requests, times, calls = figure.subplots(1, 3)
-    ours = [point for point in growth.histories if point.requests is not None]
-    sizes = [point.size for point in ours]
-    requests.plot(sizes, [_pages(size) for size in sizes], color=THEIRS, linestyle=":", label=f"pages of {PAGE}")
-    requests.plot(sizes, [point.requests or 0 for point in ours], "o-", color=OURS, markersize=4, label="ours")
-    _plot(times, growth.histories)
-    _plot(calls, growth.in_flight)
-    for axes, x, y in (
-        (requests, "messages", "requests"),
-        (times, "messages", "time, ms"),
-        (calls, "calls in flight", "time for each call, µs"),
-    ):
-        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
-        axes.set_ylim(top=axes.get_ylim()[1] * 6)  # room for the legend
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(visible=True, color="#e3e6e8", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    return figure
-
-
-def _plot(axes: Axes, points: Iterable[Point]) -> None:
-    """Draw a line for each contender."""
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for point in points:
-        lines.setdefault(point.contender, []).append((point.size, point.time))
-    for (name, line), mark in zip(lines.items(), ("o-", "s--", "^--", "d:"), strict=False):
-        color = OURS if name == "ours" else None
-        axes.plot(*zip(*line, strict=True), mark, color=color, markersize=4, label=name)

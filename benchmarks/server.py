@@ -3,9 +3,9 @@
     python benchmarks/server.py [--conversations 10000] [--messages 1000000] [--delay 0.05]
 
 It listens on a free port of this machine, which is the first line on stdout, until stdin ends. It knows the two lists
-with `limit`, `offset` and `before`, and nothing else of the API: its time is part of everybody's. It answers 20,000
-requests a second and one alone within 50 µs, where the fastest contender asks for 6,000 and waits 350 µs. `GET /count`
-tells how many requests came before. Imports nothing of `benchmarks` or `agentphone`.
+with `limit`, `offset` and `before`, accepts any message that is sent, and knows nothing else of the API: its time is
+part of everybody's. It answers 20,000 requests a second and one alone within 50 µs, where the fastest contender asks
+for 6,000 and waits 350 µs. Imports nothing of `benchmarks` or `agentphone`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from functools import lru_cache
 from urllib.parse import parse_qsl, urlsplit
 
 BEGIN = datetime(2015, 1, 1)  # UTC, as all instants here; naive ones print without an offset
-REQUEST = re.compile(rb"GET (\S+) HTTP/1\.1\r\n")
+REQUEST = re.compile(rb"(GET|POST) (\S+) HTTP/1\.1\r\n")
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 HEAD = (
     "HTTP/1.1 {status}\r\n"
     "Date: Mon, 30 Jun 2025 12:00:00 GMT\r\n"
@@ -32,6 +33,11 @@ HEAD = (
     "\r\n"
 )
 
+SENT = b"""{
+    "id": "msg_sent", "status": "sent", "channel": "sms", "from_number": "+15555550100", "to_number": "+15555550099",
+    "conversation_id": "conv_1", "media_urls": [], "reply_to_message_id": null, "reply_parent_unresolved": false
+}"""
+
 
 class Project:
     """What the server shows: conversations and one history that all of them share, with an instant for each item."""
@@ -39,24 +45,23 @@ class Project:
     def __init__(self, conversations: int, messages: int) -> None:
         self._conversations = [_conversation(number) for number in reversed(range(conversations))]
         self._messages = messages
-        self._count = 0
         self._canned = lru_cache(maxsize=256)(self._make)
+        self._history = lru_cache(maxsize=256)(self._make_history)
 
-    def answer(self, target: str) -> bytes:
+    def answer(self, method: str, target: str) -> bytes:
         """Answer a request for a path with its query."""
-        if target == "/count":
-            return _http("200 OK", b"%d" % self._count)
-        self._count += 1
-        return self._canned(target)
+        return self._canned(method, target)
 
-    def _make(self, target: str) -> bytes:
+    def _make(self, method: str, target: str) -> bytes:
+        if method == "POST":
+            return _http("200 OK", SENT) if target == "/v1/messages" else NOT_FOUND
         path, query = urlsplit(target)[2:4]
         given = dict(parse_qsl(query))
         if path == "/v1/conversations":
             return _http("200 OK", self._list(int(given.get("limit", 20)), int(given.get("offset", 0))))
         if path.startswith("/v1/conversations/") and path.endswith("/messages") and "after" not in given:
             return _http("200 OK", self._history(int(given.get("limit", 50)), given.get("before")))
-        return _http("404 Not Found", b'{"detail":"Not Found"}')
+        return NOT_FOUND
 
     def _list(self, limit: int, offset: int) -> bytes:
         total = len(self._conversations)
@@ -64,7 +69,7 @@ class Project:
         shown = b",".join(self._conversations[offset : offset + limit])
         return b'{"data":[%b],"hasMore":%b,"total":%d}' % (shown, has_more, total)
 
-    def _history(self, limit: int, before: str | None) -> bytes:
+    def _make_history(self, limit: int, before: str | None) -> bytes:
         """Return the newest messages before a timestamp; one arrived each second."""
         end = self._messages
         if before is not None:
@@ -112,10 +117,13 @@ def _http(status: str, body: bytes) -> bytes:
     return HEAD.format(status=status, length=len(body)).encode() + body
 
 
-class Conversing(asyncio.Protocol):
-    """One connection. Requests have no body, and the next comes when the last was answered."""
+NOT_FOUND = _http("404 Not Found", b'{"detail":"Not Found"}')
 
-    def __init__(self, answer: Callable[[str], bytes], delay: float) -> None:
+
+class Conversing(asyncio.Protocol):
+    """One connection. The next request comes when the last was answered; its body is not looked at."""
+
+    def __init__(self, answer: Callable[[str, str], bytes], delay: float) -> None:
         self._answer = answer
         self._delay = delay
         self._received = b""
@@ -126,16 +134,21 @@ class Conversing(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer a request when its headers have ended."""
+        """Answer a request when it has ended."""
         self._received += data
         while b"\r\n\r\n" in self._received:
-            head, _, self._received = self._received.partition(b"\r\n\r\n")
+            head, _, rest = self._received.partition(b"\r\n\r\n")
             request = REQUEST.match(head + b"\r\n")
             if request is None:
-                self._transport.write(_http("400 Bad Request", b'{"detail":"GET and HTTP/1.1 only"}'))
+                self._transport.write(_http("400 Bad Request", b'{"detail":"GET, POST and HTTP/1.1 only"}'))
                 self._transport.close()
                 return
-            answer = self._answer(request[1].decode("ascii"))
+            length = LENGTH.search(head) if request[1] == b"POST" else None
+            body = int(length[1]) if length is not None else 0
+            if len(rest) < body:
+                return
+            self._received = rest[body:]
+            answer = self._answer(request[1].decode("ascii"), request[2].decode("ascii"))
             if self._delay:
                 asyncio.get_running_loop().call_later(self._delay, self._transport.write, answer)
             else:

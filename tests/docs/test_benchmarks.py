@@ -1,27 +1,31 @@
-"""The benchmarks still run: the short rows once, without the network and without a word about how long it took."""
+"""The benchmarks still run: every job once, without the network and whatever the figures are."""
 
 from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks.growth import Growth, Point
-from benchmarks.measure import Result
+from benchmarks.measure import Result, measure, serving
 from benchmarks.report import Report
-from benchmarks.rows import ROWS
+from benchmarks.rows import PICTURE, ROWS, Peer, Row, Server, large_rows
 from benchmarks.server import BEGIN, Project
-from tests.support.long import LONG
 from tests.support.processes import run
 
 ROOT = Path(__file__).parents[2]
-SHORT = ["call", "second-client"] + (["blocking-call", "decode-messages"] if LONG else [])
+SHORT = ["call", "second-client"]
 """One row whose contenders take turns, and one that starts each anew."""
+SMALL = {row.name: row for row in large_rows(10_000)}
+JOBS = {row.job: row for row in ROWS if row.name not in SHORT}
+"""A row for each of the other jobs."""
 
 
 def body(answer: bytes) -> dict[str, Any]:
@@ -50,28 +54,47 @@ def test_it_measures_rows_and_writes_them_as_a_table_and_as_json(tmp_path: Path)
     assert all(result["work"] in done.stdout and result["peer"] in done.stdout for result in results)
 
 
-def test_it_measures_the_inbox() -> None:
-    done = run(sys.executable, "-m", "benchmarks.inbox", "--texts", "10", cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 5
+@pytest.mark.slow
+@pytest.mark.parametrize("row", JOBS.values(), ids=JOBS)
+def test_every_job_runs(row: Row) -> None:
+    row = SMALL.get(row.name) or replace(row, units=min(row.units, 5))
+    peers = [peer for peer in row.peers if peer.library not in ("vendor", "aiohttp")]
+    peers = peers or [Peer(label="itself", library="other")]
+    results = measure(replace(row, peers=tuple(peers), rounds=1, warms_up=False), {"ours": ROOT, "other": ROOT})
+    assert [result.peer for result in results] == [peer.label for peer in peers]
+    assert all(result.ours > 0 and result.theirs > 0 for result in results)
+
+
+def test_a_row_without_the_package_that_it_needs_is_left_out() -> None:
+    assert measure(replace(ROWS[0], needs="not_installed"), {"ours": ROOT}) == []
 
 
 def test_what_the_server_shows_before_an_instant_is_what_came_before_it() -> None:
     project = Project(conversations=0, messages=10)
     for tick in range(-2, 25):
         before = BEGIN + timedelta(seconds=tick / 2)
-        page = body(project.answer(f"/v1/conversations/c/messages?limit=3&before={before.isoformat()}Z"))
+        page = body(project.answer("GET", f"/v1/conversations/c/messages?limit=3&before={before.isoformat()}Z"))
         shown = [datetime.fromisoformat(item["receivedAt"]).replace(tzinfo=None) for item in page["data"]]
         earlier = [instant for number in range(10) if (instant := BEGIN + timedelta(seconds=number)) < before]
         assert shown == earlier[::-1][:3]
         assert page["hasMore"] == (len(earlier) > 3)
 
 
-def test_the_server_counts_what_it_answers() -> None:
+def test_the_server_pages_its_list() -> None:
     project = Project(conversations=3, messages=0)
-    for _ in range(2):
-        assert len(body(project.answer("/v1/conversations?limit=2&offset=2"))["data"]) == 1
-    assert project.answer("/count").endswith(b"\r\n\r\n2")
+    assert len(body(project.answer("GET", "/v1/conversations?limit=2&offset=2"))["data"]) == 1
+
+
+def test_the_server_answers_when_the_whole_body_has_arrived() -> None:
+    with serving(Server()) as url, socket.create_connection(("127.0.0.1", urlsplit(url).port)) as connection:
+        for part in (b"POST /v1/messages HTTP/1.1\r\nContent-Length: 4\r\n\r\n{", b'"}', b"}GET /v1/conv"):
+            connection.sendall(part)
+        connection.sendall(b"ersations HTTP/1.1\r\n\r\n")
+        received = b""
+        while received.count(b"HTTP/1.1 200 OK") < 2:
+            received += (chunk := connection.recv(65536))
+            assert chunk, received
+        assert received.index(b'"msg_sent"') < received.index(b'"hasMore"')
 
 
 def result(row: str, *, ours: float, goal: float | None) -> Result:
@@ -79,8 +102,8 @@ def result(row: str, *, ours: float, goal: float | None) -> Result:
         row=row,
         work=f"the work of {row}",
         peer="a peer",
-        size=1,
         unit="µs",
+        per_second=False,
         compares="ratio",
         ours=ours,
         theirs=100,
@@ -97,15 +120,6 @@ REPORT = Report(
     took=1,
     results=[result("a", ours=50, goal=0.5), result("b", ours=51, goal=0.5), result("c", ours=51, goal=None)],
 )
-GROWTH = Report(
-    machine="a machine",
-    took=1,
-    results=[],
-    growth=Growth(
-        histories=[Point(contender="ours", size=size, time=size, requests=size) for size in (100, 401)],
-        in_flight=[Point(contender=name, size=size, time=9) for size in (1, 50) for name in ("ours", "a peer")],
-    ),
-)
 
 
 def test_the_table_tells_which_goals_are_met() -> None:
@@ -115,20 +129,30 @@ def test_the_table_tells_which_goals_are_met() -> None:
     assert third.endswith(" 0.26")
 
 
-def test_the_growth_table_tells_requests_beside_pages() -> None:
-    assert "| 401 messages | ours | 401 ms | 401 | 3 |" in GROWTH.text(markdown=True).splitlines()
+def test_the_table_tells_how_many_units_a_second_that_is() -> None:
+    report = replace(REPORT, results=[replace(REPORT.results[0], per_second=True)])
+    assert "| 50 µs, 20,000/s | 100 µs, 10,000/s | 0.50 |" in report.text(markdown=True)
 
 
-@pytest.mark.parametrize("report", [REPORT, GROWTH], ids=["rows", "growth"])
-def test_the_picture_is_the_same_for_the_same_figures(report: Report, tmp_path: Path) -> None:
+def test_the_picture_is_small_and_the_same_for_the_same_figures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    results = [
+        replace(result(row.name, ours=70, goal=peer.goal), work=row.work, peer=peer.label)
+        for row in ROWS
+        for peer in row.peers
+    ]
     for name in ("one.svg", "two.svg"):
-        report.draw(tmp_path / name)
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+        replace(REPORT, results=results).draw(tmp_path / name, rows=PICTURE)
+    picture = (tmp_path / "one.svg").read_bytes()
+    assert picture == (tmp_path / "two.svg").read_bytes()
+    assert len(picture) < 100_000
+    shown = {row.name for row in ROWS if f">{row.work} ".encode() in picture}
+    assert shown == set(PICTURE)
 
 
 def test_the_names_of_the_rows_are_unique() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
+    assert len(PICTURE) == 6
 
 
 def test_the_readme_shows_six_rows_that_exist() -> None:

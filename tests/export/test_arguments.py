@@ -115,7 +115,7 @@ def test_parquet_without_pyarrow_names_the_command_that_installs_it(
 
 
 def test_memory_is_constant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """At 1,000,000 by `python -m benchmarks.export_memory`; here with chunks that are as much smaller."""
+    """At 1,000,000 by `python -m benchmarks --row export-memory`; here with chunks that are as much smaller."""
     monkeypatch.setattr(_files, "CHUNK", 500)
     peaks = []
     for messages in (300, 900, 4_500):  # the first warms up
