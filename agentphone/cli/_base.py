@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentphone._paging.bounds import parse_bound
 from agentphone.errors import (
     AgentPhoneError,
     APIConnectionError,
@@ -25,7 +24,9 @@ from agentphone.errors import (
     RateLimitError,
     SendUnconfirmedError,
 )
-from agentphone.models import Cursor
+
+if TYPE_CHECKING:
+    from agentphone.models import Cursor
 
 EXTRAS = {
     "dbos": "inbox",
@@ -154,6 +155,9 @@ class Group(Command, click.Group):
 
 def timestamp_or_cursor(ctx: click.Context, param: click.Parameter, value: str | None) -> str | Cursor | None:
     """Check an option for a timestamp with an offset, or for a cursor, which contains a slash."""
+    from agentphone._paging.bounds import parse_bound
+    from agentphone.models import Cursor
+
     if value is not None and "/" in value:
         try:
             return Cursor.parse(value)

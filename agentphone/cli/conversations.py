@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from agentphone._json import DecodeError, parse_json
 from agentphone.cli._base import Group, timestamp_or_cursor, usage_errors
 from agentphone.cli._settings import account_options, settings_of
 from agentphone.errors import APIConnectionError, APIStatusError
-from agentphone.models import Cursor
+
+if TYPE_CHECKING:
+    from agentphone.models import Cursor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -274,6 +273,8 @@ def _report_retries(
 
 
 def _parse_pair(ctx: click.Context, text: str) -> tuple[str, Any]:
+    import json
+
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise click.UsageError(f"--set must be KEY=VALUE, got {text!r}.", ctx)
@@ -288,6 +289,10 @@ def _reject_constant(name: str) -> None:
 
 
 def _read_object(ctx: click.Context, file: str) -> Mapping[str, Any]:
+    from pathlib import Path
+
+    from agentphone._json import DecodeError, parse_json
+
     try:
         if file != "-":
             content = Path(file).read_bytes()

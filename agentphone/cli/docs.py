@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
@@ -40,22 +39,24 @@ examples:
     metavar="DIR",
     default="agentphone-docs",
     show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False),
     help="The directory to write to; created if it does not exist.",
 )
-def docs(directory: Path) -> int:
+def docs(directory: str) -> int:
     """Write the reference of this SDK as HTML.
 
     The pages are static: open index.html in a browser. It needs the extra packages of `docs`.
     """
+    from pathlib import Path
+
     pdoc = importlib.import_module("pdoc")
     modules = [importlib.import_module(name) for name in MODULES]
     pages = render(pdoc, modules)
     for name, text in pages.items():
-        path = directory / name
+        path = Path(directory) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    sys.stdout.write(f"Wrote {len(modules)} modules: open {directory / 'index.html'} in a browser.\n")
+    sys.stdout.write(f"Wrote {len(modules)} modules: open {Path(directory) / 'index.html'} in a browser.\n")
     return 0
 
 

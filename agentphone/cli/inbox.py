@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import secrets
 import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from agentphone.cli._base import Command, Group
-from agentphone.cli._loading import load_inbox
 from agentphone.cli._settings import account_options, settings_of
 
 if TYPE_CHECKING:
@@ -76,6 +72,10 @@ def dev(ctx: click.Context, target: str, port: int) -> None:
     Texts reach it by webhook, and a line is printed for each. The conversations are kept in agentphone-dev.db and the
     inbox in agentphone-dev-inbox.db, so that a restart continues; delete both to begin anew.
     """
+    import secrets
+    from pathlib import Path
+
+    from agentphone.cli._loading import load_inbox
     from agentphone.sandbox import Sandbox
     from agentphone.sandbox.server import running
 
@@ -248,6 +248,8 @@ def _database_errors() -> Generator[None]:
 
 def _load(ctx: click.Context, target: str) -> Inbox:
     """Return the inbox to run, with the account of the options and the log on stderr."""
+    from agentphone.cli._loading import load_inbox
+
     settings = settings_of(ctx)
     # In the environment, where the clients of the user's own module find them too.
     if settings.api_key is not None:
@@ -261,6 +263,8 @@ def _load(ctx: click.Context, target: str) -> Inbox:
 
 def _log_to_stderr() -> None:
     """Print the log, unless the user's module has set up logging."""
+    import logging
+
     if logging.root.handlers:
         return
     handler = logging.StreamHandler()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -65,6 +63,8 @@ def mcp(ctx: click.Context, address: tuple[str, int] | None, read_only: bool, pr
     """
     settings = settings_of(ctx)
     if print_config:
+        import json
+
         sys.stdout.write(json.dumps(_config(print_config, settings, address, read_only=read_only), indent=2) + "\n")
         sys.stderr.write(f"Paste this into {CONFIG_FILES[print_config]}.\n")
         return
@@ -110,6 +110,8 @@ def mcp(ctx: click.Context, address: tuple[str, int] | None, read_only: bool, pr
 
 def _config(client: str, settings: Settings, address: tuple[str, int] | None, *, read_only: bool) -> dict[str, Any]:
     """Return a client's configuration. It has a placeholder for the key, never the key."""
+    from pathlib import Path
+
     group = "servers" if client == "vscode" else "mcpServers"
     if address is not None:
         host, port = address

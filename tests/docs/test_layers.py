@@ -269,7 +269,20 @@ def test_all_is_what_type_checkers_and_programs_see() -> None:
         ("agentphone", {"anyio", "attrs", "cattrs", "click", "h11", "httpx", "typing", "logging"}),
         ("agentphone.webhooks", {"click", "h11", "httpx"}),
         ("agentphone.pytest_plugin", {"agentphone.sandbox", "cattrs", "httpx"}),
-        ("agentphone.cli.commands", {"agentphone.export", "anyio", "cattrs", "h11", "httpx", "rich", "starlette"}),
+        (
+            "agentphone.cli.commands",
+            {
+                "agentphone.export",
+                "agentphone.models",
+                "anyio",
+                "cattrs",
+                "httpx",
+                "json",
+                "logging",
+                "pathlib",
+                "rich",
+            },
+        ),
     ],
 )
 def test_import_loads_only_what_is_needed(module: str, unused: set[str]) -> None:
