@@ -123,8 +123,10 @@ class Transport:
                     return result
             now = anyio.current_time()
             is_closed = self._connections.is_closed
-            is_answer = not scope.cancelled_caught and spec.repeat is Repeat.IF_NOT_ACCEPTED and is_rejected(error)
-            if scope.cancelled_caught or (is_closed and not is_answer):
+            is_interrupted = scope.cancelled_caught
+            if is_closed and not is_interrupted:  # a rejected message is not sent, whatever happened since
+                is_interrupted = not (spec.repeat is Repeat.IF_NOT_ACCEPTED and is_rejected(error))
+            if is_interrupted:
                 error = self._interruption(spec, progress, is_deadline=scope.deadline == deadline_at)
             if isinstance(error, APIConnectionError):
                 error.is_unsent = error.is_unsent or not progress.is_sent
@@ -272,7 +274,8 @@ class Transport:
         Args:
             spec: The request.
             pool: The connections.
-            scope: What stops it. Once it has its turn, it must end within the time of one attempt, too.
+            scope: The scope around it, with the deadline of the call. Once there is a connection, the time of one
+                attempt limits it as well.
             number: The number of the attempt, from 1; for the log.
             progress: How far it got.
         """
