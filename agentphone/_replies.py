@@ -19,7 +19,7 @@ from agentphone._http.requests import RequestSpec, get_conversation, list_messag
 from agentphone._http.retry import Repeat
 from agentphone._http.transport import Transport
 from agentphone.errors import ClientClosedError, SendUnconfirmedError
-from agentphone.models import Conversation, Message, NewMessage, SentMessage
+from agentphone.models import Conversation, ConversationDetail, Message, NewMessage, SentMessage
 
 Target = Conversation | NewMessage | MessageEvent
 """What names a conversation together with its sender and receiver."""
@@ -31,6 +31,8 @@ LONGEST_PAUSE = 4.0
 """The pauses between two looks at the history grow from the one to the other, in seconds."""
 LOOK_TIMEOUT = 5.0
 """Seconds for one look: a server that does not respond must not use up the time of the others."""
+EARLIER = 20
+"""How many of the newest messages are read before a reply to a conversation that is given by its id."""
 LOOKED_AT = 200
 """How many of the newest messages a look reads, the most that the API returns."""
 
@@ -134,16 +136,19 @@ async def send_reply(
     deadline_at = transport.deadline_at()
     if isinstance(target, str):
         message_to(Address(target, to="?", number_id="?"))  # checks the arguments before anything is sent
-        target = await transport.send(get_conversation(target, message_limit=1), deadline_at=deadline_at)
+        target = await transport.send(get_conversation(target, message_limit=EARLIER), deadline_at=deadline_at)
     address = address_of(target)
     spec = message_to(address)
+    earlier = {message.id for message in target.messages} if isinstance(target, ConversationDetail) else set()
     began_at = time.monotonic()
     try:
         sent = await transport.send(spec, deadline_at=deadline_at)
     except SendUnconfirmedError as error:
         failed_at = anyio.current_time()
         ends_at = min(failed_at + confirm, deadline_at)
-        found, looks = await _look_for(transport, address, body, tuple(media_urls), began_at=began_at, ends_at=ends_at)
+        found, looks = await _look_for(
+            transport, address, body, tuple(media_urls), earlier, began_at=began_at, ends_at=ends_at
+        )
         error.since = transport.server_time_at(began_at)  # the looks may have shown the server's time
         if found is None:
             seconds = round(anyio.current_time() - failed_at, 1)
@@ -158,7 +163,14 @@ async def send_reply(
 
 
 async def _look_for(
-    transport: Transport, address: Address, body: str, media: tuple[str, ...], *, began_at: float, ends_at: float
+    transport: Transport,
+    address: Address,
+    body: str,
+    media: tuple[str, ...],
+    earlier: set[str],
+    *,
+    began_at: float,
+    ends_at: float,
 ) -> tuple[Message | None, int]:
     """Read the conversation's newest messages until one is the reply, or the time is over.
 
@@ -173,7 +185,7 @@ async def _look_for(
             page = await transport.send(spec, deadline_at=math.inf)
             looks += 1
             since = transport.server_time_at(began_at)
-            known, answers = transport.sent_ids, address.answers
+            known, answers = earlier.union(transport.sent_ids), address.answers
             found = find_reply(page.data, body, media, since=since, known=known, answers=answers)
             if found is not None:
                 return found, looks
@@ -201,7 +213,8 @@ def find_reply(
         body: The text.
         media: The URLs of its media.
         since: When the first attempt began, by the server's clock.
-        known: The ids of other messages that this client has sent: the same words again are another message.
+        known: The ids of earlier messages, and of those that this client has sent: the same words again are another
+            message.
         answers: When the text that it answers was received, if it answers one: no reply is older.
     """
     excluded = set(known)

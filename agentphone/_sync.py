@@ -242,7 +242,7 @@ class Conversations:
         It is retried only if the API certainly has not accepted it: no connection could be made, or the response was a
         429. If the outcome is unclear, the conversation's newest messages are read until the reply is among them: an
         outbound message with the same text and media, no older than the attempt. A call that is cancelled may have sent
-        it. Two processes that send the same words in one conversation at the same moment cannot be told apart.
+        it. The same words, sent by another process in the ten seconds before, pass for it, unless you give the id.
 
         Source: `POST /v1/messages`, `GET /v1/conversations/{id}` for an id, and `GET .../messages` to look for a reply.
 

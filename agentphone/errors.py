@@ -283,6 +283,7 @@ class APIStatusError(_RequestError):
     """
 
     advice: str = "The SDK does not know this status; see the message."
+    advice_for_payment = "The account's balance or plan does not allow it; a retry cannot help until that has changed."
 
     def __init__(
         self,

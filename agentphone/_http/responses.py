@@ -192,7 +192,9 @@ def _status_error(spec: RequestSpec[Any], response: RawResponse, now: float, sec
         location=_header(response, "location", secret),
         body=body,
     )
-    if status == 407:
+    if status == 402:
+        status_error.advice = APIStatusError.advice_for_payment
+    elif status == 407:
         status_error.advice = APIConnectionError.advice_for_proxies
     elif status == 404 and spec.path == LIST_PATH:
         status_error.advice = NotFoundError.advice_for_lists

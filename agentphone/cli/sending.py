@@ -70,7 +70,7 @@ def reply(
     _check_content(ctx, text, media)
     output = settings_of(ctx).output()
     with settings_of(ctx).client() as client, usage_errors(ctx):
-        conversation = client.conversations.get(conversation_id, message_limit=1)
+        conversation = client.conversations.get(conversation_id)
         _ask(ctx, yes, text, media, conversation.participant)
         sent = client.conversations.reply(
             conversation, text, media_urls=media, reply_to=reply_to, send_style=style, confirm=confirm

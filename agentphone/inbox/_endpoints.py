@@ -107,6 +107,7 @@ class DjangoView:
     __name__ = "agentphone_inbox"
 
     def __init__(self, inbox: _Receiver) -> None:
+        self.__qualname__ = self.__name__  # Django wants both; a class body would name the class by it
         self._inbox = inbox
 
     def __call__(self, request: Any) -> Any:

@@ -126,10 +126,12 @@ def parse_fault(fields: Mapping[str, object]) -> dict[str, Any]:
     """Return the arguments of `Faults.add` for a JSON object with `retryAfter` for `retry_after`; it checks the rest.
 
     Raises:
-        FieldError: A text cannot be sent.
+        FieldError: There is no such argument, or a text cannot be sent.
     """
     names = {"status": "status", "kind": "kind", "retry_after": "retryAfter", "body": "body"}
     names |= {"times": "times", "path": "path", "method": "method"}
+    for key in fields.keys() - set(names.values()):
+        raise FieldError(key, f"is not an argument; they are {', '.join(names.values())}.")
     given = {name: fields[key] for name, key in names.items() if fields.get(key) is not None}
     if isinstance(given.get("body"), str):
         check_string("body", given["body"], may_be_empty=True)

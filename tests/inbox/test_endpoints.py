@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
@@ -168,3 +169,13 @@ def test_django_view(inbox: Inbox, requests: Any) -> None:
 
     assert asyncio.run(awaited()) == [202, 405]
     assert {item["id"] for item in list_items(inbox._database)} == {"msg_1", "msg_2"}
+
+
+def test_django_finds_routes_by_name_beside_the_view(inbox: Inbox, requests: Any) -> None:
+    from django.http import HttpResponse
+    from django.urls import path, reverse
+
+    home = path("home", lambda _: HttpResponse(), name="home")
+    urls: Any = ModuleType("urls")
+    urls.urlpatterns = [path("agentphone", inbox.django), home]
+    assert reverse("home", urlconf=urls) == "/home"

@@ -139,6 +139,7 @@ async def test_reset_affects_only_its_own_connection(sandbox: Sandbox) -> None:
     [
         ({}, "status or kind"),
         ({"kind": "explode"}, "kind"),
+        ({"status": 429, "retry_after": 1}, "retry_after is not an argument; they are status, kind, retryAfter,"),
         ({"kind": "hang", "status": 500}, "status"),
         ({"kind": "reset", "retry_after": 1}, "retry_after"),
         ({"kind": "reset", "body": "x"}, "body"),
@@ -202,6 +203,7 @@ async def test_faults_can_be_scripted_over_http(sandbox: Sandbox, any_client: ht
     [
         ({}, "status or kind"),
         ({"kind": "explode"}, "kind"),
+        ({"status": 429, "retry_after": 1}, "retry_after is not an argument; they are status, kind, retryAfter,"),
         ({"kind": ["lost"]}, "kind"),
         ({"status": "503"}, "status"),
         ({"status": 503, "times": 0}, "times"),

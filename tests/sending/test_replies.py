@@ -218,6 +218,24 @@ async def test_same_words_twice_are_two_messages() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("is_id", [True, False])
+async def test_message_that_another_client_sent_before_is_not_the_reply(is_id: bool) -> None:
+    with Sandbox() as sandbox:
+        sandbox.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
+        settings: dict[str, Any] = {"api_key": KEY, "base_url": "https://sandbox.test"}
+        async with (
+            AsyncClient(**settings, transport=sandbox.transport()) as one,
+            AsyncClient(**settings, transport=sandbox.transport()) as other,
+        ):
+            (target,) = await one.conversations.list()
+            await one.conversations.reply(target, "Hello")
+            detail = await other.conversations.get(target.id)
+            sandbox.faults.add(kind="reset", method="POST")
+            with pytest.raises(SendUnconfirmedError):
+                await other.conversations.reply(target.id if is_id else detail, "Hello", confirm=0.3)
+
+
+@pytest.mark.anyio
 async def test_message_that_the_history_shows_late_is_found() -> None:
     def lose_and_apply_late(connection: Connection, post: Received, server: SendServer) -> None:
         connection.close()
@@ -280,7 +298,7 @@ async def test_id_takes_one_request_more() -> None:
     with send_server(SendServer()) as server:
         async with AsyncClient(**settings(server)) as client:
             await client.conversations.reply("conv_1", "Hello")
-    assert server.gets == ["/v1/conversations/conv_1?message_limit=1"]
+    assert server.gets == ["/v1/conversations/conv_1?message_limit=20"]
     assert json.loads(server.posts[0].body) == {"body": "Hello", "to_number": "+15555550110", "number_id": "num_1"}
 
 

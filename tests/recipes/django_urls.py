@@ -1,0 +1,5 @@
+# django_urls.py
+from bot import inbox
+from django.urls import path
+
+urlpatterns = [path("agentphone", inbox.django)]
