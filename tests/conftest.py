@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import ssl
 import subprocess
@@ -23,11 +25,21 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # in a child, so the SIGINT that tests send reaches children, and the tests themselves still ignore it.
     signal.signal(signal.SIGINT, lambda *_: None)
 
+# Workers and child processes share compiled files. Without them, each worker compiles all tests again, for ten seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # An example may take any time: how long depends on what else runs on the machine.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 SERVE = "import sys; from agentphone.sandbox.server import serve; sys.exit(serve(port=0, db=sys.argv[1]))"
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what has been loaded so far from garbage collection: it stays, and is a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["asyncio", "trio"], scope="module")
