@@ -29,7 +29,7 @@ from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from agentphone.webhooks import Webhook
 from tests.support.guides import FILES, GUIDES, README, ROOT, blocks, file_name
-from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal, sandbox
+from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal
 from tests.support.recipes import SECRET, wait_until_delivered
 
 
@@ -145,10 +145,12 @@ def served(project: Path, agentphone_url: str, server: list[str]) -> Iterator[st
 @pytest.mark.parametrize("server", SERVERS)
 def test_the_django_views_answer_real_requests(tmp_path: Path, server: str) -> None:
     with (
-        sandbox("--demo") as (_, agentphone_url),
+        Sandbox() as box,
+        running(box) as agentphone_url,
         served(tmp_path, agentphone_url, SERVERS[server]) as url,
         httpx.Client(base_url=url, timeout=SECONDS) as browser,
     ):
+        box.load_demo_data()
         page = browser.get("/conversations").json()
         assert (len(page["data"]), page["hasMore"], page["total"]) == (20, True, 36)
         latest = page["data"][0]["id"]
@@ -194,11 +196,11 @@ def test_the_live_example_prints_texts_as_they_arrive(tmp_path: Path) -> None:
                 process.kill()
 
 
-def test_the_mcp_example_is_an_application(tmp_path: Path) -> None:
-    check = "from mcp_app import app; print([route.path for route in app.routes])"
-    (tmp_path / "mcp_app.py").write_text(FILES["mcp_app.py"], encoding="utf-8")
-    done = run(*PYTHON, "-c", check, cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:")
-    assert (done.stdout, done.stderr) == ("['/mcp']\n", "")
+def test_the_mcp_example_is_an_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTPHONE_BASE_URL", "sandbox:")
+    names: dict[str, Any] = {}
+    exec(FILES["mcp_app.py"], names)
+    assert [route.path for route in names["app"].routes] == ["/mcp"]
 
 
 @pytest.mark.slow
