@@ -193,9 +193,9 @@ def test_ten_thousand_messages_in_one_printed_second() -> None:
     times = sorted(server.messages)
 
     def respond(request: CursorRequest) -> Page[Message]:
-        end = START + timedelta(days=1) if request.before is None else request.before
-        below = [item for item in times if START + timedelta(microseconds=item[0]) < end]
-        return Page(data=tuple(map(server.message, below[-request.limit :])), has_more=len(below) > request.limit)
+        end = len(times) if request.before is None else bisect_left(times, (micros_of(request.before), ""))
+        below = times[max(0, end - request.limit) : end]
+        return Page(data=tuple(map(server.message, below)), has_more=end > request.limit)
 
     items, error, requests = run_to_end(paginator, respond)
     assert error is None
