@@ -18,6 +18,7 @@ from attrs import frozen
 from hypothesis import HealthCheck, settings
 
 from agentphone.sandbox import Sandbox
+from tests.support.long import count
 from tests.support.processes import SECONDS
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -30,7 +31,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # An example may take any time: how long depends on what else runs on the machine.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "patient", deadline=None, max_examples=count(50, 1000), suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("patient")
 
 SERVE = "import sys; from agentphone.sandbox.server import serve; sys.exit(serve(port=0, db=sys.argv[1]))"

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agentphone import Conversation
@@ -63,7 +63,6 @@ def test_invalid_metadata_is_rejected_with_its_path(value: Any, error: type[Exce
         encode_json(value, "metadata")
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.none() | json_objects)
 def test_metadata_round_trip(value: Any) -> None:
     body = encode_json(value, "metadata")

@@ -195,7 +195,7 @@ def trickle_body(connection: Connection, body: bytes) -> None:
 
 OK_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-request-id: " + REQUEST_ID.encode() + b"\r\n"
 CHUNKED = OK_HEAD + b"transfer-encoding: chunked\r\n\r\n"
-BOMB = gzip.compress(bytes(50_000_000), 9)
+BOMB = gzip.compress(bytes(5_000_000), 9)
 
 LOST: dict[str, Fault] = {
     # No whole answer came: tried again, else an APIConnectionError.
