@@ -83,16 +83,14 @@ def box() -> Any:
         yield box
 
 
-@pytest.fixture(params=["in process", "over a socket"])
-async def world(
-    request: pytest.FixtureRequest, box: Sandbox, server: Server, long_conversation: str
-) -> AsyncIterator[World]:
+@pytest.fixture
+async def world(anyio_backend_name: str, box: Sandbox, server: Server, long_conversation: str) -> AsyncIterator[World]:
+    """Return the one in this process for asyncio, and the one over a socket for trio."""
     requests: list[httpx.Request] = []
-    settings: dict[str, Any] = {"base_url": server.url}
-    if request.param == "in process":
-        settings = {"transport": box.transport()}
+    is_in_process = anyio_backend_name == "asyncio"
+    settings: dict[str, Any] = {"transport": box.transport()} if is_in_process else {"base_url": server.url}
     async with AsyncClient(KEY, on_request=requests.append, **settings) as client:
-        if request.param == "in process":
+        if is_in_process:
             long_conversation = (await client.conversations.list(limit=1))[0].id
             requests.clear()
         yield World(client, long_conversation, requests)
