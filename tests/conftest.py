@@ -8,7 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, cast
 
@@ -39,10 +39,15 @@ settings.load_profile("patient")
 SERVE = "import sys; from agentphone.sandbox.server import serve; sys.exit(serve(port=0, db=sys.argv[1]))"
 
 
-def pytest_collection_finish() -> None:
-    """Exempt what has been loaded so far from garbage collection: it stays, and is a million objects."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage while all tests are imported, nor later among the million objects that stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(params=["asyncio", "trio"], scope="module")
