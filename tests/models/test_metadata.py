@@ -17,7 +17,6 @@ from agentphone._decoding import decode
 from agentphone._json import encode_json
 from tests.models.cases import NOON, json_objects
 
-
 CYCLE: dict[str, Any] = {"a": []}
 CYCLE["a"].append(CYCLE)
 
