@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -228,15 +228,21 @@ async def test_step_requests_no_page_that_it_does_not_need(world: World) -> None
 # ---- Conversations
 
 
-@pytest.fixture
-async def many() -> AsyncIterator[World]:
-    """A project of 330 conversations; 0 is the oldest."""
+@pytest.fixture(scope="session")
+def crowd() -> Iterator[Sandbox]:
+    """Create a project of 330 conversations; 0 is the oldest."""
     with Sandbox() as box:
         for number in range(330):
             box.receive_sms(from_number=f"+1555{number}", to_number=AGENT, body="x", at=second(number))
-        requests: list[httpx.Request] = []
-        async with AsyncClient(KEY, transport=box.transport(), on_request=requests.append) as client:
-            yield World(client, "", requests)
+        yield box
+
+
+@pytest.fixture
+async def many(crowd: Sandbox) -> AsyncIterator[World]:
+    """Return a client of that project."""
+    requests: list[httpx.Request] = []
+    async with AsyncClient(KEY, transport=crowd.transport(), on_request=requests.append) as client:
+        yield World(client, "", requests)
 
 
 async def numbers(pager: Any) -> list[int]:

@@ -427,7 +427,8 @@ def test_key_is_redacted_in_a_response_that_is_not_http(kind: str, answer: str) 
         assert CANARY not in shown(error)
 
 
-async def test_sandbox_writes_no_key() -> None:
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_sandbox_writes_no_key(anyio_backend: str) -> None:
     with sandbox("--api-key", CANARY) as (process, url):
         async with AsyncClient(CANARY, base_url=url, max_retries=0) as client:
             await client.conversations.list()

@@ -128,7 +128,7 @@ def to_json(model: Any, draw: Any) -> Any:
     ],
     ids=["message", "conversation", "detail", "messages", "conversations"],
 )
-@settings(max_examples=count(20, 1000))
+@settings(max_examples=count(12, 1000))
 @given(data=st.data())
 def test_decoding_reverses_encoding(shape: Any, models: st.SearchStrategy[Any], data: st.DataObject) -> None:
     model = data.draw(models)

@@ -140,7 +140,7 @@ def test_any_object_is_read_or_a_decode_error(raw: dict[str, Any]) -> None:
 
 
 @example(EVERYTHING)
-@settings(max_examples=count(75, 2000))
+@settings(max_examples=count(50, 2000))
 @given(st.dictionaries(st.sampled_from([*EVERYTHING, "theirs"]), JSON).map(lambda some: {**EVERYTHING, **some}))
 def test_fast_and_detailed_converter_agree(raw: dict[str, Any]) -> None:
     found = []
@@ -162,7 +162,7 @@ VALUES = (
 )
 
 
-@settings(max_examples=count(100, 3000))
+@settings(max_examples=count(60, 3000))
 @given(OBJECTS, st.sampled_from([one.name for one in attrs.fields(OrderState)]), VALUES)
 def test_any_value_is_rejected_or_read_back(raw: dict[str, Any], name: str, value: Any) -> None:
     loaded = LoadedState(raw, OrderState, "metadata")
