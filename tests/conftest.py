@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, cast
 
@@ -16,6 +18,7 @@ from attrs import frozen
 from hypothesis import HealthCheck, settings
 
 from agentphone.sandbox import Sandbox
+from tests.support.long import count
 from tests.support.processes import SECONDS
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -23,11 +26,28 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # in a child, so the SIGINT that tests send reaches children, and the tests themselves still ignore it.
     signal.signal(signal.SIGINT, lambda *_: None)
 
+# Workers and child processes share compiled files. Without them, each worker compiles all tests again, for ten seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # An example may take any time: how long depends on what else runs on the machine.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "patient", deadline=None, max_examples=count(50, 1000), suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("patient")
 
 SERVE = "import sys; from agentphone.sandbox.server import serve; sys.exit(serve(port=0, db=sys.argv[1]))"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage while all tests are imported, nor later among the million objects that stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(params=["asyncio", "trio"], scope="module")

@@ -29,7 +29,7 @@ from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from agentphone.webhooks import Webhook
 from tests.support.guides import FILES, GUIDES, README, ROOT, blocks, file_name
-from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal, sandbox
+from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal
 from tests.support.recipes import SECRET, wait_until_delivered
 
 
@@ -48,14 +48,28 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-def test_example_runs_without_a_key_and_prints_what_it_says(program: str, tmp_path: Path) -> None:
-    path = tmp_path / "example.py"
-    path.write_text(program, encoding="utf-8")
-    done = run(*PYTHON, str(path), cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:")
+RUN_ALL = """
+import contextlib, pathlib, runpy
+for path in pathlib.Path.cwd().glob("*/example.py"):
+    with contextlib.chdir(path.parent), open("stdout", "w") as stdout, contextlib.redirect_stdout(stdout):
+        runpy.run_path(path, run_name="__main__")
+"""
+"""Runs all examples in one process. Most of the time that one takes is spent on imports."""
+
+
+@pytest.mark.parametrize("pandas", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_examples_run_without_a_key_and_print_what_they_say(pandas: bool, tmp_path: Path) -> None:
+    programs = {name: program for name, program in PROGRAMS.items() if ("import pandas" in program) == pandas}
+    assert len(programs) > 1
+    for name, program in programs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "example.py").write_text(program, encoding="utf-8")
+    done = run(*PYTHON, "-c", RUN_ALL, cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:")
     assert (done.returncode, done.stderr) == (0, "")
-    for line in re.findall(r"print\(.*\)  # (.*)", program):
-        assert line in done.stdout.splitlines()
+    for name, program in programs.items():
+        printed = (tmp_path / name / "stdout").read_text(encoding="utf-8").splitlines()
+        for line in re.findall(r"print\(.*\)  # (.*)", program):
+            assert line in printed, name
 
 
 def test_some_examples_say_what_they_print() -> None:
@@ -131,10 +145,12 @@ def served(project: Path, agentphone_url: str, server: list[str]) -> Iterator[st
 @pytest.mark.parametrize("server", SERVERS)
 def test_the_django_views_answer_real_requests(tmp_path: Path, server: str) -> None:
     with (
-        sandbox("--demo") as (_, agentphone_url),
+        Sandbox() as box,
+        running(box) as agentphone_url,
         served(tmp_path, agentphone_url, SERVERS[server]) as url,
         httpx.Client(base_url=url, timeout=SECONDS) as browser,
     ):
+        box.load_demo_data()
         page = browser.get("/conversations").json()
         assert (len(page["data"]), page["hasMore"], page["total"]) == (20, True, 36)
         latest = page["data"][0]["id"]
@@ -180,18 +196,20 @@ def test_the_live_example_prints_texts_as_they_arrive(tmp_path: Path) -> None:
                 process.kill()
 
 
-def test_the_mcp_example_is_an_application(tmp_path: Path) -> None:
-    check = "from mcp_app import app; print([route.path for route in app.routes])"
-    (tmp_path / "mcp_app.py").write_text(FILES["mcp_app.py"], encoding="utf-8")
-    done = run(*PYTHON, "-c", check, cwd=tmp_path, AGENTPHONE_BASE_URL="sandbox:")
-    assert (done.stdout, done.stderr) == ("['/mcp']\n", "")
+def test_the_mcp_example_is_an_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTPHONE_BASE_URL", "sandbox:")
+    names: dict[str, Any] = {}
+    exec(FILES["mcp_app.py"], names)
+    assert [route.path for route in names["app"].routes] == ["/mcp"]
 
 
-@pytest.mark.slow  # it loads all plugins of pytest that are installed
+@pytest.mark.slow
 def test_the_examples_of_tests_pass(tmp_path: Path) -> None:
     for name in ("bot.py", "test_bot.py", "test_inbox.py", "test_orders.py"):
         (tmp_path / name).write_text(FILES[name], encoding="utf-8")
-    done = run(*PYTHON, "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider", cwd=tmp_path)
+    # Without the other plugins that are installed here, which take longer to import than the tests to run.
+    plugins = ("-p", "agentphone.pytest_plugin", "-p", "anyio.pytest_plugin", "-p", "no:cacheprovider")
+    done = run(*PYTHON, "-m", "pytest", "-q", *plugins, cwd=tmp_path, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert "7 passed" in done.stdout, done.stdout + done.stderr  # one of the six runs on both event loops
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agentphone import (
@@ -179,7 +179,6 @@ async def test_redirect_is_an_error_with_its_location(status: int) -> None:
     assert len(script.requests) == 1
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(300, 599), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["error", "detail", "message", "code", "type", "details", "loc", "msg", "field"]), inner), max_leaves=10))  # fmt: skip  # noqa: E501
 def test_any_error_body_gives_a_status_error(status: int, body: Any) -> None:
     async def main() -> None:

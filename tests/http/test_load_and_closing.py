@@ -1,4 +1,4 @@
-"""Thousands of concurrent calls, and closing a client while calls are running."""
+"""Many concurrent calls, and closing a client while calls are running."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.anyio
 
 KINDS = ["asyncio", "trio", "blocking"]
 LIMIT = 200_000
-CALLS = count(1000, 10_000)
+CALLS = count(500, 10_000)
 ALWAYS = float("inf")
 
 
@@ -94,7 +94,7 @@ def tasks_alive() -> int:
         return trio.lowlevel.current_statistics().tasks_living
 
 
-async def test_a_thousand_concurrent_calls_succeed(fast_server: str) -> None:
+async def test_hundreds_of_concurrent_calls_succeed(fast_server: str) -> None:
     before = tasks_alive()
     answers: list[Any] = []
     async with AsyncClient(KEY, base_url=fast_server, max_retries=0) as client:
@@ -103,10 +103,10 @@ async def test_a_thousand_concurrent_calls_succeed(fast_server: str) -> None:
             answers.append(await client.conversations.list())
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(1000):
+            for _ in range(CALLS):
                 tasks.start_soon(call)
         at_rest(client)
-    assert len(answers) == 1000
+    assert len(answers) == CALLS
     assert tasks_alive() == before
 
 

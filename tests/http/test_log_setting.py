@@ -11,24 +11,17 @@ from tests.support.processes import AGENTPHONE, PYTHON, run
 
 PROGRAM = """
 import importlib, logging, os, sys
-import httpx
 {before}
 import agentphone
 from agentphone import _logging
-from agentphone.webhooks import Webhook
 {after}
-transport = httpx.MockTransport(lambda request: httpx.Response(200, json={{"data": [], "hasMore": False}}))
-with agentphone.Client("any-key", transport=transport) as client:
-    client.conversations.list(limit=1).page()
-try:
-    Webhook("whsec_one").verify(b"a private text", Webhook("whsec_two").sign(b"a private text"))
-except agentphone.WebhookVerificationError:
-    pass
+_logging.logger.debug("a call")
+logging.getLogger("agentphone.webhooks").warning("a delivery")
 {end}
 """
 OURS = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
-DEBUG = r"DEBUG agentphone: GET /v1/conversations: 200, attempt 1, [\d.]+ ms\n"
-WARNING = r"WARNING agentphone\.webhooks: webhook delivery refused: The signature matches none .*\n"
+DEBUG = r"DEBUG agentphone: a call\n"
+WARNING = r"WARNING agentphone\.webhooks: a delivery\n"
 FORMAT = "logging.Formatter('%(levelname)s %(name)s: %(message)s')"
 BASIC_CONFIG = "logging.basicConfig(format='%(levelname)s %(name)s: %(message)s')"
 OWN_HANDLER = f"h = logging.StreamHandler(); h.setFormatter({FORMAT}); logging.getLogger('agentphone').addHandler(h)"
@@ -61,9 +54,31 @@ OWN_HANDLER = f"h = logging.StreamHandler(); h.setFormatter({FORMAT}); logging.g
 )
 def test_each_record_is_printed_once(level: str, code: dict[str, str], expected: str) -> None:
     program = PROGRAM.format(**{"before": "", "after": "", "end": ""} | code)
-    done = run(*PYTHON, "-W", "ignore:This process .* is multi-threaded", "-c", program, AGENTPHONE_LOG=level)
+    done = run(*PYTHON, "-c", program, AGENTPHONE_LOG=level)
     assert (done.returncode, done.stdout) == (0, "")
     assert re.fullmatch(expected, done.stderr), done.stderr
+
+
+CALLS = """
+import httpx
+import agentphone
+from agentphone.webhooks import Webhook
+transport = httpx.MockTransport(lambda request: httpx.Response(200, json={"data": [], "hasMore": False}))
+with agentphone.Client("any-key", transport=transport) as client:
+    client.conversations.list(limit=1).page()
+try:
+    Webhook("whsec_one").verify(b"a private text", Webhook("whsec_two").sign(b"a private text"))
+except agentphone.WebhookVerificationError:
+    pass
+"""
+CALL = OURS + r"DEBUG agentphone: GET /v1/conversations: 200, attempt 1, [\d.]+ ms\n"
+REFUSAL = OURS + r"WARNING agentphone\.webhooks: webhook delivery refused: The signature matches none .*\n"
+
+
+def test_calls_and_refused_webhooks_are_logged() -> None:
+    done = run(*PYTHON, "-c", CALLS, AGENTPHONE_LOG="debug")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert re.fullmatch(CALL + REFUSAL, done.stderr), done.stderr
     assert "whsec" not in done.stderr
     assert "private" not in done.stderr
 
@@ -78,4 +93,4 @@ def test_unknown_level_warns_and_is_ignored() -> None:
 def test_command_line_logs_to_stderr() -> None:
     done = run(*AGENTPHONE, "conversations", "list", "--limit", "1", "--base-url", "sandbox:", AGENTPHONE_LOG="debug")
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
-    assert re.fullmatch(OURS + DEBUG, done.stderr)
+    assert re.fullmatch(CALL, done.stderr)

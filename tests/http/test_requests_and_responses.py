@@ -23,6 +23,7 @@ from agentphone._http.requests import (
     update_conversation,
 )
 from tests.support.helpers import BASE, KEY, conversation, page
+from tests.support.long import count
 
 pytestmark = pytest.mark.anyio
 
@@ -180,7 +181,7 @@ def test_id_with_half_a_surrogate_pair_is_rejected() -> None:
     assert type(caught.value) is ValueError
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=count(50, 2000))
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1))
 def test_any_id_is_one_segment_that_decodes_to_itself(conversation_id: str) -> None:
     raw = httpx.URL(BASE + get_conversation(conversation_id, message_limit=None).target).raw_path.decode()
@@ -246,7 +247,6 @@ async def test_bound_is_sent_in_utc(api: respx.MockRouter, value: Any, formatted
         assert dict(request.url.params) == {"limit": "200", name: formatted}
 
 
-@settings(deadline=None)
 @given(st.datetimes(timezones=st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))))
 def test_formatted_bound_parses_to_the_same_time(timestamp: datetime) -> None:
     try:

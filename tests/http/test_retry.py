@@ -18,6 +18,7 @@ from agentphone import (
     ResponseDecodeError,
 )
 from agentphone._http.retry import RetryBudget, RetryPolicy, parse_retry_after
+from tests.support.long import count
 
 pytestmark = pytest.mark.anyio
 
@@ -150,7 +151,7 @@ def test_retry_after_date_is_relative_to_the_date_header(header: str, date: str,
     assert parse_retry_after(header, NOW, date) == seconds
 
 
-@settings(max_examples=300)
+@settings(max_examples=count(100, 3000))
 @given(
     st.text()
     | st.from_regex(

@@ -128,7 +128,7 @@ def to_json(model: Any, draw: Any) -> Any:
     ],
     ids=["message", "conversation", "detail", "messages", "conversations"],
 )
-@settings(deadline=None, max_examples=count(30, 1000))
+@settings(max_examples=count(12, 1000))
 @given(data=st.data())
 def test_decoding_reverses_encoding(shape: Any, models: st.SearchStrategy[Any], data: st.DataObject) -> None:
     model = data.draw(models)
@@ -196,7 +196,7 @@ def corrupted_bodies(draw: Any) -> tuple[Any, bytes]:
     return shape, bytes(body)
 
 
-@settings(deadline=None, max_examples=count(150, 5000))
+@settings(max_examples=count(150, 5000))
 @given(corrupted_bodies())
 def test_any_body_is_decoded_or_a_decode_error(corrupted: tuple[Any, bytes]) -> None:
     shape, body = corrupted
@@ -207,7 +207,7 @@ def test_any_body_is_decoded_or_a_decode_error(corrupted: tuple[Any, bytes]) -> 
     assert isinstance(found, (DecodeError, getattr(shape, "__origin__", shape)))
 
 
-@settings(deadline=None, max_examples=count(150, 5000))
+@settings(max_examples=count(150, 5000))
 @given(st.sampled_from(GOOD), st.data())
 def test_fast_and_detailed_converter_agree(shape_and_good: tuple[Any, Any], data: st.DataObject) -> None:
     shape, good = shape_and_good
@@ -258,7 +258,7 @@ def test_half_a_surrogate_pair_is_accepted() -> None:
     assert found.body == "\ud83d"
 
 
-@settings(deadline=None, max_examples=count(40, 1000))
+@settings(max_examples=count(40, 1000))
 @given(corrupted_bodies())
 def test_client_raises_only_response_decode_errors(corrupted: tuple[Any, bytes]) -> None:
     async def main() -> None:

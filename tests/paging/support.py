@@ -11,7 +11,7 @@ from agentphone import Page, PaginationError
 from agentphone._paging.base import Paginator
 from tests.support.long import count
 
-MANY = settings(max_examples=count(300, 5000), deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=count(100, 5000), deadline=None, suppress_health_check=list(HealthCheck))
 UNSHRUNK = settings(MANY, max_examples=1500, phases=[Phase.generate])
 MAX_REQUESTS = 1000
 """No paginator in these tests needs more requests, unless a test says so."""

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iter
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
-import pandas
 import pytest
 
 from agentphone import AsyncClient, AsyncPager, Client, Pager
@@ -137,6 +136,7 @@ def test_hints_are_not_in_help(cls: type) -> None:
 
 
 def test_pager_is_read_into_lists_and_dataframes() -> None:
+    pandas = pytest.importorskip("pandas")
     with Client(base_url="sandbox:") as client:
         pager = client.conversations.list(limit=3)
         ids = [conversation.id for conversation in pager]

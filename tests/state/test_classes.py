@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import timedelta
 from decimal import Decimal
@@ -14,7 +15,20 @@ from attrs import Factory, define, field
 from agentphone import Message, StateDecodeError
 from agentphone._json import DecodeError
 from agentphone._state import LoadedState, read_state
-from tests.state.world import EVERYTHING, NOON, Answer, Everything, Item, Level, Mood, Node, OrderState, World, ignore
+from tests.state.world import (
+    EVERYTHING,
+    NOON,
+    Answer,
+    Everything,
+    Item,
+    Level,
+    Mood,
+    Node,
+    OrderState,
+    World,
+    ignore,
+    on_one_route,
+)
 
 
 def test_every_supported_type_is_read_and_written(world: World) -> None:
@@ -192,18 +206,18 @@ def test_field_names_of_models_have_no_special_meaning() -> None:
 
 
 def test_any_depth_is_read_or_a_decode_error() -> None:
-    raw: dict[str, Any] = {"name": ""}
-    for _ in range(100):
-        raw = {"name": "", "children": [raw]}
-    outcomes: list[str] = []
-    while len(outcomes) < 20 or outcomes[-20] == "read":  # also where reading just succeeds and writing does not
-        raw = {"name": "", "children": [raw]}
+    def outcome(depth: int) -> str:
+        raw: dict[str, Any] = {"name": ""}
+        for _ in range(depth):
+            raw = {"name": "", "children": [raw]}
         try:
             LoadedState(raw, Node, "metadata")
         except DecodeError as error:
-            outcomes.append(error.reason)
-        else:
-            outcomes.append("read")
+            return error.reason
+        return "read"
+
+    limit = next(depth for depth in itertools.count(100, 20) if outcome(depth) != "read")
+    outcomes = list(map(outcome, range(limit - 40, limit + 20)))  # also where reading just succeeds and writing fails
     assert outcomes[0] == "read"
     assert "nested too deeply" in outcomes[-1]
 
@@ -248,6 +262,7 @@ class Plain:
     pass
 
 
+@on_one_route
 @pytest.mark.parametrize(
     ("cls", "what"),
     [
@@ -279,8 +294,14 @@ class Plain:
         ({}, "cls must be dict or an attrs class"),
     ],
 )
-def test_unsupported_class_is_rejected_before_any_request(world: World, cls: Any, what: str) -> None:
+def test_unsupported_class_is_rejected(world: World, cls: Any, what: str) -> None:
     for _ in range(2):
         with pytest.raises(TypeError, match=what):
             world.visit(ignore, cls)
+    assert world.sent == []
+
+
+def test_unsupported_class_is_rejected_before_any_request(world: World) -> None:
+    with pytest.raises(TypeError, match="the type bytes"):
+        world.visit(ignore, holding(bytes))
     assert world.sent == []

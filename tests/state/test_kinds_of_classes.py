@@ -23,7 +23,7 @@ from agentphone._json import DecodeError
 from agentphone._state import LoadedState, check_class, read_state
 from agentphone.sandbox import Sandbox
 from agentphone.webhooks import MessageEvent, Webhook
-from tests.state.world import AGENT, NOON, PERSON, Mood, World, ignore
+from tests.state.world import AGENT, NOON, PERSON, Mood, World, ignore, on_one_route
 
 
 @attrs.define
@@ -225,6 +225,7 @@ def test_state_that_does_not_fit_is_a_state_decode_error_and_stays(world: World,
     assert world.stored == {"items": [{"unitPrice": "1"}]}
 
 
+@on_one_route
 @kinds
 @pytest.mark.parametrize(
     ("name", "value", "raised"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from datetime import UTC, timedelta, timezone
-from itertools import count
 from typing import Any
 
 import attrs
@@ -30,13 +30,14 @@ from tests.state.world import (
     Mood,
     OrderState,
 )
+from tests.support.long import count
 
 LETTERS = st.characters(exclude_categories=["Cs"])
 TEXT, KEYS = st.text(LETTERS), st.text(LETTERS, max_size=6)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
-    max_leaves=15,
+    max_leaves=8,
 )
 ITEMS = st.fixed_dictionaries({"sku": st.just("A"), "theirs": JSON}, optional={"price": st.floats(0, 9)})
 KNOWN = st.fixed_dictionaries(
@@ -58,7 +59,6 @@ def to_text(raw: Any) -> str:
     return json.dumps(raw, ensure_ascii=False)
 
 
-@settings(deadline=None, max_examples=100)
 @given(OBJECTS)
 def test_unchanged_object_is_not_written(raw: dict[str, Any]) -> None:
     text = to_text(raw)
@@ -69,7 +69,6 @@ def test_unchanged_object_is_not_written(raw: dict[str, Any]) -> None:
     assert to_text(raw) == text
 
 
-@settings(deadline=None, max_examples=100)
 @given(OBJECTS, st.integers(), TEXT, JSON)
 def test_change_of_one_key_leaves_the_others(raw: dict[str, Any], step: int, sku: str, value: Any) -> None:
     def others(made: dict[str, Any], key: str) -> str:
@@ -106,7 +105,7 @@ def test_change_of_one_key_leaves_the_others(raw: dict[str, Any], step: int, sku
         assert to_text(changed) == to_text({**raw, "new key": value})
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=count(10, 200))
 @given(OBJECTS)
 def test_any_object_survives_the_api(raw: dict[str, Any]) -> None:
     with Sandbox() as box, Client(**SETTINGS, transport=box.transport()) as client:
@@ -117,7 +116,7 @@ def test_any_object_survives_the_api(raw: dict[str, Any]) -> None:
             with client.conversations.state(cid, cls):
                 pass
         assert [request.method for request in box.requests] == ["GET", "GET"]
-        numbers = count(5)
+        numbers = itertools.count(5)
         with client.conversations.state(cid, OrderState) as state:
             while state.step in raw.values():
                 state.step = next(numbers)
@@ -128,7 +127,6 @@ def test_any_object_survives_the_api(raw: dict[str, Any]) -> None:
         assert stored == {key: value for key, value in raw.items() if key != "step"}
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.dictionaries(st.sampled_from([*EVERYTHING, "theirs"]), JSON).map(lambda some: {**EVERYTHING, **some}))
 def test_any_object_is_read_or_a_decode_error(raw: dict[str, Any]) -> None:
     try:
@@ -142,7 +140,7 @@ def test_any_object_is_read_or_a_decode_error(raw: dict[str, Any]) -> None:
 
 
 @example(EVERYTHING)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=count(50, 2000))
 @given(st.dictionaries(st.sampled_from([*EVERYTHING, "theirs"]), JSON).map(lambda some: {**EVERYTHING, **some}))
 def test_fast_and_detailed_converter_agree(raw: dict[str, Any]) -> None:
     found = []
@@ -164,7 +162,7 @@ VALUES = (
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=count(60, 3000))
 @given(OBJECTS, st.sampled_from([one.name for one in attrs.fields(OrderState)]), VALUES)
 def test_any_value_is_rejected_or_read_back(raw: dict[str, Any], name: str, value: Any) -> None:
     loaded = LoadedState(raw, OrderState, "metadata")

@@ -14,7 +14,7 @@ import pytest
 from attrs import Factory, define
 
 from agentphone import ResponseDecodeError, StateDecodeError
-from tests.state.world import NOON, Item, Mood, OrderState, World, ignore
+from tests.state.world import NOON, Item, Mood, OrderState, World, ignore, on_one_route
 
 
 def test_state_without_metadata_has_defaults_and_is_not_written(world: World) -> None:
@@ -167,6 +167,7 @@ def test_default_object_is_written_whole_once_it_changes(world: World) -> None:
     assert world.visit(ignore, Profile) == left
 
 
+@on_one_route
 @pytest.mark.parametrize(
     ("before", "after"),
     [(1, True), (True, 1), (1, 1.0), (1.0, 1), (0, False), (0, ""), (None, False), ([], {}), ([1], [True]), ("1", 1)],
@@ -213,6 +214,7 @@ BAD_METADATA: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
+@on_one_route
 @pytest.mark.parametrize(("metadata", "path", "what"), BAD_METADATA, ids=lambda value: str(value)[:40])
 def test_state_that_does_not_fit_is_rejected_with_its_path(
     world: World, metadata: dict[str, Any], path: str, what: str
@@ -260,6 +262,7 @@ BAD_VALUES: list[tuple[str, Any, type[Exception], str]] = [
 ]
 
 
+@on_one_route
 @pytest.mark.parametrize(("name", "value", "error", "what"), BAD_VALUES, ids=lambda value: str(value)[:40])
 def test_value_that_cannot_be_read_back_is_rejected(
     world: World, name: str, value: Any, error: type[Exception], what: str

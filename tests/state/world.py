@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
 import anyio.lowlevel
+import pytest
 from attrs import Factory, define, field, frozen
 
 from agentphone import AsyncClient, Client
@@ -58,6 +59,8 @@ class OrderState:
 
 Visit = Callable[..., Any]
 ROUTES = ["asyncio", "trio", "blocking"]
+on_one_route = pytest.mark.parametrize("world", ["asyncio"], indirect=True)
+"""For the many values and classes that `_state` tells apart: other tests show that each route treats them alike."""
 
 
 def ignore(state: Any) -> None:

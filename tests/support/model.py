@@ -6,9 +6,11 @@ integers: microseconds after START.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from random import Random
 
 import pytest
@@ -85,6 +87,11 @@ def key(message: Message) -> tuple[datetime, str]:
     return message.received_at, message.id
 
 
+def _index(found: list[tuple[int, int, str]], bound: int, *, is_after: bool) -> int:
+    """Return the index of the first item that is not before this time, or of the first one after it."""
+    return (bisect_right if is_after else bisect_left)(found, bound, key=itemgetter(0))
+
+
 @define
 class FakeConversation:
     """One conversation's messages."""
@@ -99,13 +106,13 @@ class FakeConversation:
         self.requests += 1
         limit = min(limit, self.behavior.max_page_size)
         inclusive, digits = self.behavior.inclusive, self.behavior.cursor_digits
-        found = sorted((self._stored(at), self._tie(message_id), message_id) for at, message_id in self.messages)
+        found = self._sorted()
+        begin, end = 0, len(found)
         if before is not None:
-            bound = truncate(micros_of(before), digits)
-            found = [item for item in found if item[0] < bound or (inclusive in (True, "before") and item[0] == bound)]
+            end = _index(found, truncate(micros_of(before), digits), is_after=inclusive in (True, "before"))
         if after is not None:
-            bound = truncate(micros_of(after), digits)
-            found = [item for item in found if item[0] > bound or (inclusive in (True, "after") and item[0] == bound)]
+            begin = _index(found, truncate(micros_of(after), digits), is_after=inclusive not in (True, "after"))
+        found = found[begin:end]
         returns_oldest = after is not None and before is None and self.behavior.after_alone == "oldest"
         page = found[:limit] if returns_oldest else found[-limit:]
         if self.behavior.message_order == "newest":
@@ -113,11 +120,18 @@ class FakeConversation:
         data = tuple(self.message((at, message_id)) for at, _, message_id in page)
         return Page(data=data, has_more=len(found) > len(page))
 
+    def _sorted(self) -> list[tuple[int, int, str]]:
+        """Return the stored time of each message, what decides among equal times, and the id."""
+        unit = 10 ** (6 - self.behavior.stored_digits)
+        if self.behavior.shuffled:
+            return sorted((at // unit * unit, self._tie(message_id), message_id) for at, message_id in self.messages)
+        return sorted((at // unit * unit, 0, message_id) for at, message_id in self.messages)
+
     def _stored(self, at: int) -> int:
         return truncate(at, self.behavior.stored_digits)
 
     def _tie(self, message_id: str) -> int:
-        return Random(f"{self.requests} {message_id}").getrandbits(32) if self.behavior.shuffled else 0
+        return Random(f"{self.requests} {message_id}").getrandbits(32)
 
     def message(self, item: tuple[int, str]) -> Message:
         """Return a message as the server prints it."""

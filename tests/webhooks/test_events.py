@@ -256,7 +256,7 @@ CORRUPTED = st.sampled_from(["message", "voice", "reaction", "call_ended"]).flat
 )
 
 
-@settings(deadline=None, max_examples=count(100, 5000))
+@settings(max_examples=count(50, 5000))
 @given(JSON | CORRUPTED | st.binary())
 def test_any_signed_body_is_an_event_or_a_decode_error(raw: Any) -> None:
     try:

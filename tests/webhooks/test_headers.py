@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentphone import ResponseDecodeError, WebhookVerificationError
+from tests.support.long import count
 from tests.webhooks.deliveries import BODY, HEADERS, NOW, SIGNATURE, WEBHOOK, assert_pickles, environ
 
 FORMS: dict[str, Callable[[dict[str, str]], Any]] = {
@@ -98,7 +99,7 @@ ANY_HEADERS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=count(100, 3000))
 @given(body=st.just(BODY) | st.binary(), headers=ANY_HEADERS, as_dict=st.booleans())
 def test_any_bytes_and_headers_raise_only_two_errors(
     body: bytes, headers: list[tuple[Any, Any]], as_dict: bool
