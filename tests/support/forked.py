@@ -2,7 +2,10 @@
 
 `python -m agentphone` takes half a second of CPU time, nearly all of it for imports; a fork takes a hundredth. The
 program is a process like any other, with files, environment, signals and an exit of its own. Tests of imports, and of
-the interpreter's start and its options, start a new interpreter instead.
+the interpreter's start, start a new interpreter instead.
+
+Modules that were imported before the fork are frozen: the garbage collector does not visit them, and the exit does not
+free them, which would take a tenth of a second. A test of what an exit frees calls `gc.unfreeze` first.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -59,8 +63,24 @@ class Forked:
         stderr: int | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        warning_action: str | None = "error",
+        options: tuple[str, ...] = (),
         modules: tuple[str, ...] = PRELOADED,
     ) -> None:
+        """Start a program.
+
+        Args:
+            code: The program.
+            arguments: `sys.argv[1:]`.
+            stdin: A descriptor or `PIPE`.
+            stdout: As well.
+            stderr: As well.
+            env: The environment.
+            cwd: The directory.
+            warning_action: What a warning does; None for Python's defaults.
+            options: Options of the interpreter.
+            modules: What is imported before.
+        """
         self.returncode: int | None = None
         self.stdin, child_stdin = _open_pipe(stdin, 0)
         self.stdout, child_stdout = _open_pipe(stdout, 1)
@@ -71,8 +91,9 @@ class Forked:
             "arguments": [str(argument) for argument in arguments],
             "env": dict(os.environ if env is None else env),
             "cwd": str(cwd or Path.cwd()),
+            "warning_action": warning_action,
         }
-        _fork_server(modules).send(order, [child_stdin, child_stdout, child_stderr, status])
+        _fork_server(options, modules).send(order, [child_stdin, child_stdout, child_stderr, status])
         for ours, file in ((self.stdin, child_stdin), (self.stdout, child_stdout), (self.stderr, child_stderr)):
             if ours is not None:
                 os.close(file)
@@ -154,15 +175,15 @@ def _open_pipe(file: int | None, number: int) -> tuple[IO[str] | None, int]:
 
 
 class _ForkServer:
-    """The process that forks, with these modules imported."""
+    """The process that forks, an interpreter with these options and modules."""
 
-    def __init__(self, modules: Sequence[str]) -> None:
+    def __init__(self, options: Sequence[str], modules: Sequence[str]) -> None:
         self._lock = threading.Lock()
         self._control, its = socket.socketpair()
         code = f"from tests.support.forked import serve; exec(serve({its.fileno()}, {modules!r}))"
         with its:
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", code],
+                [sys.executable, *options, "-c", code],
                 pass_fds=[its.fileno()],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -182,8 +203,8 @@ class _ForkServer:
 
 
 @functools.cache
-def _fork_server(modules: tuple[str, ...]) -> _ForkServer:
-    return _ForkServer(modules)
+def _fork_server(options: tuple[str, ...], modules: tuple[str, ...]) -> _ForkServer:
+    return _ForkServer(options, modules)
 
 
 def serve(control_fd: int, modules: Sequence[str]) -> CodeType:
@@ -198,8 +219,9 @@ def serve(control_fd: int, modules: Sequence[str]) -> CodeType:
     control = socket.socket(fileno=control_fd)
     statuses: dict[int, int] = {}
     gc.freeze()
+    sources: list[Any] = [control, ended]
     while True:
-        ready: list[Any] = select.select([control, ended], [], [])[0]
+        ready = select.select(sources, [], [])[0]
         if ended in ready:
             os.read(ended, 4096)
             while statuses and (found := os.waitpid(-1, os.WNOHANG))[0]:
@@ -237,9 +259,16 @@ def _become(order: Mapping[str, Any], files: Sequence[int]) -> CodeType:
     os.environ.clear()
     os.environ.update(order["env"])
     os.chdir(order["cwd"])
-    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-    sys.stdin = os.fdopen(0, encoding=encoding, closefd=False)
-    sys.stdout = os.fdopen(1, "w", encoding=encoding, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, encoding=encoding, errors="backslashreplace", closefd=False)
+    encoding, unbuffered = os.environ.get("PYTHONIOENCODING", "utf-8"), bool(os.environ.get("PYTHONUNBUFFERED"))
+    streams = {
+        "stdin": os.fdopen(0, encoding=encoding, closefd=False),
+        "stdout": os.fdopen(1, "w", buffering=1 if unbuffered else -1, encoding=encoding, closefd=False),
+        "stderr": os.fdopen(2, "w", buffering=1, encoding=encoding, errors="backslashreplace", closefd=False),
+    }
+    for name, stream in streams.items():
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)  # the interpreter's end puts these back
+    if order["warning_action"]:
+        warnings.simplefilter(order["warning_action"])
     sys.argv = ["-c", *order["arguments"]]
     return compile(order["code"], "<string>", "exec")

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Server
 from tests.support.listener import Listener
 from tests.support.long import count
-from tests.sync.programs import FORKED, NEEDS_FORK, NEEDS_SIGNALS, run
+from tests.sync.programs import FORKED, NEEDS_FORK, NEEDS_SIGNALS, lines, run, start_interpreter
 
 
 def run_forking(program: str, url: str, *options: str) -> list[str]:
@@ -147,7 +147,7 @@ def test_fork_during_the_first_call_of_another_thread(listener: Listener) -> Non
         thread.join()
         get("parent")
         """
-    assert run_forking(program, listener.url) == ["child True"]
+    assert lines(start_interpreter(FORKED + textwrap.dedent(program), listener.url)) == ["child True"]
     assert [len(set(listener.ports(who))) for who in ("parent", "child")] == [1, 1]
 
 
@@ -235,13 +235,13 @@ def test_sandbox_client_after_a_fork(base_url: str, tmp_path: Path) -> None:
         thread.join()
         print(box.conversations.get(found).metadata["by"])
         """
-    lines = run_forking(program, "http://127.0.0.1:9")
+    printed = run_forking(program, "http://127.0.0.1:9")
     if base_url == "sandbox:":  # the child gets a new one
-        first = lines[0].split()[1]
+        first = printed[0].split()[1]
         assert first not in ("parent", "child")
-        assert lines == [f"36 {first}", "child True"] * 3 + ["parent"]
+        assert printed == [f"36 {first}", "child True"] * 3 + ["parent"]
     else:
-        assert lines == ["36 parent", "child True", *["36 child", "child True"] * 2, "child"]
+        assert printed == ["36 parent", "child True", *["36 child", "child True"] * 2, "child"]
 
 
 @NEEDS_FORK
@@ -263,7 +263,7 @@ def test_interrupted_fork_resumes_the_loop_thread(listener: Listener) -> None:
         if pid == 0: os._exit(0)
         join(pid)
         thread.join(20)
-        print(thread.is_alive(), get("after").id)
+        print(thread.is_alive(), get("after").id, flush=True)
         join(in_child(lambda: get("child")))
         """
     assert run_forking(program, listener.url) == ["ZeroDivisionError", "False after", "child True"]
