@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import pytest
 
-ON_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"])
+ON_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
