@@ -348,7 +348,7 @@ def test_pages_are_read_through_an_index(statement: str) -> None:
 
 def test_late_page_costs_no_more_than_the_first() -> None:
     with Sandbox() as sandbox:
-        messages = [_messages.MessageInput("inbound", AGENT, ADA, "Hi", at) for at in range(20_000)]
+        messages = [_messages.MessageInput("inbound", AGENT, ADA, "Hi", at) for at in range(5_000)]
         sandbox._store.fill(messages, {})
         steps = 0
 
@@ -361,7 +361,7 @@ def test_late_page_costs_no_more_than_the_first() -> None:
         costs = []
         with sandbox._store._database.transaction("BEGIN") as connection:
             connection.set_progress_handler(count, 10)  # every ten steps of SQLite's virtual machine
-        for before in (None, 10_000, 300):
+        for before in (None, 2_500, 300):
             steps = 0
             assert sandbox._store.messages(conversation_id, limit=200, before=before, after=None)
             costs.append(steps)
