@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -11,7 +11,17 @@ from agentphone.cli.docs import MODULES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = {"README": README} | {name: inspect.getdoc(importlib.import_module(name)) or "" for name in MODULES}
+
+
+def guide(module: str) -> str:
+    """Return the docstring of a module, without importing it: some of them import large packages."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+
+
+GUIDES = {"README": README} | {name: guide(name) for name in MODULES}
 SHOWN = "\n".join(GUIDES.values())
 
 
