@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from agentphone.__main__ import main
-from agentphone.export import _fingerprint
 from agentphone.sandbox import Sandbox
 from tests.support.forked import PIPE
 from tests.support.processes import (
@@ -34,11 +33,6 @@ from tests.support.processes import (
 
 LOCAL = ["--base-url", "sandbox:"]
 RESUMES = "Run the same command again to resume."
-
-
-@pytest.fixture(autouse=True)
-def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fingerprint, "ROUNDS", 1)
 
 
 def test_export_writes_two_files_of_json_lines(tmp_path: Path) -> None:

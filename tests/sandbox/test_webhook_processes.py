@@ -226,8 +226,9 @@ def test_exit_does_not_wait_for_attempts(receiver: Receiver, tmp_path: Path, end
 
 
 HANGS = """
-import socket, time
-socket.getaddrinfo = lambda *_, **__: print("looked up", flush=True) or time.sleep(1000)
+import os, socket, time
+# Not by `print`: the exit would wait for its lock, which this daemon thread may hold.
+socket.getaddrinfo = lambda *_, **__: os.write(1, b"looked up\\n") and time.sleep(1000)
 """
 
 
