@@ -6,10 +6,8 @@ import gc
 import os
 import signal
 import ssl
-import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import IO, cast
 
 import pytest
@@ -18,6 +16,7 @@ from attrs import frozen
 from hypothesis import HealthCheck, settings
 
 from agentphone.sandbox import Sandbox
+from tests.support.forked import PIPE, Forked
 from tests.support.long import count
 from tests.support.processes import SECONDS
 
@@ -76,8 +75,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serve a sandbox with uvicorn on a real socket, once for all tests."""
     path = tmp_path_factory.mktemp("server") / "box.db"
-    root = Path(__file__).parent.parent
-    with subprocess.Popen([sys.executable, "-c", SERVE, path], stdout=subprocess.PIPE, text=True, cwd=root) as process:
+    with Forked(SERVE, path, stdout=PIPE) as process:
         try:
             first_line = cast("IO[str]", process.stdout).readline()
             with Sandbox(path) as box:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,17 @@ from agentphone import APIConnectionError, APIStatusError, APITimeoutError, Dead
 from agentphone.__main__ import main
 from agentphone.cli._base import describe
 from tests.support.cli_support import KEY, RunCommand
+from tests.support.forked import PIPE
 from tests.support.listener import listening
-from tests.support.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, run
+from tests.support.processes import (
+    AGENTPHONE,
+    ENVIRONMENT,
+    PYTHON,
+    SECONDS,
+    run,
+    run_agentphone,
+    start_agentphone,
+)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +141,7 @@ def test_unusable_base_url_is_exit_code_2(value: str, capsys: pytest.CaptureFixt
 
 
 def test_connection_failure_is_one_line_and_exit_code_1() -> None:
-    done = run(*AGENTPHONE, "conversations", "list", "--api-key", "any", "--base-url", "http://127.0.0.1:1")
+    done = run_agentphone("conversations", "list", "--api-key", "any", "--base-url", "http://127.0.0.1:1")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("agentphone conversations list: GET /v1/conversations?limit=20&offset=0: ")
     assert done.stderr.count("\n") == 1
@@ -143,12 +151,8 @@ def test_connection_failure_is_one_line_and_exit_code_1() -> None:
 def test_ctrl_c_is_exit_code_130_without_output() -> None:
     with (
         listening() as listener,
-        subprocess.Popen(
-            [*AGENTPHONE, "conversations", "get", "hold", "--api-key", "any", "--base-url", listener.url],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
+        start_agentphone(
+            *("conversations", "get", "hold", "--api-key", "any", "--base-url", listener.url), stdout=PIPE, stderr=PIPE
         ) as process,
     ):
         try:
@@ -164,14 +168,12 @@ def test_closed_pipe_is_exit_code_141_without_output(url: str, listed: list[dict
     reader, writer = os.pipe()
     os.close(reader)
     settings = {"AGENTPHONE_API_KEY": KEY, "AGENTPHONE_BASE_URL": url}
-    command = [*AGENTPHONE, "conversations", "messages", listed[0]["id"]]
-    try:
-        done = subprocess.run(
-            command, stdout=writer, stderr=subprocess.PIPE, env=ENVIRONMENT | settings, timeout=SECONDS, check=False
-        )
-    finally:
+    with start_agentphone(
+        *("conversations", "messages", listed[0]["id"]), stdout=writer, stderr=PIPE, env=ENVIRONMENT | settings
+    ) as process:
         os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
+        assert process.communicate(timeout=SECONDS)[1] == ""
+    assert process.returncode == 141
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
@@ -188,17 +190,15 @@ def test_closed_stdin_prints_no_traceback() -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize(
-    "command", ["conversations list", "conversations update conv_1 --clear", "conversations watch", "export backup"]
-)
-def test_missing_rich_names_the_command_that_installs_it(command: str) -> None:
+def test_missing_rich_names_the_command_that_installs_it() -> None:
+    commands = ["conversations list", "conversations update conv_1 --clear", "conversations watch", "export backup"]
     code = (
         "import sys\nsys.modules['rich'] = None\nfrom agentphone.__main__ import main\n"
-        f"sys.exit(main({command.split()!r}))\n"
+        f"print([main(command.split()) for command in {commands}])\n"
     )
     done = run(*PYTHON, "-c", code)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        f"agentphone {command.partition(' conv_1')[0].removesuffix(' backup')}: rich is not installed;"
-        " in the project's folder: pip install '.[cli]'\n"
-    )
+    assert done.stdout == f"{[1] * 4}\n"
+    assert done.stderr.splitlines() == [
+        f"agentphone {command}: rich is not installed; in the project's folder: pip install '.[cli]'"
+        for command in ("conversations list", "conversations update", "conversations watch", "export")
+    ]

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,13 +15,19 @@ import pytest
 
 import agentphone
 from agentphone.__main__ import main
-from tests.support.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, run, run_in_terminal, sandbox, widest
-
-
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in another process."""
-    return run(*PYTHON, "-c", code)
-
+from tests.support.forked import PIPE
+from tests.support.processes import (
+    AGENTPHONE,
+    PYTHON,
+    SECONDS,
+    run,
+    run_agentphone,
+    run_agentphone_in_terminal,
+    run_forked,
+    sandbox,
+    start_agentphone,
+    widest,
+)
 
 # The demo
 
@@ -30,7 +35,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def demo() -> str:
     """Return what the demo writes to a pipe."""
-    done = run(*AGENTPHONE, "demo")
+    done = run_agentphone("demo")
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -79,7 +84,7 @@ def test_demo_is_plain_text_of_eighty_columns(demo: str) -> None:
 
 
 def test_demo_redraws_its_progress_line_in_a_terminal() -> None:
-    code, shown = run_in_terminal(*AGENTPHONE, "demo")
+    code, shown = run_agentphone_in_terminal("demo")
     assert code == 0
     assert re.search(r"\r  \[#+ +\] +\d+ of 640 messages\r", shown)
     assert re.search(r"\r  \[#{32}\] 640 of 640 messages\r\n", shown)
@@ -94,12 +99,12 @@ def test_demo_works_with_ascii_output() -> None:
 
 
 def test_demo_ignores_the_environment() -> None:
-    done = run(*AGENTPHONE, "demo", AGENTPHONE_BASE_URL="https://127.0.0.1:1", AGENTPHONE_API_KEY="a b")
+    done = run_agentphone("demo", AGENTPHONE_BASE_URL="https://127.0.0.1:1", AGENTPHONE_API_KEY="a b")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_ctrl_c_in_the_demo_is_exit_code_130_without_output() -> None:
-    done = run_python(
+    done = run_forked(
         "import asyncio, os, signal, sys\n"
         "from agentphone.__main__ import main\n"
         "from agentphone.cli import demo\n"
@@ -117,31 +122,26 @@ def test_ctrl_c_in_the_demo_is_exit_code_130_without_output() -> None:
 def test_closed_pipe_is_exit_code_141_without_output(command: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    try:
-        with subprocess.Popen(
-            [*AGENTPHONE, *command], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-        ) as process:
-            _, stderr = process.communicate(timeout=SECONDS)
-    finally:
+    with start_agentphone(*command, stdout=writer, stderr=PIPE) as process:
         os.close(writer)
-    assert (process.returncode, stderr) == (141, "")
-
-
-def run_with_output(target: str, *command: str) -> tuple[int, str]:
-    """Run a command with its stdout redirected by the shell; return its exit code and its stderr."""
-    shell = f'exec "$@" >{target}'
-    done = run("sh", "-c", shell, "sh", *AGENTPHONE, *command)
-    return done.returncode, done.stderr
+        assert process.communicate(timeout=SECONDS)[1] == ""
+    assert process.returncode == 141
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 @pytest.mark.parametrize("command", [["demo"], ["sandbox", "--port", "0"]])
 def test_full_device_is_one_line_and_exit_code_1(command: list[str]) -> None:
-    assert run_with_output("/dev/full", *command) == (1, "agentphone: No space left on device\n")
+    with (
+        Path("/dev/full").open("wb") as full,
+        start_agentphone(*command, stdout=full.fileno(), stderr=PIPE) as process,
+    ):
+        assert process.communicate(timeout=SECONDS)[1] == "agentphone: No space left on device\n"
+    assert process.returncode == 1
 
 
 def test_demo_works_with_closed_stdout() -> None:
-    assert run_with_output("&-", "demo") == (0, "")
+    done = run("sh", "-c", 'exec "$@" >&-', "sh", *AGENTPHONE, "demo")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # The sandbox command
@@ -161,7 +161,7 @@ def test_sandbox_prints_a_line_per_request_and_delivery() -> None:
     with sandbox(*hook) as (process, url):
         assert process.stdout is not None
         assert process.stdout.readline() == f"Open {url}/ in a browser to text with your agent.\n"
-        sent = run(*AGENTPHONE, "sandbox", "text", "Hi\x1b[31m", "--url", url)
+        sent = run_agentphone("sandbox", "text", "Hi\x1b[31m", "--url", url)
         assert (sent.returncode, json.loads(sent.stdout)["body"]) == (0, "Hi\x1b[31m")
         headers = {"Authorization": "Bearer any"}
         httpx.get(f"{url}/v1/conversations/none", params={"x": "\x1b\n"}, headers=headers, timeout=SECONDS)
@@ -189,9 +189,7 @@ def test_unread_output_does_not_stop_the_sandbox() -> None:
 
 
 def test_sandbox_says_when_other_machines_can_reach_it() -> None:
-    with subprocess.Popen(
-        [*AGENTPHONE, "sandbox", "--port", "0", "--host", "0.0.0.0"], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
+    with start_agentphone("sandbox", "--port", "0", "--host", "0.0.0.0", stdout=PIPE) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         process.kill()
@@ -201,7 +199,7 @@ def test_sandbox_says_when_other_machines_can_reach_it() -> None:
 
 
 def test_allowed_host_is_a_name_alone() -> None:
-    done = run(*AGENTPHONE, "sandbox", "--allow-host", "https://tunnel.example.com")
+    done = run_agentphone("sandbox", "--allow-host", "https://tunnel.example.com")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--allow-host must be a name without a scheme and port, got 'https://tunnel.example.com'." in done.stderr
 
@@ -209,7 +207,7 @@ def test_allowed_host_is_a_name_alone() -> None:
 def test_text_without_a_sandbox_is_one_line_and_exit_code_1() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    done = run(*AGENTPHONE, "sandbox", "text", "Hi", "--url", f"http://127.0.0.1:{port}")
+    done = run_agentphone("sandbox", "text", "Hi", "--url", f"http://127.0.0.1:{port}")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"agentphone sandbox text: no sandbox at http://127.0.0.1:{port}: ")
     assert done.stderr.endswith("Start one with: agentphone sandbox\n")
@@ -217,11 +215,11 @@ def test_text_without_a_sandbox_is_one_line_and_exit_code_1() -> None:
 
 def test_text_to_a_sandbox_with_a_key() -> None:
     with sandbox("--api-key", "sk-unlikely-text") as (_, url):
-        command = [*AGENTPHONE, "sandbox", "text", "Hi", "--from", "+15555550119", "--url", url]
-        rejected = run(*command)
+        command = ["sandbox", "text", "Hi", "--from", "+15555550119", "--url", url]
+        rejected = run_agentphone(*command)
         assert (rejected.returncode, rejected.stdout) == (1, "")
         assert f"{url} answered 401: Missing or wrong API key" in rejected.stderr
-        sent = run(*command, AGENTPHONE_API_KEY="sk-unlikely-text")
+        sent = run_agentphone(*command, AGENTPHONE_API_KEY="sk-unlikely-text")
     assert json.loads(sent.stdout)["fromNumber"] == "+15555550119"
 
 
@@ -277,7 +275,7 @@ def test_sandbox_scales_the_delays_between_webhook_attempts() -> None:
 
 def test_port_in_use_is_one_line_and_exit_code_1() -> None:
     with sandbox() as (_, url):
-        done = run(*AGENTPHONE, "sandbox", "--port", url.rpartition(":")[2])
+        done = run_agentphone("sandbox", "--port", url.rpartition(":")[2])
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("agentphone sandbox: ")
     assert done.stderr.count("\n") == 1
@@ -329,43 +327,45 @@ def test_usage_error_never_contains_the_key(capsys: pytest.CaptureFixture[str]) 
 # Missing packages
 
 
-@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
-@pytest.mark.parametrize("command", ["demo", "sandbox"])
-def test_missing_sandbox_extra_names_the_command_that_installs_it(command: str, missing: str) -> None:
-    done = run_python(
-        f"import sys\nsys.modules[{missing!r}] = None\n"
-        f"from agentphone.__main__ import main\nsys.exit(main([{command!r}]))\n"
+def run_without(modules: str, *commands: str) -> tuple[int, str, str]:
+    """Run commands in one new interpreter that cannot import some modules; return its exit code and its output."""
+    code = (
+        f"import sys\nfor name in {modules.split()}: sys.modules[name] = None\n"
+        "from agentphone.__main__ import main\n"
+        f"for command in {commands[:-1]}: print(main(command.split()))\n"
+        f"sys.exit(main({commands[-1]!r}.split()))\n"
     )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
+    done = run(*PYTHON, "-c", code)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_missing_sandbox_extra_names_the_command_that_installs_it(missing: str) -> None:
+    code, output, errors = run_without(missing, "demo", "sandbox")
+    assert (code, output) == (1, "1\n")
+    assert errors == "".join(
         f"agentphone {command}: {missing} is not installed; in the project's folder: pip install '.[sandbox]'\n"
+        for command in ("demo", "sandbox")
     )
 
 
 def test_missing_module_of_our_own_is_a_traceback() -> None:
-    done = run_python(
-        "import sys\nsys.modules['agentphone.sandbox'] = None\n"
-        "from agentphone.__main__ import main\nsys.exit(main(['demo']))\n"
-    )
-    assert done.returncode == 1
-    assert "ModuleNotFoundError" in done.stderr
+    code, _, errors = run_without("agentphone.sandbox", "demo")
+    assert code == 1
+    assert "ModuleNotFoundError" in errors
 
 
 def test_version_and_help_need_only_click() -> None:
-    blocked = "import sys\nsys.modules['rich'] = sys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
     for option, expected in (("--version", f"agentphone {agentphone.__version__}\n"), ("--help", "agentphone demo")):
-        done = run_python(f"{blocked}from agentphone.__main__ import main\nsys.exit(main([{option!r}]))\n")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert expected in done.stdout
+        code, output, errors = run_without("rich starlette uvicorn", option)
+        assert (code, errors) == (0, "")
+        assert expected in output
 
 
-@pytest.mark.parametrize("arguments", [["demo"], ["sandbox"], ["--help"], ["conversations", "list"], []])
-def test_missing_click_names_the_command_that_installs_it(arguments: list[str]) -> None:
-    done = run_python(
-        f"import sys\nsys.modules['click'] = None\nfrom agentphone.__main__ import main\nsys.exit(main({arguments}))\n"
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
+def test_missing_click_names_the_command_that_installs_it() -> None:
+    code, output, errors = run_without("click", "demo", "sandbox", "--help", "conversations list", "")
+    assert (code, output) == (1, "1\n" * 4)
+    assert errors == 5 * (
         "agentphone: click is not installed; in the project's folder (PyPI has another package of this name):"
         " pip install '.[cli]' for conversations and export, '.[sandbox]' for demo and sandbox, '.[mcp]' for mcp\n"
     )

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,15 +18,16 @@ import pytest
 
 from agentphone.__main__ import main
 from agentphone.sandbox import Sandbox
+from tests.support.forked import PIPE
 from tests.support.processes import (
-    AGENTPHONE,
     ENVIRONMENT,
-    PYTHON,
     SECONDS,
     read_terminal,
-    run,
-    run_in_terminal,
+    run_agentphone,
+    run_agentphone_in_terminal,
+    run_forked_in_terminal,
     sandbox,
+    start_agentphone,
     widest,
 )
 
@@ -36,7 +36,7 @@ RESUMES = "Run the same command again to resume."
 
 
 def test_export_writes_two_files_of_json_lines(tmp_path: Path) -> None:
-    done = run(*AGENTPHONE, "export", "backup", *LOCAL, cwd=tmp_path)
+    done = run_agentphone("export", "backup", *LOCAL, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     conversations, messages = Path("backup") / "conversations.jsonl", Path("backup") / "messages.jsonl"
     assert json.loads(done.stdout) == {
@@ -47,7 +47,7 @@ def test_export_writes_two_files_of_json_lines(tmp_path: Path) -> None:
         "conversationsPath": str(conversations),
         "messagesPath": str(messages),
     }
-    listed = run(*AGENTPHONE, "conversations", "list", "--all", *LOCAL).stdout
+    listed = run_agentphone("conversations", "list", "--all", *LOCAL).stdout
     assert parsed((tmp_path / conversations).read_text()) == parsed(listed)
     rows = [json.loads(line) for line in (tmp_path / messages).read_text().splitlines()]
     assert len(rows) == 1817
@@ -94,7 +94,7 @@ def test_since_last_appends_new_messages(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_terminal_shows_progress_bars_and_then_the_paths(tmp_path: Path) -> None:
     for columns, setting in ((80, {}), (60, {"NO_COLOR": "1"})):
-        code, shown = run_in_terminal(*AGENTPHONE, "export", "backup", *LOCAL, columns=columns, cwd=tmp_path, **setting)
+        code, shown = run_agentphone_in_terminal("export", "backup", *LOCAL, columns=columns, cwd=tmp_path, **setting)
         assert code == 0
         plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
         assert re.search(r"Listing conversations .* 36/36 ", plain)
@@ -108,7 +108,7 @@ def test_terminal_shows_progress_bars_and_then_the_paths(tmp_path: Path) -> None
 
 
 def test_terminal_shows_how_many_messages_are_new(tmp_path: Path) -> None:
-    command = [*AGENTPHONE, "export", "backup", "--since", "last", "--base-url", "sandbox:box.db"]
+    command = ["export", "backup", "--since", "last", "--base-url", "sandbox:box.db"]
     with Sandbox(tmp_path / "box.db") as box:
         for new, line in (
             (2, "+2 new messages, 2 in all"),
@@ -117,7 +117,7 @@ def test_terminal_shows_how_many_messages_are_new(tmp_path: Path) -> None:
         ):
             for _ in range(new):
                 box.receive_sms(from_number="+15555550110", to_number="+15555550100", body="Hi")
-            code, shown = run_in_terminal(*command, cwd=tmp_path)
+            code, shown = run_agentphone_in_terminal(*command, cwd=tmp_path)
             assert code == 0
             assert f"{line}: {Path('backup') / 'messages.jsonl'}\r\n" in shown
 
@@ -184,9 +184,9 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_resume(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never responds
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with subprocess.Popen(
-            [*AGENTPHONE, "export", "backup", "--api-key", "any", "--base-url", url],
-            stdout=subprocess.PIPE,
+        with start_agentphone(
+            *("export", "backup", "--api-key", "any", "--base-url", url),
+            stdout=PIPE,
             stderr=slave,
             cwd=tmp_path,
             env=ENVIRONMENT | {"TERM": "dumb"},
@@ -224,7 +224,7 @@ sys.exit(main(["export", "backup", "--format", "parquet", "--base-url", "sandbox
 
 
 def test_ctrl_c_while_parquet_is_written_prints_no_traceback(tmp_path: Path) -> None:
-    code, shown = run_in_terminal(*PYTHON, "-c", INTERRUPTED, cwd=tmp_path, TERM="dumb")
+    code, shown = run_forked_in_terminal(INTERRUPTED, cwd=tmp_path, TERM="dumb")
     assert code == 130
     assert shown.endswith(f"{RESUMES}\r\n")
     assert not re.search("Traceback|Error|Exception", shown)

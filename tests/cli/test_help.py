@@ -16,7 +16,7 @@ import pytest
 
 from agentphone.__main__ import main
 from agentphone.cli.commands import agentphone
-from tests.support.processes import AGENTPHONE, ENVIRONMENT, SECONDS, read_terminal, run, widest
+from tests.support.processes import ENVIRONMENT, SECONDS, read_terminal, run, run_agentphone, widest
 
 
 def commands(command: click.Command = agentphone, *path: str) -> Iterator[tuple[str, ...]]:
@@ -82,7 +82,7 @@ SESSION = [
 def test_bash_completes_what_is_typed(script: Path, tmp_path: Path) -> None:
     """An interactive bash with the line of the help page; Ctrl-A and `#` turn each completed line into a comment."""
     pty = pytest.importorskip("pty")
-    (line,) = re.findall(r"^  bash  (.*)$", run(*AGENTPHONE, "--help").stdout, re.MULTILINE)
+    (line,) = re.findall(r"^  bash  (.*)$", run_agentphone("--help").stdout, re.MULTILINE)
     (tmp_path / "state.json").touch()
     settings = {
         "PATH": f"{script}{os.pathsep}{os.environ['PATH']}",

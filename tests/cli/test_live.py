@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,8 @@ import pytest
 from agentphone import APIConnectionError, APITimeoutError, Conversations, ServerError
 from agentphone.__main__ import main
 from agentphone.cli.conversations import _report_retries
-from tests.support.processes import AGENTPHONE, ENVIRONMENT, SECONDS, read_terminal, sandbox
+from tests.support.forked import PIPE, Forked
+from tests.support.processes import ENVIRONMENT, SECONDS, read_terminal, sandbox, start_agentphone
 
 NUMBER = "+15555550100"
 HEADERS = {"Authorization": "Bearer any-key"}
@@ -48,17 +48,11 @@ def box() -> Iterator[Box]:
 
 
 @contextmanager
-def running(box: Box, *arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+def running(box: Box, *arguments: str, stdout: int = PIPE) -> Iterator[Forked]:
     """Run `agentphone conversations ...` against the sandbox, with frequent polls."""
     settings = {"AGENTPHONE_API_KEY": "any-key", "AGENTPHONE_BASE_URL": box.url, "TERM": "xterm"}
-    with subprocess.Popen(
-        [*AGENTPHONE, "conversations", *arguments, "--poll-interval", "0.05"],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        env=ENVIRONMENT | settings,
-    ) as process:
+    command = ["conversations", *arguments, "--poll-interval", "0.05"]
+    with start_agentphone(*command, stdout=stdout, stderr=PIPE, env=ENVIRONMENT | settings) as process:
         try:
             yield process
         finally:

@@ -16,7 +16,7 @@ from agentphone.cli._output import as_line
 from agentphone.models import Message, Page
 from tests.support.cli_support import KEY, RunCommand, parse
 from tests.support.helpers import message
-from tests.support.processes import AGENTPHONE, run
+from tests.support.processes import run_agentphone
 
 
 def test_list_prints_the_latest_twenty(run_command: RunCommand, listed: list[dict[str, Any]]) -> None:
@@ -102,7 +102,7 @@ def test_last_option_wins(url: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_sandbox_base_url_needs_no_key() -> None:
-    done = run(*AGENTPHONE, "conversations", "list", "--all", "--base-url", "sandbox:")
+    done = run_agentphone("conversations", "list", "--all", "--base-url", "sandbox:")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 36
 

@@ -12,7 +12,7 @@ import pytest
 from agentphone.sandbox import Sandbox
 from tests.support.cli_support import KEY
 from tests.support.fault_server import Connection
-from tests.support.processes import AGENTPHONE, run, run_in_terminal
+from tests.support.processes import run_agentphone, run_agentphone_in_terminal
 from tests.support.send_server import SendServer, send_server
 
 
@@ -26,33 +26,32 @@ def box(tmp_path: Path) -> Iterator[tuple[Sandbox, str, str]]:
 
 def bodies(url: str, conversation_id: str) -> list[str]:
     """Return the texts of a conversation, oldest first."""
-    shown = run(*AGENTPHONE, "conversations", "messages", conversation_id, "--order", "asc", "--base-url", url)
+    shown = run_agentphone("conversations", "messages", conversation_id, "--order", "asc", "--base-url", url)
     return [json.loads(line)["body"] for line in shown.stdout.splitlines()]
 
 
 def test_reply_and_send_in_a_pipe(box: tuple[Sandbox, str, str]) -> None:
     _, url, conversation_id = box
-    replied = run(*AGENTPHONE, "conversations", "reply", conversation_id, "On its way.", "--base-url", url)
+    replied = run_agentphone("conversations", "reply", conversation_id, "On its way.", "--base-url", url)
     assert (replied.returncode, replied.stderr) == (0, "")
     assert json.loads(replied.stdout)["conversation_id"] == conversation_id
     sending = ["messages", "send", "Today.", "--to", "+15555550110", "--from", "+15555550100", "--base-url", url]
-    assert json.loads(run(*AGENTPHONE, *sending).stdout)["status"] == "sent"
+    assert json.loads(run_agentphone(*sending).stdout)["status"] == "sent"
     assert bodies(url, conversation_id) == ["Where is it?", "On its way.", "Today."]
 
 
-@pytest.mark.slow
 def test_terminal_asks_first(box: tuple[Sandbox, str, str]) -> None:
     _, url, conversation_id = box
-    command = [*AGENTPHONE, "conversations", "reply", conversation_id, "On its way.", "--base-url", url]
-    code, shown = run_in_terminal(*command, typed="n\n")
+    command = ["conversations", "reply", conversation_id, "On its way.", "--base-url", url]
+    code, shown = run_agentphone_in_terminal(*command, typed="n\n")
     assert (code, "Send 'On its way.' to +15555550110? [y/N]" in shown) == (1, True)
     assert "nothing was sent" in shown
     assert bodies(url, conversation_id) == ["Where is it?"]
-    code, shown = run_in_terminal(*command, typed="y\n")
+    code, shown = run_agentphone_in_terminal(*command, typed="y\n")
     assert code == 0
     assert "Sent msg_" in shown
     assert "to +15555550110 (sent)." in shown
-    code, shown = run_in_terminal(*command, "--yes")
+    code, shown = run_agentphone_in_terminal(*command, "--yes")
     assert (code, "[y/N]" in shown) == (0, False)
     assert bodies(url, conversation_id) == ["Where is it?", "On its way.", "On its way."]
 
@@ -71,7 +70,7 @@ def close(connection: Connection, *_: Any) -> None:
 )
 def test_unclear_outcome_is_exit_code_3(arguments: list[str]) -> None:
     with send_server(SendServer(on_post=close)) as server:
-        outcome = run(*AGENTPHONE, *arguments, "--base-url", server.url, "--api-key", KEY)
+        outcome = run_agentphone(*arguments, "--base-url", server.url, "--api-key", KEY)
     assert (outcome.returncode, outcome.stdout, outcome.stderr.count("\n")) == (3, "", 1)
     assert "POST /v1/messages: RemoteProtocolError" in outcome.stderr
     assert "It may have been sent, so it was not sent again. Look for it" in outcome.stderr
@@ -91,6 +90,6 @@ def test_unclear_outcome_is_exit_code_3(arguments: list[str]) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_command_line(arguments: list[str], error: str) -> None:
-    outcome = run(*AGENTPHONE, *arguments, "--base-url", "sandbox:")
+    outcome = run_agentphone(*arguments, "--base-url", "sandbox:")
     assert (outcome.returncode, outcome.stdout) == (2, "")
     assert error in outcome.stderr

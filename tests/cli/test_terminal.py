@@ -16,7 +16,7 @@ from rich.text import Text
 from agentphone.cli._tables import ARRIVALS, CONVERSATIONS, GAP, MESSAGES, Column, widths
 from agentphone.sandbox import Sandbox
 from tests.support.cli_support import KEY
-from tests.support.processes import AGENTPHONE, run_in_terminal, widest
+from tests.support.processes import run_agentphone_in_terminal, widest
 
 TEXTS = [
     "[red]not red[/red] [link=https://example.com]no link[/link] :smile:",
@@ -47,8 +47,7 @@ def untrusted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def in_terminal(*arguments: str, columns: int = 80, **environment: str) -> str:
     """Run `agentphone conversations ...` in a terminal, and return its output."""
-    command = [*AGENTPHONE, "conversations", *arguments]
-    code, shown = run_in_terminal(*command, columns=columns, cwd=None, **environment)
+    code, shown = run_agentphone_in_terminal("conversations", *arguments, columns=columns, cwd=None, **environment)
     assert code == 0, shown
     return shown.replace("\r\n", "\n")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from agentphone import (
     ConfigurationError,
     ServerError,
 )
-from agentphone.export import export
+from agentphone.export import _fingerprint, export
 from agentphone.export._store import ExportDatabase
 from agentphone.sandbox import Sandbox
+from tests.export.conftest import ROUNDS
 from tests.support.accounts import (
     START,
     Watched,
@@ -28,7 +31,8 @@ from tests.support.accounts import (
     fill,
     rows_of,
 )
-from tests.support.processes import PYTHON, run
+from tests.support.backends import ON_ASYNCIO
+from tests.support.processes import run_forked
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +67,7 @@ def test_export_of_another_process_is_rejected(directory: Path) -> None:
     store = ExportDatabase(directory / ".partial")
     store.open({})
     code = "from agentphone import Client; from agentphone.export import export; export(Client(), 'out')"
-    done = run(*PYTHON, "-c", code, cwd=directory.parent, AGENTPHONE_BASE_URL="sandbox:")
+    done = run_forked(code, cwd=directory.parent, AGENTPHONE_BASE_URL="sandbox:")
     store.close()
     assert done.stderr.splitlines()[-1].startswith("agentphone.errors.ConfigurationError: Another export is running in")
 
@@ -97,6 +101,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
+@ON_ASYNCIO
 @pytest.mark.parametrize("other", OTHERS)
 async def test_unfinished_export_with_other_arguments_is_rejected_and_kept(
     box: Sandbox, directory: Path, other: str
@@ -135,6 +140,7 @@ async def test_damaged_file_is_named(box: Sandbox, directory: Path) -> None:
             await export(client, directory)
 
 
+@ON_ASYNCIO
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
@@ -167,3 +173,16 @@ def test_api_key_is_in_no_file(box: Sandbox, directory: Path) -> None:
         export(client, directory)
     for path in directory.rglob("*"):
         assert b"sk_canary_4711" not in path.read_bytes()
+
+
+def test_api_key_is_stored_as_a_hash_that_takes_long_to_guess(
+    box: Sandbox, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ROUNDS >= 100_000
+    monkeypatch.setattr(_fingerprint, "ROUNDS", ROUNDS)
+    with Client("sk_canary_4711", transport=box.transport()) as client:
+        export(client, directory)
+    with closing(sqlite3.connect(directory / ".last-export.db")) as connection:
+        [[stored]] = connection.execute("SELECT value FROM meta WHERE name = 'key'")
+    salt, _, hashed = stored.partition(":")
+    assert hashed == hashlib.pbkdf2_hmac("sha256", b"sk_canary_4711", salt.encode(), ROUNDS).hex()

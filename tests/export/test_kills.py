@@ -1,7 +1,6 @@
 """Exports that are killed with `kill -9`, at random moments and at each step on the disk, and resume.
 
-The files are compared, byte for byte, with rows made from the database of the sandbox. The exports run in
-processes forked from one that has imported everything, so fifty of them take seconds.
+The files are compared, byte for byte, with rows made from the database of the sandbox.
 """
 
 from __future__ import annotations
@@ -18,70 +17,46 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import pytest
 from attrs import frozen
 
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox._shapes import id_of
+from tests.support.forked import Forked
 from tests.support.long import count
-from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, sandbox
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this system cannot wait for a child so"),
-]
+from tests.support.processes import SECONDS, sandbox
 
 KILLS = count(10, 50)
 """At random moments, in all of this file."""
 RANDOM = random.Random(9)
 KILLED = -signal.SIGKILL
 
-NURSERY = """
-import importlib, json, os, signal, sys
-from agentphone import Client, _portal
-from agentphone.export import export
+EXPORT = """
+import json, os, signal, sys
+from agentphone import Client
+from agentphone.export import _fingerprint, export
 
-for module in _portal.PRELOADED_MODULES:
-    importlib.import_module(module)
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+order = json.loads(sys.argv[1])
+directory, last_step, steps = order["directory"], order["last_step"], 0
+_fingerprint.ROUNDS = 1
 
-def run(url, directory, since, concurrency, last_step):
-    steps = 0
-    def watch(event, arguments):
-        nonlocal steps
-        touched = [a for a in arguments if isinstance(a, (str, bytes, os.PathLike))]
-        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            return
-        if touched and os.fsdecode(touched[0]).startswith(directory):
-            steps += 1
-            if steps == last_step:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(watch)
-    with Client("key", base_url=url) as client:
-        export(client, directory, since=since, concurrency=concurrency)
+def watch(event, arguments):
+    global steps
+    touched = [a for a in arguments if isinstance(a, (str, bytes, os.PathLike))]
+    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        return
+    if touched and os.fsdecode(touched[0]).startswith(directory):
+        steps += 1
+        if steps == last_step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-print("ready", flush=True)
-for line in sys.stdin:
-    order = json.loads(line)
-    killed_after = order.pop("killed_after")
-    if (pid := os.fork()) == 0:
-        try:
-            run(**order)
-            os._exit(0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-    if killed_after is not None:
-        signal.sigtimedwait([signal.SIGCHLD], killed_after)
-        os.kill(pid, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    signal.sigtimedwait([signal.SIGCHLD], 0)
-    print(code, flush=True)
+sys.addaudithook(watch)
+with Client("key", base_url=order["url"]) as client:
+    export(client, directory, since=order["since"], concurrency=order["concurrency"])
 """
-"""Fork an export for each line, and kill it after `killed_after` seconds if it still runs. An export with `last_step`
-kills itself when it has opened, renamed or removed that many files."""
+"""Export; with `last_step` it kills itself when it has opened, renamed or removed that many files."""
 
 START = datetime(2025, 6, 30, 12, tzinfo=UTC)
 SIZES = [1, 3, 199, 201]
@@ -95,7 +70,6 @@ class Account:
 
     url: str
     database: Path
-    nursery: subprocess.Popen[str]
 
     def receive(self, sizes: list[int], begin: datetime) -> None:
         """Add messages to each conversation; every three of one share a timestamp."""
@@ -112,13 +86,15 @@ class Account:
                     else:
                         box.receive_sms(from_number=person, to_number=AGENT, body=text, at=at)
 
-    def export(self, directory: Path, **options: Any) -> int:
-        """Run an export and return its exit code, negative for a signal."""
-        order = {"since": None, "concurrency": 3, "last_step": None, "killed_after": None} | options
-        stdin, stdout = cast("IO[str]", self.nursery.stdin), cast("IO[str]", self.nursery.stdout)
-        stdin.write(json.dumps({"url": self.url, "directory": str(directory), **order}) + "\n")
-        stdin.flush()
-        return int(stdout.readline())
+    def export(self, directory: Path, *, killed_after: float = SECONDS, **options: Any) -> int:
+        """Run an export, kill it after so many seconds, and return its exit code, negative for a signal."""
+        order = {"since": None, "concurrency": 3, "last_step": None} | options
+        with Forked(EXPORT, json.dumps({"url": self.url, "directory": str(directory), **order})) as process:
+            try:
+                return process.wait(killed_after)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return process.wait()
 
     def rows(self, table: str) -> bytes:
         """Return the expected contents of a file, from the database."""
@@ -185,20 +161,10 @@ def message_line(row: sqlite3.Row, conversation: sqlite3.Row) -> bytes:
 @pytest.fixture(scope="module")
 def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     database = tmp_path_factory.mktemp("account") / "box.db"
-    with (
-        sandbox("--db", str(database)) as (_, url),
-        subprocess.Popen(
-            [*PYTHON, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-        ) as nursery,
-    ):
-        assert cast("IO[str]", nursery.stdout).readline() == "ready\n"
-        account = Account(url, database, nursery)
+    with sandbox("--db", str(database)) as (_, url):
+        account = Account(url, database)
         account.receive(SIZES, START)
-        try:
-            yield account
-        finally:
-            cast("IO[str]", nursery.stdin).close()
-            nursery.wait(SECONDS)
+        yield account
 
 
 def assert_whole(account: Account, directory: Path) -> None:

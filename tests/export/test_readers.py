@@ -13,13 +13,10 @@ import pytest
 
 from agentphone.export import export
 from tests.support.accounts import FORMATS
+from tests.support.guides import GUIDES
 from tests.support.helpers import client_of, conversation, message, ok, page
 
-pd: Any = importlib.import_module("pandas")
-duckdb: Any = importlib.import_module("duckdb")
-
-guide = importlib.import_module("agentphone.export").__doc__ or ""
-TABLE = re.findall(r"^\| `(\w+)` \| `(pd\..*?)`.*? \| `(FROM .*?)` \|$", guide, re.MULTILINE)
+TABLE = re.findall(r"^\| `(\w+)` \| `(pd\..*?)`.*? \| `(FROM .*?)` \|$", GUIDES["agentphone.export"], re.MULTILINE)
 PANDAS = {format_: expression for format_, expression, _ in TABLE}
 DUCKDB = {format_: query for format_, _, query in TABLE}
 
@@ -39,6 +36,18 @@ NUMBERS = ["+15555550110", "22395"]
 """Phone numbers, and short codes, which a parser takes for numbers."""
 
 
+@pytest.fixture(scope="module")
+def pd() -> Any:
+    """Import pandas, which takes half a second, only where its tests run."""
+    return importlib.import_module("pandas")
+
+
+@pytest.fixture(scope="module")
+def duckdb() -> Any:
+    """Import DuckDB."""
+    return importlib.import_module("duckdb")
+
+
 def write_rows(directory: Path, format_: Any, number: str) -> None:
     """Export a conversation with these rows, all from one number."""
     messages = [
@@ -56,7 +65,7 @@ def write_rows(directory: Path, format_: Any, number: str) -> None:
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("format_", FORMATS)
-def test_pandas(directory: Path, format_: str, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pandas(pd: Any, directory: Path, format_: str, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(directory, format_, number)
     monkeypatch.chdir(directory)
     frame = eval(PANDAS[format_], {"pd": pd})
@@ -78,7 +87,7 @@ def test_pandas(directory: Path, format_: str, number: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("format_", FORMATS)
-def test_duckdb(directory: Path, format_: str, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duckdb(duckdb: Any, directory: Path, format_: str, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(directory, format_, number)
     monkeypatch.chdir(directory)
     with duckdb.connect() as connection:
@@ -99,7 +108,7 @@ def test_duckdb(directory: Path, format_: str, number: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_conversations_have_numbers_and_timestamps(directory: Path, format_: str) -> None:
+def test_conversations_have_numbers_and_timestamps(duckdb: Any, directory: Path, format_: str) -> None:
     write_rows(directory, format_, NUMBERS[0])
     with duckdb.connect() as connection:
         [row] = connection.execute(
@@ -109,7 +118,7 @@ def test_conversations_have_numbers_and_timestamps(directory: Path, format_: str
     assert row == (len(ROWS) + 1, timedelta(minutes=30), "+15555550100", "order")
 
 
-def test_text_sorts_like_its_timestamps(directory: Path) -> None:
+def test_text_sorts_like_its_timestamps(pd: Any, directory: Path) -> None:
     """`12:00:00Z` would come after `12:00:00.12Z`, because `Z` comes after `.`."""
     write_rows(directory, "jsonl", NUMBERS[0])
     frame = pd.read_json(directory / "messages.jsonl", lines=True, dtype=False)

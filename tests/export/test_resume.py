@@ -30,7 +30,7 @@ from tests.support.accounts import (
     names,
     rows_of,
 )
-from tests.support.processes import PYTHON, run
+from tests.support.processes import run_forked
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ def failure(number: int) -> httpx.Response:
 
 
 async def test_failure_at_any_request_is_resumed_without_repeating_requests(box: Sandbox, tmp_path: Path) -> None:
-    fill(box, 3, 410)
+    fill(box, 2, 410)
     whole = Watched(box)
     async with async_client(whole) as client:
         await export(client, tmp_path / "whole", concurrency=1)
@@ -147,7 +147,7 @@ with Client("key", base_url="sandbox:") as client:
 
 
 def test_ctrl_c_ends_the_sync_export_and_the_next_resumes(directory: Path) -> None:
-    done = run(*PYTHON, "-c", INTERRUPTED, str(directory))
+    done = run_forked(INTERRUPTED, str(directory))
     assert (done.stdout, done.stderr) == ("interrupted False\n1817\n", "")
 
 
@@ -159,7 +159,7 @@ from agentphone.export import export
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with Client("key", base_url="sandbox:") as client:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for size in range(20_000, 2_000_000, 120_000):
+    for size in range(20_000, 2_000_000, 200_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
         try:
             export(client, sys.argv[1])
@@ -174,7 +174,7 @@ with Client("key", base_url="sandbox:") as client:
 @pytest.mark.skipif(sys.platform == "win32", reason="its files have no such limit")
 def test_full_disk_is_reported_and_resumed(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    done = run(*PYTHON, "-c", FULL, str(first), str(second))
+    done = run_forked(FULL, str(first), str(second))
     assert done.stderr == ""
     told = done.stdout.splitlines()
     assert len(told) > 3
@@ -203,7 +203,7 @@ with Client("key", base_url="sandbox:") as client:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its files have no such limit")
 def test_full_disk_at_the_end_leaves_nothing(directory: Path) -> None:
-    done = run(*PYTHON, "-c", FULL_AT_THE_END, str(directory))
+    done = run_forked(FULL_AT_THE_END, str(directory))
     assert done.stderr == ""
     assert names(directory) == {"conversations.jsonl", "messages.jsonl", ".last-export.db"}
 

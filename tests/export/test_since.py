@@ -34,6 +34,7 @@ from tests.support.accounts import (
     read_csv,
     rows_of,
 )
+from tests.support.backends import ON_ASYNCIO
 from tests.support.helpers import client_of, conversation, message, ok, page
 
 pytestmark = pytest.mark.anyio
@@ -140,6 +141,7 @@ async def test_since_last_reads_conversations_without_last_message_at(
         assert (await export(client, directory, since="last")).messages == 1
 
 
+@ON_ASYNCIO
 @pytest.mark.parametrize(
     ("settings", "arguments", "reason"),
     [
@@ -194,6 +196,7 @@ EARLIER_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
 }
 
 
+@ON_ASYNCIO
 @pytest.mark.parametrize("change", EARLIER_FILES)
 async def test_since_last_rejects_a_file_that_it_cannot_continue(box: Sandbox, directory: Path, change: str) -> None:
     format_: Any
@@ -299,9 +302,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }  # fmt: skip
 
 
+@ON_ASYNCIO
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_damaged_state_is_named_with_what_to_do(box: Sandbox, directory: Path, damage: str) -> None:
-    fill(box, 3, 100, datetime.now(UTC) - timedelta(minutes=5))
+    fill(box, 3, 30, datetime.now(UTC) - timedelta(minutes=5))
     async with async_client(box.transport()) as client:
         await export(client, directory)
         before = contents(directory)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import IO, Any, cast
 from agentphone import Client
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
+from tests.support.forked import PIPE, Forked
 from tests.support.processes import ENVIRONMENT, SECONDS
 from tests.support.recipes import RECIPES
 
@@ -23,13 +22,9 @@ AGENT, PERSON = "+15555550100", "+15555550110"
 def running_agent(recipe: str, folder: Path, sandbox: Sandbox, url: str) -> Iterator[IO[str]]:
     """Start an agent, wait for its first request, and yield its output."""
     sandbox.requests.clear()
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", str(RECIPES / f"{recipe}.py")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT | {"AGENTPHONE_BASE_URL": url, "AGENTPHONE_API_KEY": "any-key"},
-        cwd=folder,
-    ) as process:
+    code = (RECIPES / f"{recipe}.py").read_text(encoding="utf-8")
+    environment = ENVIRONMENT | {"AGENTPHONE_BASE_URL": url, "AGENTPHONE_API_KEY": "any-key"}
+    with Forked(code, stdout=PIPE, env=environment, cwd=folder) as process:
         try:
             deadline_at = time.monotonic() + SECONDS
             while not sandbox.requests:

@@ -23,6 +23,7 @@ from tests.live.support import (
     not_found,
     nth_list,
 )
+from tests.support.backends import ON_ASYNCIO
 from tests.support.helpers import page
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +41,7 @@ async def test_conversation_deleted_while_watched_is_skipped() -> None:
             assert (await anext(stream)).message.body == "there"
 
 
+@ON_ASYNCIO
 @pytest.mark.parametrize("start", ["now", "message", "timestamp"])
 @pytest.mark.parametrize("numbers", [(1,), (2,), (1, 2, 3), (2, 4, 5)])
 async def test_empty_list_for_a_moment_makes_no_old_message_new(start: str, numbers: tuple[int]) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,10 +16,11 @@ import pytest
 
 from agentphone import AsyncClient, Client, Message
 from agentphone.sandbox import Sandbox
+from tests.support.forked import Forked
 from tests.support.long import count
 from tests.support.processes import ENVIRONMENT
 
-MESSAGES = count(1200, 3400)
+MESSAGES = count(800, 3400)
 PEOPLE = 50
 KILLS = 4
 START = "2020-01-01T00:00:00Z"
@@ -38,10 +36,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def serve(path: Path, port: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.flaky_sandbox", str(path), str(port)], env=ENVIRONMENT
-    )
+def serve(path: Path, port: int) -> Forked:
+    code = "import sys\nfrom tests.support.flaky_sandbox import main\nmain(sys.argv[1], int(sys.argv[2]))"
+    return Forked(code, path, port, env=ENVIRONMENT)
 
 
 def write(path: Path) -> None:
@@ -104,7 +101,6 @@ def in_thread(function: Callable[[], Received], results: dict[str, Received], na
     return thread
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_watch_survives_kills_of_the_server(tmp_path: Path) -> None:
     path, port = tmp_path / "box.db", free_port()
@@ -122,7 +118,7 @@ def test_watch_survives_kills_of_the_server(tmp_path: Path) -> None:
         try:
             for _ in range(KILLS):
                 writer.join(0.5)
-                os.kill(server.pid, signal.SIGKILL)
+                server.kill()
                 server.wait()
                 server = serve(path, port)
             writer.join()
@@ -166,7 +162,7 @@ def test_follow_survives_a_kill_of_the_server(tmp_path: Path, backend: str) -> N
             for number in range(1, 600):
                 sandbox.receive_sms(from_number="+15555550110", to_number=AGENT, body=str(number))
                 if number == 300:
-                    os.kill(server.pid, signal.SIGKILL)
+                    server.kill()
                     server.wait()
                     server = serve(path, port)
             thread.join()

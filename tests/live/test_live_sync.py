@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from typing import IO, cast
@@ -23,6 +21,7 @@ from tests.live.support import (
     PERSON,
     Phone,
 )
+from tests.support.forked import PIPE, Forked
 from tests.support.helpers import KEY
 from tests.support.processes import ENVIRONMENT, SECONDS
 
@@ -87,13 +86,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_ends_a_loop_and_all_polling() -> None:
     with Sandbox() as sandbox, running(sandbox) as url:
         conversation = Phone(sandbox).text("old")
-        with subprocess.Popen(
-            [sys.executable, "-c", ENDED_BY_CTRL_C, url, conversation],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-        ) as process:
+        with Forked(ENDED_BY_CTRL_C, url, conversation, stdin=PIPE, stdout=PIPE, env=ENVIRONMENT) as process:
             try:
                 output = cast("IO[str]", process.stdout)
                 while len(sandbox.requests) < 5:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from mcp import Client, StdioServerParameters
 
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
-from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS
+from tests.support.forked import PIPE, PRELOADED, Forked
+from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, start_agentphone
 
 KEY = "sk_of_the_mcp_tests_9f8e7d"
 PERSON, AGENT = "+15555550110", "+15555550100"
@@ -96,12 +96,17 @@ def over_stdio(url: str, *options: str, key: str = KEY) -> StdioServerParameters
     )
 
 
+def start(*options: str, **settings: Any) -> Forked:
+    """Start `agentphone mcp`, with settings as those of `subprocess.Popen`."""
+    modules = (*PRELOADED, "agentphone.cli.mcp", "agentphone.mcp._serve", "agentphone.mcp._server")
+    return start_agentphone("mcp", *options, modules=modules, **settings)
+
+
 @contextmanager
 def over_http(url: str, *options: str, host: str = "127.0.0.1") -> Iterator[str]:
     """Start `agentphone mcp --http` on a free port, and yield its URL."""
     environment = ENVIRONMENT | {"AGENTPHONE_BASE_URL": url, "AGENTPHONE_API_KEY": KEY}
-    command = [*PYTHON, "-m", "agentphone", "mcp", "--http", f"{host}:0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with start("--http", f"{host}:0", *options, stdout=PIPE, env=environment) as process:
         try:
             assert process.stdout is not None
             first_line = process.stdout.readline()

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import threading
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,9 +19,10 @@ from mcp.client.stdio import stdio_client
 
 from agentphone.__main__ import main
 from agentphone.sandbox import Sandbox
-from tests.mcp.conftest import AGENT, KEY, PERSON, Account, Session, connected, over_http, over_stdio
+from tests.mcp.conftest import AGENT, KEY, PERSON, Account, Session, connected, over_http, over_stdio, start
 from tests.support.cli_support import Outcome, RunCommand
-from tests.support.processes import AGENTPHONE, ENVIRONMENT, PYTHON, SECONDS, run
+from tests.support.forked import PIPE, Forked
+from tests.support.processes import ENVIRONMENT, PYTHON, SECONDS, run
 
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -47,16 +47,9 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
     return run_command
 
 
-def start(*options: str) -> subprocess.Popen[str]:
+def start_on_pipes(*options: str) -> Forked:
     """Start `agentphone mcp` on pipes."""
-    return subprocess.Popen(
-        [*AGENTPHONE, "mcp", *options],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    return start(*options, stdin=PIPE, stdout=PIPE, stderr=PIPE)
 
 
 def request(method: str, number: int, **params: Any) -> str:
@@ -65,7 +58,7 @@ def request(method: str, number: int, **params: Any) -> str:
 
 def test_stdout_has_nothing_but_the_protocol_and_stdin_ends_it() -> None:
     """Also without a key: it starts, and each tool says what is missing."""
-    with start() as process:
+    with start_on_pipes() as process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(INITIALIZE) + "\n")
         process.stdin.write('{"jsonrpc": "2.0", "method": "notifications/initialized"}\n')
@@ -93,7 +86,7 @@ def test_stdout_has_nothing_but_the_protocol_and_stdin_ends_it() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_ctrl_c_ends_it_while_stdin_is_open() -> None:
-    with start("--base-url", "sandbox:") as process:
+    with start_on_pipes("--base-url", "sandbox:") as process:
         cast("IO[str]", process.stdin).write(json.dumps(INITIALIZE) + "\n")
         cast("IO[str]", process.stdin).flush()
         cast("IO[str]", process.stdout).readline()
@@ -103,7 +96,7 @@ def test_ctrl_c_ends_it_while_stdin_is_open() -> None:
 
 def test_client_that_has_gone_is_no_error() -> None:
     """It closed both pipes, and an answer was still to be written."""
-    with start("--base-url", "sandbox:") as process:
+    with start_on_pipes("--base-url", "sandbox:") as process:
         stdin, stdout = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
         stdin.write(json.dumps(INITIALIZE) + "\n")
         stdin.flush()
@@ -116,7 +109,7 @@ def test_client_that_has_gone_is_no_error() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_http_server_ends_normally_on_a_signal() -> None:
-    with start("--base-url", "sandbox:", "--http", "0") as process:
+    with start_on_pipes("--base-url", "sandbox:", "--http", "0") as process:
         assert "http://127.0.0.1:" in cast("IO[str]", process.stdout).readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0

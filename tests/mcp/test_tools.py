@@ -15,10 +15,15 @@ from agentphone.mcp import create_server
 from agentphone.mcp._answers import MAX_ANSWER
 from agentphone.sandbox import Sandbox
 from tests.mcp.conftest import AGENT, KEY, PERSON, Account, Session, connected, text_of
+from tests.support.long import count
 
 START = datetime(2025, 6, 30, 12, tzinfo=UTC)
 LARGEST = 2 * MAX_ANSWER
 """No answer has more characters of JSON than this."""
+MANY = count(3_000, 10_000)
+"""Messages of a long conversation."""
+CALLS = count(80, 200)
+"""Calls in parallel."""
 WRITING = {"set_state", "reply", "react"}
 
 
@@ -156,27 +161,27 @@ def test_messages_are_read_between_times_and_in_both_orders(local: Session, box:
         assert [len(messages) for messages in read] == [2, 2, 1]
 
 
-def test_ten_thousand_messages_in_bounded_answers(local: Session, box: Sandbox) -> None:
+def test_long_history_in_bounded_answers(local: Session, box: Sandbox) -> None:
     long = '\U0001f600 "\\\n' * 300
-    for number in range(10_000):
+    for number in range(MANY):
         at = START + timedelta(seconds=number // 3)
         body = f"{number} {long if number % 50 == 0 else 'short'}"
         text = box.receive_sms(from_number=PERSON, to_number=AGENT, body=body, at=at)
     its = {"conversation_id": text["conversationId"]}
     read = [page["messages"] for page in pages(local, "read_messages", **its, limit=100)]
     numbers = [int(each["body"].split()[0]) for messages in read for each in messages]
-    assert sorted(numbers) == list(range(10_000))
+    assert sorted(numbers) == list(range(MANY))
     oldest = local.answer("read_messages", **its, order="asc", limit=3)["messages"]
     assert sorted(int(each["body"].split()[0]) for each in oldest) == [0, 1, 2]
     (latest,) = local.answer("list_conversations")["conversations"]
-    assert latest["message_count"] == 10_000
+    assert latest["message_count"] == MANY
     detail = local.answer("get_conversation", **its, message_limit=50)
     assert len(json.dumps(detail, ensure_ascii=False)) <= LARGEST
     found = [*pages(local, "search_messages", query="77 SHORT", **its)]
     bodies = [match["message"]["body"] for page in found for match in page["matches"]]
     assert {int(body.split()[0]) % 100 for body in bodies} == {77}
-    assert len(bodies) == 100
-    assert sum(page["searched_messages"] for page in found) == 10_000
+    assert len(bodies) == MANY // 100
+    assert sum(page["searched_messages"] for page in found) == MANY
 
 
 def test_long_text_is_cut_and_says_so(local: Session, box: Sandbox) -> None:
@@ -304,9 +309,9 @@ def test_reaction(session: Session, account: Account) -> None:
     assert "400" in session.error("react", message_id=texts["sms"]["id"], reaction="love")
 
 
-def test_two_hundred_calls_in_parallel(session: Session, conversation_id: str) -> None:
+def test_calls_in_parallel(session: Session, conversation_id: str) -> None:
     async def call_all() -> list[Any]:
-        answers: list[Any] = [None] * 200
+        answers: list[Any] = [None] * CALLS
 
         async def call(number: int) -> None:
             tool = ("list_conversations", "get_conversation", "set_state", "get_state")[number % 4]
@@ -316,14 +321,14 @@ def test_two_hundred_calls_in_parallel(session: Session, conversation_id: str) -
             answers[number] = await session.client.call_tool(tool, arguments)
 
         async with anyio.create_task_group() as group:
-            for number in range(200):
+            for number in range(CALLS):
                 group.start_soon(call, number)
         return answers
 
     answers = session.portal.call(call_all)
     assert not any(answer.is_error for answer in answers)
     state = session.answer("get_state", conversation_id=conversation_id)["state"]
-    assert state == {f"key {number}": number for number in range(2, 200, 4)}
+    assert state == {f"key {number}": number for number in range(2, CALLS, 4)}
 
 
 def test_api_errors_are_tool_errors_in_the_words_of_the_sdk(session: Session, account: Account) -> None:

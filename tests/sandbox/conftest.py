@@ -25,7 +25,17 @@ async def client(anyio_backend: object, sandbox: Sandbox) -> AsyncIterator[httpx
         yield client
 
 
-@pytest.fixture(params=["inside the process", "over HTTP"])
+WAYS = [("asyncio", "inside the process"), ("trio", "inside the process"), ("asyncio", "over HTTP")]
+"""The event loop and the transport of `any_client`. Over HTTP the client's event loop makes no difference."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "any_client" in metafunc.fixturenames:
+        metafunc.definition.add_marker(pytest.mark.parametrize(("anyio_backend", "any_client"), WAYS, indirect=True))
+
+
+@pytest.fixture
 async def any_client(
     request: pytest.FixtureRequest, sandbox: Sandbox, anyio_backend: str
 ) -> AsyncIterator[httpx.AsyncClient]:

@@ -5,11 +5,11 @@ import json
 from collections.abc import MutableMapping
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentphone.sandbox import Sandbox
+from tests.support.long import count
 
 from .helpers import ADA, AGENT
 
@@ -73,8 +73,7 @@ sends = objects.map(lambda body: {"from_number": AGENT, "to_number": ADA, "body"
 bodies = st.one_of(st.binary(max_size=20), (objects | sends).map(lambda body: json.dumps(body).encode()))
 
 
-@pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=count(100, 2000), deadline=None)
 @given(
     method=st.sampled_from(["GET", "PATCH", "POST", "PUT", "HEAD", "X"]),
     path=known_paths | st.lists(segments, max_size=5),

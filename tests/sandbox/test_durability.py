@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ import pytest
 
 from agentphone import Client, ConfigurationError
 from agentphone.sandbox import Sandbox, _database, _messages, _schema
+from tests.support.forked import PIPE, Forked
 from tests.support.long import count
 from tests.support.processes import SECONDS
 
@@ -127,9 +126,7 @@ def test_memory_path_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_killed_writer_loses_no_stored_message(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    writers = [Forked(WRITER, path, stdout=PIPE) for _ in range(2)]
     reported: set[str] = set()
     for writer in writers:
         with writer:
@@ -165,7 +162,7 @@ def test_killed_server_loses_no_acknowledged_write(tmp_path: Path) -> None:
         except httpx.TransportError:
             pass  # the kill
 
-    with subprocess.Popen([sys.executable, "-c", SERVER, str(path)], stdout=subprocess.PIPE, text=True) as server:
+    with Forked(SERVER, path, stdout=PIPE) as server:
         assert server.stdout is not None
         url = server.stdout.readline().split()[-1]
         threads = [threading.Thread(target=load, args=(url, participant)) for participant in (ADA, BEN)]
@@ -185,9 +182,7 @@ def test_killed_server_loses_no_acknowledged_write(tmp_path: Path) -> None:
 def test_many_processes_open_a_new_file_concurrently(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
     code = WRITER.replace("1_000_000", "20")
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(5)
-    ]
+    writers = [Forked(code, path, stdout=PIPE) for _ in range(5)]
     reported = [line for writer in writers for line in writer.communicate(timeout=SECONDS)[0].split()]
     assert [writer.returncode for writer in writers] == [0] * 5
     assert stored_ids(path) == set(reported)
@@ -296,11 +291,10 @@ held.close()
 @fork_only
 def test_locked_file_does_not_delay_a_fork(tmp_path: Path) -> None:
     path = tmp_path / "box.db"
-    command = [sys.executable, "-c", WRITING, str(path)]
     with (
         Sandbox(path) as sandbox,
         ThreadPoolExecutor(1) as pool,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+        Forked(WRITING, path, stdin=PIPE, stdout=PIPE) as holder,
     ):
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -313,7 +307,7 @@ def test_locked_file_does_not_delay_a_fork(tmp_path: Path) -> None:
             assert time.monotonic() - started < _database.BUSY_SECONDS / 2
             assert not waiting.done()
         finally:
-            holder.communicate(b"\n")
+            holder.communicate("\n")
         assert waiting.result(SECONDS)["body"] == "Hi"
 
 
@@ -354,7 +348,7 @@ def test_pages_are_read_through_an_index(statement: str) -> None:
 
 def test_late_page_costs_no_more_than_the_first() -> None:
     with Sandbox() as sandbox:
-        messages = [_messages.MessageInput("inbound", AGENT, ADA, "Hi", at) for at in range(20_000)]
+        messages = [_messages.MessageInput("inbound", AGENT, ADA, "Hi", at) for at in range(5_000)]
         sandbox._store.fill(messages, {})
         steps = 0
 
@@ -367,7 +361,7 @@ def test_late_page_costs_no_more_than_the_first() -> None:
         costs = []
         with sandbox._store._database.transaction("BEGIN") as connection:
             connection.set_progress_handler(count, 10)  # every ten steps of SQLite's virtual machine
-        for before in (None, 10_000, 300):
+        for before in (None, 2_500, 300):
             steps = 0
             assert sandbox._store.messages(conversation_id, limit=200, before=before, after=None)
             costs.append(steps)

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from agentphone.sandbox import Sandbox
-from tests.support.processes import PYTHON, run
+from tests.support.backends import ON_ASYNCIO
+from tests.support.processes import run_forked
 
 from .helpers import ADA, AGENT, BEN
 
@@ -84,6 +85,7 @@ def test_sandbox_cannot_be_copied_or_pickled(sandbox: Sandbox) -> None:
 
 DROPPED = """
 import gc, sys
+gc.unfreeze()
 from agentphone import AsyncClient, Client
 from agentphone.sandbox import Sandbox
 
@@ -106,7 +108,7 @@ left = [Sandbox(), Sandbox(sys.argv[1]), Client(base_url="sandbox:")]
 
 
 def test_dropped_sandbox_gives_no_warning(tmp_path: Path) -> None:
-    done = run(*PYTHON, "-c", DROPPED, str(tmp_path / "box.db"), cwd=tmp_path)
+    done = run_forked(DROPPED, str(tmp_path / "box.db"), cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("unable to open database file\n", "", 0)
 
 
@@ -140,6 +142,7 @@ def test_demo_data_is_not_added_to_existing_data(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.anyio
+@ON_ASYNCIO
 async def test_requests_are_recorded_without_the_key(sandbox: Sandbox, client: httpx.AsyncClient) -> None:
     await client.patch("/v1/conversations/a%2Fb?x=1&x=%20", content=b'{"metadata": null}')
     [request] = sandbox.requests

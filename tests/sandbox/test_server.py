@@ -3,8 +3,6 @@
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +14,8 @@ import pytest
 
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
-from tests.support.processes import SECONDS
+from tests.support.forked import PIPE, Forked
+from tests.support.processes import PYTHON, SECONDS, run
 
 from .helpers import ADA, AGENT
 
@@ -25,16 +24,15 @@ KEY = "sk-secret-1234"
 
 
 @contextmanager
-def server(**options: object) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-W", "error", "-c", CODE.format({"port": 0, **options})]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def server(**options: object) -> Iterator[Forked]:
+    with Forked(CODE.format({"port": 0, **options}), stdout=PIPE, stderr=PIPE) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def url_of(process: subprocess.Popen[str]) -> str:
+def url_of(process: Forked) -> str:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("AgentPhone sandbox at http://")
@@ -132,5 +130,5 @@ from agentphone.sandbox.server import running
 serving = running(Sandbox())
 print(serving.__enter__())
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    done = run(*PYTHON, "-c", code)
     assert (done.returncode, done.stderr) == (0, "")

@@ -243,11 +243,11 @@ def test_flaky_receiver_gets_every_message_once(receiver: Receiver) -> None:
     receiver.respond = respond
     with Sandbox(retry_scale=0.001) as sandbox:
         sandbox.set_webhook(receiver.url, SECRET)
-        for index in range(100):
+        for index in range(40):
             sandbox.receive_sms(from_number=f"+1555555{index % 20:04d}", to_number=AGENT, body=str(index))
-        until(lambda: statuses(sandbox) == {"delivered": 100})
+        until(lambda: statuses(sandbox) == {"delivered": 40})
         attempts_by_id = {delivery["id"]: len(delivery["attempts"]) for delivery in sandbox.deliveries(1000)}
-    assert sorted(int(received.text) for received in receiver.accepted) == list(range(100))
+    assert sorted(int(received.text) for received in receiver.accepted) == list(range(40))
     assert attempts_by_id == attempts
     assert max(attempts.values()) > 1
 

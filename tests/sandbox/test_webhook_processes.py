@@ -1,8 +1,6 @@
 """Webhooks and processes: kills lose no delivery, claims exclude each other, forks and exits never wait."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,8 +15,9 @@ import pytest
 
 from agentphone import _loop_thread
 from agentphone.sandbox import Sandbox, _deliveries, _dispatcher
+from tests.support.forked import PIPE, Forked
 from tests.support.long import count
-from tests.support.processes import SECONDS
+from tests.support.processes import PYTHON, SECONDS, run
 
 from .helpers import ADA, AGENT, fork_only, in_child, statuses, stored_ids, webhook_threads
 from .receiver import SECRET, Received, Receiver, until
@@ -26,7 +25,6 @@ from .receiver import SECRET, Received, Receiver, until
 # Python 3.12 and later warn about every fork in a process with threads. These tests show that it works here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
-PYTHON = (sys.executable, "-W", "error", "-c")
 WRITER = """
 import sys
 from agentphone.sandbox import Sandbox, _dispatcher
@@ -51,17 +49,15 @@ sys.exit(serve(port=0, db=sys.argv[1], retry_scale=0.001))
 
 
 @contextmanager
-def process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    command = [*PYTHON, code, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as running:
+def process(code: str, *arguments: object) -> Iterator[Forked]:
+    with Forked(code, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE) as running:
         try:
             yield running
         finally:
             running.kill()
 
 
-def lines(running: subprocess.Popen[str], count: int) -> list[str]:
+def lines(running: Forked, count: int) -> list[str]:
     return [cast("IO[str]", running.stdout).readline().strip() for _ in range(count)]
 
 
@@ -188,7 +184,7 @@ def test_restarted_server_continues_deliveries(receiver: Receiver, tmp_path: Pat
     receiver.respond = lambda _: 503
     headers = {"Authorization": "Bearer any"}
 
-    def client(server: subprocess.Popen[str]) -> httpx.Client:
+    def client(server: Forked) -> httpx.Client:
         return httpx.Client(base_url=lines(server, 1)[0].split()[-1], headers=headers, timeout=SECONDS)
 
     def delivery_statuses(calls: httpx.Client) -> list[str]:
@@ -219,7 +215,8 @@ def test_restarted_server_continues_deliveries(receiver: Receiver, tmp_path: Pat
 @pytest.mark.parametrize("db", ["None", "sys.argv[1]"])
 def test_exit_does_not_wait_for_attempts(receiver: Receiver, tmp_path: Path, end: str, db: str) -> None:
     receiver.write = lambda handler: handler.rfile.read(1)
-    code = WRITER.replace("Sandbox(sys.argv[1]", f"Sandbox({db}") + f"sys.stdin.readline()\n{end}\n"
+    code = "import gc\ngc.unfreeze()\n" + WRITER + f"sys.stdin.readline()\n{end}\n"
+    code = code.replace("Sandbox(sys.argv[1]", f"Sandbox({db}")
     code = code.replace("timeout=10.0", "timeout=1000.0")
     with process(code, tmp_path / "box.db", receiver.url.replace("127.0.0.1", "localhost"), SECRET, 20) as writer:
         lines(writer, 20)
@@ -229,8 +226,9 @@ def test_exit_does_not_wait_for_attempts(receiver: Receiver, tmp_path: Path, end
 
 
 HANGS = """
-import socket, time
-socket.getaddrinfo = lambda *_, **__: print("looked up", flush=True) or time.sleep(1000)
+import os, socket, time
+# Not by `print`: the exit would wait for its lock, which this daemon thread may hold.
+socket.getaddrinfo = lambda *_, **__: os.write(1, b"looked up\\n") and time.sleep(1000)
 """
 
 
@@ -257,8 +255,8 @@ with Sandbox(retry_scale=0) as sandbox:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_webhook_thread_imports_nothing(receiver: Receiver, scheme: str) -> None:
     url = receiver.url.replace("http", scheme).replace("127.0.0.1", "localhost")
-    with process(IMPORTS, url, SECRET) as importer:
-        assert importer.communicate(timeout=SECONDS) == ("[]\n", "")
+    done = run(*PYTHON, "-c", IMPORTS, url, SECRET)  # a new interpreter, which has imported nothing yet
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 @fork_only

@@ -13,6 +13,7 @@ import textwrap
 
 import pytest
 
+from tests.support.forked import PIPE, Forked
 from tests.support.processes import ENVIRONMENT, SECONDS
 
 EXIT_SECONDS = 20.0
@@ -55,10 +56,24 @@ def join(pid):
 """
 
 
-def start(program: str, url: str, *options: str) -> subprocess.Popen[str]:
+def start(program: str, url: str, *options: str) -> Forked:
     """Start a program that begins with `START`, with the URL as its argument."""
+    return Forked(
+        START + textwrap.dedent(program),
+        url,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=ENVIRONMENT,
+        warning_action=None,
+        options=options,
+    )
+
+
+def start_interpreter(program: str, url: str) -> subprocess.Popen[str]:
+    """Start a program like that in a new interpreter, which imports what it needs."""
     return subprocess.Popen(
-        [sys.executable, *options, "-c", START + textwrap.dedent(program), url],
+        [sys.executable, "-c", START + textwrap.dedent(program), url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,7 +81,7 @@ def start(program: str, url: str, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def end(process: subprocess.Popen[str], seconds: float = SECONDS) -> tuple[int, str, str]:
+def end(process: Forked | subprocess.Popen[str], seconds: float = SECONDS) -> tuple[int, str, str]:
     """Wait for a program to exit; return its exit code, stdout and stderr."""
     with process:
         try:
@@ -75,12 +90,17 @@ def end(process: subprocess.Popen[str], seconds: float = SECONDS) -> tuple[int, 
             process.kill()
             out, err = process.communicate()
             pytest.fail(f"the program hangs; stdout {out!r}, stderr {err!r}")
-        return process.returncode, out, err
+        return process.wait(), out, err
 
 
 def run(program: str, url: str, *options: str) -> list[str]:
     """Run a program that must succeed and write nothing to stderr; return the lines that it printed."""
-    code, out, err = end(start(program, url, *options))
+    return lines(start(program, url, *options))
+
+
+def lines(process: Forked | subprocess.Popen[str]) -> list[str]:
+    """Wait for a program that must succeed and write nothing to stderr; return the lines that it printed."""
+    code, out, err = end(process)
     assert (code, noise(err)) == (0, []), out + err
     return out.splitlines()
 

@@ -68,7 +68,7 @@ DAMAGES: Mapping[str, tuple[Callable[[bytes], bytes | None], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_check_reports_a_changed_file(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It prints a diff and leaves the file alone; writing then restores it, and is idempotent."""
+    """It prints a diff and leaves the file alone; writing then restores it."""
     target = tmp_path / TARGET
     change, expected = DAMAGES[damage]
     content = change(CURRENT)
@@ -82,6 +82,12 @@ def test_check_reports_a_changed_file(damage: str, tmp_path: Path, capsys: pytes
     assert err.startswith("--- _sync.py (actual)\n+++ _sync.py (expected)\n@@ ")
     assert expected in err
     assert (target.read_bytes() if target.exists() else None) == content
+    assert main([], target=target) == 0
+    assert target.read_bytes() == CURRENT
+
+
+def test_writing_is_idempotent(tmp_path: Path) -> None:
+    target = tmp_path / TARGET
     for _ in range(2):
         assert main([], target=target) == 0
         assert target.read_bytes() == CURRENT

@@ -24,7 +24,7 @@ from tests.support.long import count
 from tests.support.processes import ENVIRONMENT, SECONDS, sandbox
 
 PROJECT = Path(__file__).parents[1] / "django_project"
-REQUESTS = count(300, 2000)
+REQUESTS = count(120, 2000)
 CONCURRENCY = 12
 
 GUNICORN = ("gunicorn", "wsgi:application", "--preload", "--bind", "127.0.0.1:0", "--worker-tmp-dir", ".")

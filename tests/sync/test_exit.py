@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 from typing import IO, cast
 
 import pytest
 
+from tests.support.forked import Forked
 from tests.support.listener import Listener
-from tests.support.processes import ENVIRONMENT
-from tests.sync.programs import EXIT_SECONDS, START, end, noise, start
+from tests.sync.programs import EXIT_SECONDS, end, noise, start, start_interpreter
+
+
+def start_to_exit(program: str, url: str, *options: str) -> Forked:
+    """Start a program whose interpreter frees all objects at its end, as one that was not forked."""
+    return start(f"gc.unfreeze()\n{textwrap.dedent(program)}", url, *options)
+
 
 UNCLOSED = {
     "used": "get('a')",
@@ -56,14 +60,7 @@ ENDS = {"runs out": ("", 0), "sys.exit": ("sys.exit(3)", 3), "an error": ("1 / 0
 def test_program_with_an_open_client_exits_at_once(state: str, options: tuple[str, ...], listener: Listener) -> None:
     program = "def wait_for_the_server(): sys.stdin.readline()\n" + textwrap.dedent(UNCLOSED[state])
     program += "\nprint('leaving', flush=True); sys.exit(3)"
-    with subprocess.Popen(
-        [sys.executable, *options, "-c", START + program, listener.url],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    ) as process:
+    with start_to_exit(program, listener.url, *options) as process:
         try:
             if "wait_for_the_server" in UNCLOSED[state]:
                 assert listener.wait_for(lambda: len(listener.requests) > 0)
@@ -79,7 +76,7 @@ def test_program_with_an_open_client_exits_at_once(state: str, options: tuple[st
 @pytest.mark.parametrize("end_by", ENDS)
 def test_exit_code_is_the_programs_own(end_by: str, listener: Listener) -> None:
     last, expected = ENDS[end_by]
-    code, _, err = end(start(f"get('a')\n{last}", listener.url))
+    code, _, err = end(start_interpreter(f"get('a')\n{last}", listener.url))
     assert code == expected
     assert ("ZeroDivisionError" in err) == (end_by == "an error")
 
@@ -104,7 +101,7 @@ atexit.register(late, "registered_after")
     "first", ["local.conversations.get('a')", "get('a')", "", "local.conversations.get('a'); local.close()"]
 )
 def test_call_in_an_exit_handler_works_or_raises(first: str, listener: Listener) -> None:
-    code, out, err = end(start(LATE.format(first=first), listener.url))
+    code, out, err = end(start_to_exit(LATE.format(first=first), listener.url))
     assert (code, noise(err)) == (0, [])
     names = ["registered_after", "registered_before"]
     closed, works = (
@@ -126,13 +123,15 @@ def test_call_in_a_finalizer_never_hangs(call: str, first: str, listener: Listen
         last = Last()
         last.me = last
         """
-    code, out, _ = end(start(program, listener.url))
+    code, out, _ = end(start_to_exit(program, listener.url))
     assert code == 0
     assert out.strip() in ("works", "closed")
 
 
 def test_sys_exit_in_a_hook_ends_the_program(listener: Listener) -> None:
     code, out, err = end(
-        start("Client('key', base_url=URL, on_request=lambda _: sys.exit(7)).conversations.get('a')", listener.url)
+        start_to_exit(
+            "Client('key', base_url=URL, on_request=lambda _: sys.exit(7)).conversations.get('a')", listener.url
+        )
     )
     assert (code, out, noise(err), listener.requests) == (7, "", [], [])

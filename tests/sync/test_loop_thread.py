@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import textwrap
 import threading
@@ -13,22 +12,18 @@ import anyio
 import pytest
 
 from agentphone._loop_thread import LoopThread
-from tests.support.processes import ENVIRONMENT, SECONDS
+from tests.support.forked import PIPE, Forked
+from tests.support.processes import ENVIRONMENT, SECONDS, run
 from tests.sync.programs import NEEDS_FORK
 
 
 def run_program(program: str, *arguments: Path) -> str:
     """Run a Python program that must succeed and write nothing to stderr; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program), *arguments],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    code = textwrap.dedent(program)
+    with Forked(code, *arguments, stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, warning_action="ignore") as process:
+        output, errors = process.communicate(timeout=SECONDS)
+        assert (process.wait(), errors) == (0, "")
+    return output
 
 
 def test_stop_cancels_main_and_may_be_repeated() -> None:
@@ -119,7 +114,9 @@ def test_import_in_the_middle_of_a_fork() -> None:
             assert os.waitpid(pid, 0)[1] == 0
             print("parent", len(page), flush=True)
         """
-    assert run_program(program).split() == ["child", "1", "parent", "1"] * 2
+    done = run(sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["child", "1", "parent", "1"] * 2
 
 
 INTERRUPTED_AT_A_LOCK = """
