@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from agentphone.inbox import _worker
 from agentphone.inbox._database import Database, DatabaseError
 from agentphone.inbox._engine import create_engine
 from agentphone.inbox._worker_lock import name_lock
-from tests.inbox.test_handling import Account
+from tests.inbox.account import Account
 from tests.inbox.world import working
 
 
@@ -85,13 +86,11 @@ def test_one_that_is_in_use_while_the_worker_stops(
         return engines[0]
 
     monkeypatch.setattr(_worker, "create_engine", remembering)
-    account = Account(tmp_path)
-    account.inbox.on_message(lambda text: "ok")
-    with working(account.inbox):
-        in_use = engines[0].connect()
-    in_use.close()
-    account.inbox._database.close()
-    account.box.close()
+    with closing(Account(tmp_path)) as account:
+        account.inbox.on_message(lambda text: "ok")
+        with working(account.inbox):
+            in_use = engines[0].connect()
+        in_use.close()
     assert open_ones(opened) == []
 
 
