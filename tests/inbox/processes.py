@@ -18,15 +18,21 @@ from typing import Any
 
 PRELOADED = [
     "__main__",  # pytest's, which would be imported again in each process
+    "tests.inbox.killed_worker",
+    "tests.inbox.test_receiving",
+    # What the first use imports:
     "agentphone.cli.commands",
     "agentphone.sandbox.server",
+    "anyio._backends._asyncio",
+    "certifi",
     "dbos._sys_db_postgres",
     "dbos._sys_db_sqlite",
+    "encodings.idna",
+    "h11",
+    "httpcore",
     "psycopg",
     "sqlalchemy.dialects.postgresql",
     "sqlalchemy.dialects.sqlite",
-    "tests.inbox.killed_worker",
-    "tests.inbox.test_receiving",
 ]
 
 

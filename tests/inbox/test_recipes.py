@@ -98,6 +98,7 @@ def gunicorn(site: Site) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow  # two servers, and the worker beside them
 @pytest.mark.parametrize(
     ("server", "application"),
     [
