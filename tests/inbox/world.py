@@ -194,6 +194,10 @@ class World:
         for number, text in enumerate(texts):
             self.box.receive_sms(from_number=person(number % people), to_number=AGENT, body=text)
 
+    def wait_for_calls(self, count: int) -> None:
+        """Wait until a handler has been called so often."""
+        until(lambda: len(self.records("start")) >= count)
+
     def finish(self, texts: int) -> None:
         """Keep the workers alive until every text has come to an end. pytest's own timeout ends a hang."""
         while len(self.items("done", "failed", "unconfirmed")) < texts:
