@@ -66,7 +66,9 @@ def _call(function: Callable[..., object], arguments: tuple[Any, ...], log: Path
 
 def _command(arguments: tuple[str, ...], folder: Path, environment: dict[str, str]) -> None:
     from agentphone.__main__ import main
+    from agentphone.inbox import _worker
 
+    _worker.LISTEN_SECONDS = 0.02  # the stop takes as long
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
