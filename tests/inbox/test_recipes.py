@@ -60,8 +60,6 @@ class Site:
     def serving(self, served: str, command: tuple[str, ...]) -> Iterator[str]:
         """Serve the recipes by one server, and yield its URL."""
         (self.folder / "served.py").write_text(served)
-        for recipe in RECIPES.glob("*_inbox.py"):
-            shutil.copy(recipe, self.folder)
         with serving_recipe("bot", self.folder, self.api, command) as url:
             yield url.removesuffix("/agentphone")
 
@@ -69,9 +67,8 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Start a sandbox, and the worker of the recipes."""
-    folder = tmp_path_factory.mktemp("site")
+    folder = shutil.copytree(RECIPES, tmp_path_factory.mktemp("site"), dirs_exist_ok=True)
     create_sqlite(folder)
-    shutil.copy(RECIPES / "bot.py", folder)
     with Sandbox(retry_scale=0.05) as box, running(box) as api:
         command = [sys.executable, "-W", "error", "-m", "agentphone", "work", "bot:inbox", "--name", "worker-1"]
         with subprocess.Popen(
