@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from agentphone._loop_thread import hold_lock_at_fork
 from agentphone._timestamps import format_timestamp
 from agentphone.errors import ConfigurationError
-from agentphone.inbox._engine import configuring_all_connections, create_engine
+from agentphone.inbox._engine import close_engine, configuring_all_connections, create_engine
 from agentphone.inbox._receiving import Item
 
 DatabaseError = SQLAlchemyError
@@ -109,6 +109,7 @@ class _Opened:
     engine: sa.Engine
     client: DBOSClient
     table: sa.Table
+    close: Callable[[], object]
 
 
 class Database:
@@ -263,11 +264,11 @@ class Database:
         return workflow_id.removeprefix(f"{self._inbox}:")
 
     def close(self) -> None:
-        """Close the idle connections; a later call opens new ones."""
+        """Close the connections, those in use when they are returned; a later call opens new ones."""
         with self._lock.lock:
             if self._opened is not None and self._opened.pid == os.getpid():
-                self._opened.engine.dispose()
-            self._opened = None
+                self._opened.close()
+                self._opened = None
 
     @contextmanager
     def _transaction(self) -> Generator[tuple[_Opened, sa.Connection]]:
@@ -297,24 +298,23 @@ class Database:
 
     def _create(self) -> _Opened:
         engine = create_engine(self.url)
-        with quiet_dbos():
-            try:
+        # At the latest when the interpreter exits: Python and psycopg warn of connections that are left open.
+        close = weakref.finalize(self, _close, engine, os.getpid())
+        try:
+            with quiet_dbos():
                 with configuring_all_connections():
                     DBOS.migrate(self.url)
-                table = _create_table(engine)
-            except Exception:
-                engine.dispose()
-                raise
-            client = DBOSClient(
-                system_database_engine=engine,
-                serializer=JSONSerializer(),
-                application_name=self.application,
-                retry_connection_errors=False,  # the sender of a webhook tries again; a thread that hangs helps nobody
-                lazy=True,
-            )
-        # At the latest when the interpreter exits: Python and psycopg warn of connections that are left open.
-        weakref.finalize(self, _dispose, engine, os.getpid())
-        return _Opened(os.getpid(), engine, client, table)
+                client = DBOSClient(
+                    system_database_engine=engine,
+                    serializer=JSONSerializer(),
+                    application_name=self.application,
+                    retry_connection_errors=False,  # the sender tries again; a thread that hangs helps nobody
+                    lazy=True,
+                )
+            return _Opened(os.getpid(), engine, client, _create_table(engine), close)
+        except BaseException:
+            close()
+            raise
 
     def _next_number(self, opened: _Opened, connection: sa.Connection, partition: str) -> int:
         """Return the number of an item. In its partition the numbers become visible in their order.
@@ -356,9 +356,9 @@ class _OpenLock:
         self.lock = threading.RLock()
 
 
-def _dispose(engine: sa.Engine, pid: int) -> None:
+def _close(engine: sa.Engine, pid: int) -> None:
     if pid == os.getpid():
-        engine.dispose()
+        close_engine(engine)
 
 
 def _insert(opened: _Opened, **values: str) -> Any:

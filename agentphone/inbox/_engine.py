@@ -30,11 +30,28 @@ def create_engine(url: str) -> sa.Engine:
         connection.execute("PRAGMA foreign_keys = ON")
 
     event.listen(engine, "connect", configure)
-    with suppress(OperationalError), engine.connect() as connection:
-        # One sync of the disk for each transaction instead of three, and readers do not wait. The file keeps it. It
-        # fails while another process uses the file, which has set it then.
-        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+    try:
+        with suppress(OperationalError), engine.connect() as connection:
+            # One sync of the disk for each transaction instead of three, and readers do not wait. The file keeps it. It
+            # fails while another process uses the file, which has set it then.
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+    except BaseException:  # such as: the file is not a database
+        close_engine(engine)
+        raise
     return engine
+
+
+def close_engine(engine: sa.Engine) -> None:
+    """Close the connections of an engine: those that are idle now, those in use when they are returned.
+
+    `dispose` alone leaves the latter open until they are garbage, of which Python 3.13 and psycopg warn.
+    """
+    event.listen(engine, "checkin", _close_connection)
+    engine.dispose()
+
+
+def _close_connection(_: object, record: Any) -> None:
+    record.invalidate()
 
 
 def _add_unixepoch(connection: Any, _: object) -> None:

@@ -15,7 +15,7 @@ from dbos import _dbos as dbos_module
 from agentphone import AsyncClient, Client
 from agentphone.errors import ConfigurationError
 from agentphone.inbox._database import WORKFLOW, DatabaseError, JSONSerializer
-from agentphone.inbox._engine import create_engine
+from agentphone.inbox._engine import close_engine, create_engine
 from agentphone.inbox._handlers import run_in_thread
 from agentphone.inbox._slots import Slots
 from agentphone.inbox._steps import Steps
@@ -141,7 +141,7 @@ class Worker:
         # In a thread: one of DBOS's may be waiting for this loop, to begin an item, and would be waited for in vain.
         await run_in_thread(lambda: DBOS.destroy(destroy_registry=True))
         if self._engine is not None:
-            self._engine.dispose()
+            close_engine(self._engine)  # a thread of DBOS may still use a connection
 
 
 async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Protocol
 from urllib.parse import quote
 
@@ -100,12 +100,12 @@ class _PostgreSQLLock:
                 self.release()
             else:
                 return True
-        connection = self._database.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if connection.execute(sa.select(sa.func.pg_try_advisory_lock(self._key))).scalar_one():
-            self._connection = connection
-            return True
-        connection.close()
-        return False
+        with ExitStack() as stack:
+            connection = stack.enter_context(self._database.connect()).execution_options(isolation_level="AUTOCOMMIT")
+            if connection.execute(sa.select(sa.func.pg_try_advisory_lock(self._key))).scalar_one():
+                self._connection = connection
+                stack.pop_all()
+        return self._connection is not None
 
     def release(self) -> None:
         if self._connection is not None:

@@ -6,11 +6,10 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ from agentphone.inbox._inbox import open_database
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from agentphone.webhooks import MessageEvent
+from tests.inbox import processes
+from tests.inbox.account import Account
 from tests.inbox.deliveries import delivery
-from tests.inbox.test_handling import Account
 from tests.inbox.world import AGENT, until, working
-from tests.support.processes import AGENTPHONE, ENVIRONMENT, run, run_in_terminal
+from tests.support.processes import AGENTPHONE, ENVIRONMENT, SECONDS, run, run_in_terminal
 from tests.support.recipes import RECIPES, environment_of
 
 PERSON = "+15555550999"  # nobody in the demo data
@@ -53,38 +53,39 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-class Process:
+class Command:
     """A command that runs, and what it has written so far."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: BaseProcess, log: Path) -> None:
         self.process = process
-        self._log = folder / "log"
+        self._log = log
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text() if self._log.exists() else ""
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Wait for a text in the log."""
-        until(lambda: re.search(pattern, self.log) or self.process.poll() is not None)
+        until(lambda: re.search(pattern, self.log) or not self.process.is_alive())
         found = re.search(pattern, self.log)
         assert found, self.log
         return found
 
 
 @contextmanager
-def command(folder: Path, *arguments: str, environment: dict[str, str] = ENVIRONMENT) -> Iterator[Process]:
+def command(folder: Path, *arguments: str, environment: dict[str, str] = ENVIRONMENT) -> Iterator[Command]:
     """Run a command of the inbox until the block ends; then stop it in order, unless it was killed."""
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*AGENTPHONE, *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
+    log = folder / f"{arguments[0]}.log"
+    log.unlink(missing_ok=True)
+    process = processes.start_command(*arguments, folder=folder, environment=environment, log=log)
     try:
-        yield Process(folder, process)
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0, (folder / "log").read_text()
+        yield Command(process, log)
+        if process.is_alive():
+            process.terminate()
+            process.join(SECONDS)
+            assert process.exitcode == 0, log.read_text()
     finally:
         process.kill()
-        process.wait(30)
 
 
 def test_dev_answers_and_forgets_nothing_when_it_is_killed(folder: Path) -> None:
@@ -107,7 +108,7 @@ def test_dev_answers_and_forgets_nothing_when_it_is_killed(folder: Path) -> None
         dev.wait_for(rf"{conversation_id}: replied in")
         assert "ORD-5" not in dev.log
         dev.process.kill()
-        dev.process.wait(30)
+        dev.process.join(SECONDS)
     with command(folder, "dev", "bot:inbox", "--port", "0") as dev:
         url = dev.wait_for(r"http://127\.0\.0\.1:\d+")[0]
         assert send(url, "And now?") == conversation_id

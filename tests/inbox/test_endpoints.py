@@ -18,14 +18,14 @@ import pytest
 from agentphone.inbox import Inbox
 from agentphone.inbox._listing import list_items
 from tests.inbox.deliveries import Delivery, delivery
-from tests.inbox.world import SECRET, serving
+from tests.inbox.world import SECRET, create_sqlite, serving
 
 TOO_LARGE = 1024 * 1024 + 1
 
 
 @pytest.fixture
 def inbox(tmp_path: Path) -> Iterator[Inbox]:
-    inbox = Inbox(webhook_secret=SECRET, database=f"sqlite:///{tmp_path / 'inbox.db'}")
+    inbox = Inbox(webhook_secret=SECRET, database=create_sqlite(tmp_path))
     yield inbox
     inbox._database.close()
 

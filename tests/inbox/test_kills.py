@@ -1,30 +1,31 @@
 """Workers that are killed: every text is handled and answered once, whatever the moment.
 
-`INBOX_KILLS=20` makes the tests long: so many kills of each kind instead of a few.
+`AGENTPHONE_LONG=1` makes the tests long: more kills, and more texts.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.inbox.world import World, is_alive, until
+from tests.inbox.world import World, until
+from tests.support import long
+from tests.support.processes import SECONDS
 
-KILLS = int(os.environ.get("INBOX_KILLS", "2"))
-IS_LONG = KILLS > 2
-PEOPLE = 20 if IS_LONG else 8
-TEXTS = 200 if IS_LONG else 40
-LONGEST = 600 if IS_LONG else 60
+KILLS = long.count(2, 20)
+"""How often a worker is killed at a random moment; half as often at each moment that is named."""
+PEOPLE = long.count(8, 20)
+TEXTS = long.count(8, 10)
+"""How many arrive before each kill, and after the last one."""
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.name != "posix", reason="SIGKILL"),
-    pytest.mark.timeout(LONGEST + 60),
+    pytest.mark.timeout(long.count(600, 6000)),
 ]
 
 MOMENTS = [
@@ -39,64 +40,43 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_killed_at_random_moments(
-    database: str,
-    tmp_path: Path,
-    forking: subprocess.Popen[str],
-    workers: int,
-) -> None:
-    with World.opened(tmp_path, database, forking, faults=True) as world:
+def test_workers_killed_at_random_moments(database: str, tmp_path: Path, workers: int) -> None:
+    source = random.Random(workers)
+    with World.opened(tmp_path, database, faults=True) as world:
         for number in range(workers):
             world.start(f"worker-{number}")
-        world.send_texts(TEXTS, PEOPLE)
-        source = random.Random(workers)
-        remaining = KILLS
-        progress, next_kill = 0, 0.0
-
-        def kill() -> None:
-            nonlocal remaining, progress, next_kill
-            # Only workers that have done something since the last kill: a start takes longer than this test may.
-            if not remaining or len(world.records("start")) <= progress:
-                return
-            if not next_kill:
-                next_kill = time.monotonic() + source.uniform(0, 0.4)
-            if time.monotonic() >= next_kill:
-                world.kill(f"worker-{source.randrange(workers)}")
-                remaining, progress, next_kill = remaining - 1, len(world.records("start")), 0.0
-
-        world.finish(TEXTS, between=kill, seconds=LONGEST)
-        world.check(TEXTS, PEOPLE, unconfirmed=KILLS)
-        assert IS_LONG or not remaining
+        for kill in range(KILLS + 1):
+            calls = len(world.records("start"))
+            world.send_texts([f"text {kill} {number}" for number in range(TEXTS)], people=PEOPLE)
+            if kill < KILLS:
+                world.wait_for_calls(calls + 1)
+                time.sleep(source.uniform(0, 0.3))
+                world.restart(f"worker-{source.randrange(workers)}")
+        world.finish((KILLS + 1) * TEXTS)
+        # Those that were about to be sent at a kill: one of each conversation at most.
+        world.check((KILLS + 1) * TEXTS, unconfirmed=KILLS * PEOPLE)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_worker_that_dies_at_each_moment(
-    database: str, tmp_path: Path, forking: subprocess.Popen[str], moment: str
-) -> None:
-    deaths = KILLS if IS_LONG else 1
-    texts = 2 * deaths
-    with World.opened(tmp_path, database, forking) as world:
-        world.environment = {"DIE_AT": moment, "DEATHS": str(deaths)}
-        world.send_texts(texts, 1)  # one at a time, so that a death interrupts no other text
+def test_worker_that_dies_at_each_moment(database: str, tmp_path: Path) -> None:
+    texts = [f"{moment}, {number}" for number in range(KILLS // 2) for moment in MOMENTS] + ["the last"]
+    with World.opened(tmp_path, database) as world:
+        world.send_texts(texts, people=1)  # one at a time, so that a death interrupts no other text
         world.start("main")
-        world.finish(texts, seconds=LONGEST)
-        assert len(world.records("death")) == deaths * len(moment.split(", "))
+        world.finish(len(texts))
+        deaths = [moment for text in texts for moment in text.split(", ")[:-1]]
+        assert sorted(record["moment"] for record in world.records("death")) == sorted(deaths)
         # Killed after the note, before the message: that it was not sent cannot be known.
-        unconfirmed = deaths if moment == "before send" else 0
-        world.check(texts, 1, unconfirmed=unconfirmed)
-        assert len(world.items("unconfirmed")) == unconfirmed
+        unconfirmed = [text for text in texts if text.startswith("before send")]
+        assert sorted(item["text"] for item in world.items("unconfirmed")) == sorted(unconfirmed)
+        world.check(len(texts), unconfirmed=len(unconfirmed))
 
 
-def test_others_take_over_what_a_dead_worker_has_left(
-    database: str, tmp_path: Path, forking: subprocess.Popen[str]
-) -> None:
-    with World.opened(tmp_path, database, forking) as world:
-        world.environment = {"DIE_AT": "after handle"}
-        world.send_texts(4, 1)
+def test_others_take_over_what_a_dead_worker_has_left(database: str, tmp_path: Path) -> None:
+    with World.opened(tmp_path, database) as world:
+        world.send_texts(["after handle", "two", "three"], people=1)
         world.start("one")
         until(lambda: world.records("death"))
-        until(lambda: not is_alive(world.workers["one"]))
-        del world.workers["one"]  # it never comes back
+        world.workers.pop("one").join(SECONDS)  # it never comes back
         world.start("two")
-        world.finish(4)
-        world.check(4, 1)
+        world.finish(3)
+        world.check(3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -11,36 +13,31 @@ import sqlalchemy as sa
 from agentphone import ConfigurationError
 from agentphone.inbox._database import Database
 from agentphone.inbox._worker_lock import hold_name, name_lock
-from tests.support.processes import ENVIRONMENT
-
-HOLDING = """
-import sys, time
-from agentphone.inbox._database import Database
-from agentphone.inbox._worker_lock import hold_name
-
-with hold_name(Database(sys.argv[1], "inbox"), "inbox", "one"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+from tests.inbox import processes
+from tests.support.processes import SECONDS
 
 
-def test_name_is_held_by_one_process(database: str) -> None:
+def hold(database: str, held: Connection) -> None:
+    """Hold a name until the process is killed."""
+    with hold_name(Database(database, "inbox"), "inbox", "one"):
+        held.send(True)
+        time.sleep(SECONDS)
+
+
+def test_name_is_held_by_one_process(database: str, tmp_path: Path) -> None:
     opened = Database(database, "inbox")
-    opened.get("start")  # creates it
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDING, database], stdout=subprocess.PIPE, env=ENVIRONMENT
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
-        taken = pytest.raises(ConfigurationError, match="name='one': a worker of this name is running already")
-        with taken, hold_name(opened, "inbox", "one", patience=0):
+    held, sender = multiprocessing.Pipe()
+    process = processes.start(hold, database, sender, log=tmp_path / "log")
+    assert held.poll(SECONDS), (tmp_path / "log").read_text()
+    taken = pytest.raises(ConfigurationError, match="name='one': a worker of this name is running already")
+    with taken, hold_name(opened, "inbox", "one", patience=0):
+        pass
+    for inbox, name in (("inbox", "two"), ("other", "one")):
+        with hold_name(opened, inbox, name, patience=0):
             pass
-        for inbox, name in (("inbox", "two"), ("other", "one")):
-            with hold_name(opened, inbox, name, patience=0):
-                pass
-        process.kill()
-        process.wait(30)
-    with hold_name(opened, "inbox", "one", patience=10) as lock:
+    process.kill()
+    process.join(SECONDS)
+    with hold_name(opened, "inbox", "one", patience=SECONDS) as lock:
         assert lock.acquire(), "it keeps what it has"
     opened.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from agentphone.inbox import _tracing
 from agentphone.webhooks import MessageEvent
-from tests.inbox.test_handling import Account, OrderState
+from tests.inbox.account import Account, OrderState
 from tests.inbox.world import until, working
 
 
@@ -35,8 +34,7 @@ def answering(account: Account) -> None:
         return "ok"
 
 
-def test_spans_continue_the_trace_of_the_request(spans: InMemorySpanExporter, tmp_path: Path) -> None:
-    account = Account(tmp_path)
+def test_spans_continue_the_trace_of_the_request(spans: InMemorySpanExporter, account: Account) -> None:
     answering(account)
     with working(account.inbox):
         with trace.get_tracer("web").start_as_current_span("POST /agentphone"):
@@ -50,14 +48,11 @@ def test_spans_continue_the_trace_of_the_request(spans: InMemorySpanExporter, tm
     attributes: Any = found["agentphone.inbox.handler"].attributes
     assert set(attributes) == {"agentphone.conversation.id", "agentphone.message.id"}
     assert "a secret" not in "".join(span.to_json() for span in found.values())
-    account.inbox._database.close()
 
 
-def test_nothing_of_it_is_required(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_of_it_is_required(monkeypatch: pytest.MonkeyPatch, account: Account) -> None:
     monkeypatch.setattr(_tracing, "IS_INSTALLED", False)
-    account = Account(tmp_path)
     answering(account)
     with working(account.inbox):
         account.text()
         account.wait("done")
-    account.inbox._database.close()

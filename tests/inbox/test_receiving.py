@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from agentphone import ConfigurationError
 from agentphone.inbox import Inbox
 from agentphone.inbox._listing import list_items
 from agentphone.webhooks import ReactionEvent
+from tests.inbox import processes
 from tests.inbox.deliveries import Delivery, delivery, sign
-from tests.inbox.world import SECRET
-from tests.support.processes import PYTHON, run
+from tests.inbox.world import SECRET, create_sqlite
+from tests.support.processes import SECONDS
 
 
 @pytest.fixture
 def inbox(tmp_path: Path) -> Any:
-    inbox = Inbox(webhook_secret=SECRET, database=f"sqlite:///{tmp_path / 'inbox.db'}")
+    inbox = Inbox(webhook_secret=SECRET, database=create_sqlite(tmp_path))
     inbox.on_message(lambda text: None)
     yield inbox
     inbox._database.close()
@@ -236,49 +238,45 @@ def test_order_of_arrival_is_stored(database: str) -> None:
     inbox._database.close()
 
 
-FORKING = """
-import os, sys, threading
-from agentphone.inbox import Inbox
-from agentphone.inbox._listing import list_items
-from tests.inbox.deliveries import delivery
-from tests.inbox.world import SECRET
+def receive_in_children(database: str, is_used: bool) -> None:
+    """Fork four times and receive in each process; with `is_used` also before, and in a thread meanwhile."""
+    inbox = Inbox(webhook_secret=SECRET, database=database)
+    stopping = threading.Event()
 
-inbox = Inbox(webhook_secret=SECRET, database=sys.argv[1])
-if sys.argv[2] == "used":
-    assert inbox.receive(*delivery(messageId="msg_of_the_parent")) == 202
-stopping = threading.Event()
+    def keep_receiving() -> None:
+        for number in count():
+            if stopping.is_set():
+                break
+            inbox.receive(*delivery(messageId=f"msg_of_a_thread_{number}"))
 
-def keep_receiving():
-    number = 0
-    while not stopping.is_set():
-        number += 1
-        inbox.receive(*delivery(messageId=f"msg_of_a_thread_{number}"))
-
-thread = threading.Thread(target=keep_receiving)
-if sys.argv[2] == "used":
-    thread.start()
-children = []
-for child in range(4):
-    pid = os.fork()
-    if not pid:
-        ok = all(inbox.receive(*delivery(messageId=f"msg_{child}_{number}")) == 202 for number in range(3))
-        os._exit(0 if ok else 1)
-    children.append(pid)
-assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
-stopping.set()
-if sys.argv[2] == "used":
-    thread.join()
-assert inbox.receive(*delivery(messageId="msg_at_the_end")) == 202
-assert len([item for item in list_items(inbox._database) if "thread" not in item["id"]]) >= 13
-"""
+    thread = threading.Thread(target=keep_receiving)
+    if is_used:
+        assert inbox.receive(*delivery(messageId="msg_of_the_parent")) == 202
+        thread.start()
+    children = []
+    for child in range(4):
+        pid = os.fork()
+        if not pid:
+            ok = all(inbox.receive(*delivery(messageId=f"msg_{child}_{number}")) == 202 for number in range(3))
+            os._exit(0 if ok else 1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    stopping.set()
+    if is_used:
+        thread.join()
+    assert inbox.receive(*delivery(messageId="msg_at_the_end")) == 202
+    stored = [item["id"] for item in items(inbox) if "thread" not in item["id"]]
+    assert len(stored) == 13 + is_used, stored
+    inbox._database.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
-@pytest.mark.parametrize("state", ["new", "used"])
-def test_forked_processes_receive(database: str, state: str) -> None:
+@pytest.mark.parametrize("is_used", [False, True])
+def test_forked_processes_receive(new_database: str, tmp_path: Path, is_used: bool) -> None:
     """Also the first use of a new database by four processes at once."""
-    done = run(*PYTHON, "-c", FORKING, database, state)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = processes.start(receive_in_children, new_database, is_used, log=tmp_path / "log")
+    process.join(SECONDS)
+    assert (process.exitcode, (tmp_path / "log").read_text()) == (0, "")
 
 
 @pytest.mark.anyio

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,36 @@ from agentphone import Client
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
 from tests.inbox.deliveries import of_message
-from tests.inbox.world import until, working
+from tests.inbox.world import create_sqlite, until, working
 from tests.support.guides import SHOWN
+from tests.support.processes import SECONDS
 from tests.support.recipes import GUNICORN, RECIPES, SECRET, UVICORN, environment_of, serving_recipe
 
 AGENT = "+15555550100"
 
-DJANGO = "from django.core.{0} import get_{0}_application\napplication = get_{0}_application()\n"
-SERVED = {
-    "starlette": ("starlette_inbox", "from starlette_inbox import app as application\n", UVICORN),
-    "fastapi": ("fastapi_inbox", "from fastapi_inbox import app as application\n", UVICORN),
-    "django-wsgi": ("django_inbox", DJANGO.format("wsgi"), (*GUNICORN, "--preload")),
-    "django-asgi": ("django_inbox", DJANGO.format("asgi"), UVICORN),
-    "asgi": ("bot", "from bot import inbox\napplication = inbox.asgi\n", (*UVICORN[:-3], "--no-access-log")),
-    "wsgi": ("bot", "from bot import inbox\napplication = inbox.wsgi\n", GUNICORN),
-}
+SERVED_BY_UVICORN = """
+from bot import inbox
+from django.core.asgi import get_asgi_application
+from fastapi_inbox import app as fastapi
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette_inbox import app as starlette
+
+applications = {"starlette": starlette, "fastapi": fastapi, "django": get_asgi_application(), "alone": inbox.asgi}
+application = Starlette(routes=[Mount(f"/{name}", app) for name, app in applications.items()])
+"""
+SERVED_BY_GUNICORN = """
+from wsgiref.util import shift_path_info
+
+from bot import inbox
+from django.core.wsgi import get_wsgi_application
+
+applications = {"django": get_wsgi_application(), "alone": inbox.wsgi}
+
+
+def application(environ, start_response):
+    return applications[shift_path_info(environ)](environ, start_response)
+"""
 
 
 @frozen
@@ -40,12 +56,19 @@ class Site:
     box: Sandbox
     api: str
 
+    @contextmanager
+    def serving(self, served: str, command: tuple[str, ...]) -> Iterator[str]:
+        """Serve the recipes by one server, and yield its URL."""
+        (self.folder / "served.py").write_text(served)
+        with serving_recipe("bot", self.folder, self.api, command) as url:
+            yield url.removesuffix("/agentphone")
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Start a sandbox, and the worker of the recipes."""
-    folder = tmp_path_factory.mktemp("site")
-    shutil.copy(RECIPES / "bot.py", folder)
+    folder = shutil.copytree(RECIPES, tmp_path_factory.mktemp("site"), dirs_exist_ok=True)
+    create_sqlite(folder)
     with Sandbox(retry_scale=0.05) as box, running(box) as api:
         command = [sys.executable, "-W", "error", "-m", "agentphone", "work", "bot:inbox", "--name", "worker-1"]
         with subprocess.Popen(
@@ -54,18 +77,40 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             yield Site(folder, box, api)
             texts = len(box.deliveries())  # of the tests that this process has run
             worker.terminate()
-            _, log = worker.communicate(timeout=30)
+            _, log = worker.communicate(timeout=SECONDS)
     assert worker.returncode == 0, log
     assert "Traceback" not in log
     assert log.count("replied in") == texts > 0
 
 
-@pytest.mark.parametrize("number", range(len(SERVED)), ids=SERVED)
-def test_each_server_receives(site: Site, number: int) -> None:
-    recipe, served, command = [*SERVED.values()][number]
-    (site.folder / "served.py").write_text(served)
-    person = f"+1555555021{number}"
-    with serving_recipe(recipe, site.folder, site.api, command) as url, Client("any-key", base_url=site.api) as client:
+@pytest.fixture(scope="module")
+def uvicorn(site: Site) -> Iterator[str]:
+    with site.serving(SERVED_BY_UVICORN, UVICORN) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def gunicorn(site: Site) -> Iterator[str]:
+    with site.serving(SERVED_BY_GUNICORN, (*GUNICORN, "--preload")) as url:
+        yield url
+
+
+@pytest.mark.slow  # two servers, and the worker beside them
+@pytest.mark.parametrize(
+    ("server", "application"),
+    [
+        ("uvicorn", "starlette"),
+        ("uvicorn", "fastapi"),
+        ("uvicorn", "django"),
+        ("uvicorn", "alone"),
+        ("gunicorn", "django"),
+        ("gunicorn", "alone"),
+    ],
+)
+def test_each_server_receives(site: Site, server: str, application: str, request: pytest.FixtureRequest) -> None:
+    url = f"{request.getfixturevalue(server)}/{application}/agentphone"
+    person = f"+1555555{len(site.box.deliveries()):04}"
+    with Client("any-key", base_url=site.api) as client:
         site.box.set_webhook(url, "whsec_not_known_yet")
         text = site.box.receive_sms(from_number=person, to_number=AGENT, body="Where is ORD-5 ?")
         until(lambda: len(site.box.deliveries()[0]["attempts"]) >= 2)

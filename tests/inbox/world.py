@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,41 @@ from attrs import define, field
 
 from agentphone import Client
 from agentphone.inbox import Inbox
+from agentphone.inbox._database import Database
 from agentphone.inbox._listing import list_items
 from agentphone.sandbox import Sandbox
 from agentphone.sandbox.server import running
+from tests.inbox import killed_worker, processes
+from tests.support.processes import SECONDS
 
 SECRET = "whsec_of_the_tests"
 AGENT = "+15555550100"
-SECONDS = 60
-"""For what takes a few: a limit that turns a hang into a failure, not a measure."""
 
 
-def until(condition: Callable[[], object], *, seconds: float = SECONDS) -> None:
+def until(condition: Callable[[], object]) -> None:
     """Wait until a condition is true."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.02)
+
+
+@cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inbox.db"
+        database = Database(f"sqlite:///{path}", "inbox")
+        database.get("start")
+        database.close()
+        return path.read_bytes()
+
+
+def create_sqlite(folder: Path) -> str:
+    """Create an empty database, unless there is one, and return its URL. A copy takes less time than the first use."""
+    path = folder / "inbox.db"
+    if not path.exists():
+        path.write_bytes(_empty_database())
+    return f"sqlite:///{path}"
 
 
 def person(number: int) -> str:
@@ -109,19 +129,16 @@ class World:
 
     folder: Path
     database: str
-    forking: subprocess.Popen[str]
     box: Sandbox
     inbox: Inbox
     api: str
-    environment: dict[str, str] = field(factory=dict)
-    workers: dict[str, int] = field(factory=dict)
-    """The process ids by name."""
+    confirm: float
+    """Seconds for which a worker looks for a reply; it looks at least once."""
+    workers: dict[str, BaseProcess] = field(factory=dict)
 
     @classmethod
     @contextmanager
-    def opened(
-        cls, folder: Path, database: str, forking: subprocess.Popen[str], *, faults: bool = False
-    ) -> Iterator[World]:
+    def opened(cls, folder: Path, database: str, *, faults: bool = False) -> Iterator[World]:
         with ExitStack() as stack:
             box = stack.enter_context(Sandbox(retry_scale=0.05))
             if faults:
@@ -131,33 +148,27 @@ class World:
             stack.callback(inbox._database.close)
             url = stack.enter_context(serving(inbox.asgi))
             box.set_webhook(url, SECRET)
-            world = cls(folder, database, forking, box, inbox, api)
+            # With faults the look itself may fail. Without, the whole time passes after a death right before the reply.
+            world = cls(folder, database, box, inbox, api, confirm=10 if faults else 0.2)
             stack.callback(world.kill_all)
             yield world
 
     def start(self, name: str) -> None:
         """Start a worker, also again after it was killed."""
-        environment = {
-            "FOLDER": str(self.folder),
-            "AGENTPHONE_API_KEY": "any-key",
-            "AGENTPHONE_BASE_URL": self.api,
-            "AGENTPHONE_INBOX_DATABASE": self.database,
-            **self.environment,
-        }
-        assert self.forking.stdin is not None
-        assert self.forking.stdout is not None
-        order = {"name": name, "environment": environment, "folder": str(self.folder)}
-        self.forking.stdin.write(json.dumps(order) + "\n")
-        self.forking.stdin.flush()
-        self.workers[name] = int(self.forking.stdout.readline())
+        arguments = (self.folder, self.api, self.database, name, self.confirm)
+        self.workers[name] = processes.start(killed_worker.work, *arguments, log=self.folder / f"{name}.log")
 
     def kill(self, name: str) -> None:
-        pid = self.workers[name]
-        if is_alive(pid):
-            os.kill(pid, signal.SIGKILL)
-            until(lambda: not is_alive(pid))
+        worker = self.workers[name]
+        worker.kill()  # nothing, if it has died
+        worker.join(SECONDS)
         with (self.folder / "record.jsonl").open("a") as file:
-            file.write(json.dumps({"event": "killed", "pid": pid}) + "\n")
+            file.write(json.dumps({"event": "killed", "pid": worker.pid}) + "\n")
+
+    def restart(self, name: str) -> None:
+        """Kill a worker, and start it again."""
+        self.kill(name)
+        self.start(name)
 
     def kill_all(self) -> None:
         for name in self.workers:
@@ -165,10 +176,9 @@ class World:
 
     def restart_dead(self) -> None:
         """Start the workers again that have died."""
-        for name, pid in self.workers.items():
-            if not is_alive(pid):
-                log = self.folder / f"{name}.log"
-                assert not log.exists() or "Traceback" not in log.read_text(), log.read_text()
+        for name, worker in self.workers.items():
+            if not worker.is_alive():
+                assert worker.exitcode == -signal.SIGKILL, (self.folder / f"{name}.log").read_text()
                 self.start(name)
 
     def records(self, event: str | None = None) -> list[dict[str, Any]]:
@@ -180,25 +190,27 @@ class World:
     def items(self, *statuses: str) -> list[dict[str, Any]]:
         return list_items(self.inbox._database, statuses=statuses)
 
-    def send_texts(self, texts: int, people: int) -> None:
-        for number in range(texts):
-            self.box.receive_sms(from_number=person(number % people), to_number=AGENT, body=f"text {number}")
+    def send_texts(self, texts: Iterable[str], *, people: int) -> None:
+        for number, text in enumerate(texts):
+            self.box.receive_sms(from_number=person(number % people), to_number=AGENT, body=text)
 
-    def finish(self, texts: int, *, between: Callable[[], None] = lambda: None, seconds: float = SECONDS) -> None:
-        """Keep the workers alive until every text has come to an end."""
-        end = time.monotonic() + seconds
+    def wait_for_calls(self, count: int) -> None:
+        """Wait until a handler has been called so often."""
+        until(lambda: len(self.records("start")) >= count)
+
+    def finish(self, texts: int) -> None:
+        """Keep the workers alive until every text has come to an end. pytest's own timeout ends a hang."""
         while len(self.items("done", "failed", "unconfirmed")) < texts:
-            assert time.monotonic() < end, Counter(item["status"] for item in self.items())
             self.restart_dead()
-            between()
             time.sleep(0.05)
 
-    def check(self, texts: int, people: int, *, unconfirmed: int = 0) -> None:
+    def check(self, texts: int, *, unconfirmed: int = 0) -> None:
         """Check that every text was handled and answered once, and no two of a conversation at the same time."""
         statuses = Counter(item["status"] for item in self.items())
         assert sum(statuses.values()) == texts
         assert set(statuses) <= {"done", "unconfirmed"}, self.items("failed", "pending", "running")[:3]
         assert statuses["unconfirmed"] <= unconfirmed, self.items("unconfirmed")
+        assert all("was about to send" in item["error"] for item in self.items("unconfirmed")), "a kill is the reason"
         open_replies = {item["reply"] for item in self.items("unconfirmed")}
         with Client("any-key", base_url=self.api) as client:
             for conversation in client.conversations.list():
@@ -226,11 +238,3 @@ class World:
                 calls[record["conversation"]] = record
             else:
                 calls.pop(record["conversation"])
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

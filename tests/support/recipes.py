@@ -38,7 +38,7 @@ def environment_of(folder: Path, api: str) -> dict[str, str]:
 @contextmanager
 def serving_recipe(recipe: str, folder: Path, api: str, command: Sequence[str]) -> Iterator[str]:
     """Serve `served:application`, a file of the folder that imports the recipe, and yield the URL of its webhook."""
-    for name in (recipe, "bot", *(["django_urls"] if recipe == "django_inbox" else [])):
+    for name in (recipe, "bot"):
         shutil.copy(RECIPES / f"{name}.py", folder)
     log = folder / f"{recipe}.log"
     with log.open("w") as output:
