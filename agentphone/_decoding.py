@@ -65,7 +65,7 @@ def structure(raw: Any, model: type[T]) -> T:
     return structured
 
 
-def structure_state(raw: Any, cls: type[T], root: str, created: Created) -> T:
+def structure_state(raw: Any, cls: type[T], root: str, created: Created | None) -> T:
     """Create an object of a caller's class from parsed JSON.
 
     Unlike a model, it has no `extra`: its unknown fields are ignored. The class's own code runs.
@@ -74,7 +74,7 @@ def structure_state(raw: Any, cls: type[T], root: str, created: Created) -> T:
         raw: The JSON. The object shares its parts.
         cls: The class.
         root: The name of `raw` in the paths of errors.
-        created: Where to record the objects of state classes that are created.
+        created: Where to record the objects of state classes that are created, or None.
 
     Raises:
         DecodeError: The JSON does not fit the class.

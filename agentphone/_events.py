@@ -242,7 +242,7 @@ def _payload_class(cls: Any) -> Any:
 
 
 def _make_class(fields: dict[str, Any]) -> type:
-    return attrs.make_class("Payload", {**fields, "extra": extra_field()}, kw_only=True, frozen=True, slots=True)
+    return attrs.make_class("Payload", {**fields, "extra": extra_field()}, kw_only=True)
 
 
 def _merge_extra(outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -75,7 +75,7 @@ def read_state(raw: Mapping[str, Any] | None, cls: type[T], name: str, created: 
         copy = json.loads(json.dumps(raw or {}))  # so that changing the state changes no other object
     except RecursionError:
         raise DecodeError(TOO_DEEP, name) from None
-    return structure_state(copy, cls, name, [] if created is None else created)
+    return structure_state(copy, cls, name, created)
 
 
 def state_decode_error(error: DecodeError, cls: type, request: str) -> StateDecodeError:
@@ -103,12 +103,12 @@ class LoadedState(Generic[T]):
         created: Created = []
         self.value = read_state(raw, cls, name, created)
         try:
-            self._before, _ = self._encode()
+            before, _ = self._encode()
             stored = {id(one): its_raw for one, its_raw in created}
             # The objects are kept too, so that no other object gets their ids.
             self._origins = {
                 id(found.source): (found.source, found, stored.get(id(found.source), _ABSENT))
-                for found in _objects(self._before)
+                for found in _objects(before)
             }
         except RecursionError:  # encoding needs more of the stack than reading
             raise DecodeError(TOO_DEEP, name) from None
@@ -122,7 +122,7 @@ class LoadedState(Generic[T]):
         """
         try:
             now, types = self._encode()
-            merged: dict[str, Any] = self._merge_changes(now, self._before, self._raw)
+            merged: dict[str, Any] = now if self._class is dict else self._merge_changes(now, None, None)
             if _is_same(merged, self._raw):
                 return None
             if self._class is not dict:

@@ -98,8 +98,7 @@ class RetryBudget:
             now: Seconds of a monotonic clock.
         """
         if now > self._updated_at:
-            if self._updated_at > -math.inf:
-                self._left = min(self._size, self._left + (now - self._updated_at) * self._per_second)
+            self._left = min(self._size, self._left + (now - self._updated_at) * self._per_second)
             self._updated_at = now
         if self._left < 1:
             return False

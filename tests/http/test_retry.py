@@ -116,6 +116,8 @@ HTTP_DATE = "Mon, 30 Jun 2025 12:00:{:02d} GMT"
         ("Monday, 30-Jun-25 12:00:10 GMT", 10.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
         ("Fri, 31 Dec 99999 23:59:59 GMT", math.inf),
+        ("Sat, 01 Jan 10000 00:00:00 GMT", math.inf),
+        ("Mon, 30 Jun -2025 12:00:00 GMT", None),
         ("", None),
         (" ", None),
         ("-1", None),
@@ -169,21 +171,32 @@ def test_parse_retry_after_accepts_any_text(header: str) -> None:
 # ---- The budget
 
 
+def left(budget: RetryBudget, now: float) -> int:
+    """Return how many retries a budget allows, and spend them."""
+    return next(number for number in range(1000) if not budget.try_acquire(now))
+
+
 def test_budget_refills_by_success_and_by_time() -> None:
-    budget = RetryBudget(size=4, per_success=0.5, per_second=1)
-
-    def left(now: float) -> int:
-        return next(number for number in range(100) if not budget.try_acquire(now))
-
-    assert left(1000.0) == 4
-    assert left(1000.0) == 0
+    budget = RetryBudget(size=4, per_success=0.5, per_second=2)
+    assert left(budget, 1000.0) == 4
+    assert left(budget, 1000.0) == 0
     budget.record_success()
-    assert left(1000.0) == 0
+    assert left(budget, 1000.0) == 0
     budget.record_success()
-    assert left(1000.0) == 1
-    assert left(1002.5) == 2
-    assert left(990.0) == 0  # a clock that goes back adds nothing
-    assert left(9999.0) == 4
+    assert left(budget, 1000.0) == 1
+    assert left(budget, 1001.25) == 2
+    assert left(budget, 990.0) == 0  # a clock that goes back adds nothing
+    assert left(budget, 9999.0) == 4
     for _ in range(100):
         budget.record_success()
-    assert left(9999.0) == 4
+    assert left(budget, 9999.0) == 4
+
+
+def test_budget_of_a_client_is_a_hundred_retries() -> None:
+    """Two successes, or one second, add one."""
+    budget = RetryBudget()
+    assert left(budget, 0.0) == 100
+    for _ in range(6):
+        budget.record_success()
+    assert left(budget, 0.0) == 3
+    assert left(budget, 5.0) == 5

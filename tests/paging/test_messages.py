@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -76,6 +77,20 @@ def old_and_busy() -> list[int]:
     return [at - 10 * 365 * 86_400 * 10**6 for at in day] + day
 
 
+def still_conversation(times: Sequence[int], digits: int = 6) -> Callable[[CursorRequest], Page[Message]]:
+    """Respond for a conversation that does not change, by index: the model sorts all messages for each page."""
+    server = FakeConversation(ServerBehavior(timestamp_digits=digits))
+
+    def respond(request: CursorRequest) -> Page[Message]:
+        end = len(times) if request.before is None else bisect_left(times, micros_of(request.before))
+        start = 0 if request.after is None else bisect_right(times, micros_of(request.after))
+        page = range(max(start, end - request.limit), end)
+        data = tuple(server.message((times[index], f"msg_{index:06}")) for index in page)
+        return Page(data=data, has_more=len(page) < end - start)
+
+    return respond
+
+
 @pytest.mark.parametrize("digits", [0, 6])
 @pytest.mark.parametrize(
     ("times", "most"),
@@ -91,21 +106,23 @@ def old_and_busy() -> list[int]:
 @pytest.mark.parametrize("limit", [1, 5, 150])
 def test_oldest_messages_are_found_by_halving_the_time(limit: int, times: list[int], most: int, digits: int) -> None:
     """Where `after` returns the newest messages."""
-    server = FakeConversation(ServerBehavior(timestamp_digits=digits))
-
-    def respond(request: CursorRequest) -> Page[Message]:
-        # The model sorts all messages for each page. Here nothing changes.
-        end = len(times) if request.before is None else bisect_left(times, micros_of(request.before))
-        start = 0 if request.after is None else bisect_right(times, micros_of(request.after))
-        page = range(max(start, end - request.limit), end)
-        data = tuple(server.message((times[index], f"msg_{index:06}")) for index in page)
-        return Page(data=data, has_more=len(page) < end - start)
-
     paginator = CursorPaginator(limit=limit, before=None, after=None, oldest_first=True, page_size=200)
-    items, error, requests = run_to_end(paginator, respond)
+    items, error, requests = run_to_end(paginator, still_conversation(times, digits))
     assert error is None
     assert [message.id for message in items] == [f"msg_{index:06}" for index in range(limit)]
     assert requests <= most
+
+
+@pytest.mark.parametrize("limit", [1, 150])
+def test_messages_after_a_bound_are_found_by_halving_the_time_since(limit: int) -> None:
+    """Where `after` returns the newest messages."""
+    after = TimeBound(START + timedelta(seconds=98_999))
+    paginator = CursorPaginator(limit=limit, before=None, after=after, oldest_first=True, page_size=200)
+    respond = still_conversation([number * 10**6 for number in range(100_000)])
+    items, error, requests = run_to_end(paginator, respond)
+    assert error is None
+    assert [message.id for message in items] == [f"msg_{index:06}" for index in range(99_000, 99_000 + limit)]
+    assert requests <= 7
 
 
 @pytest.mark.parametrize("oldest_first", [False, True])

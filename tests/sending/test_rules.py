@@ -41,7 +41,7 @@ TABLE: list[tuple[AgentPhoneError, str]] = [
     (status(429, retry_after=2.0), REPEATED),
     (APIConnectionError("certificate", request=POST, is_unsent=True, permanent_advice="Check it."), RAISED),
     (DeadlineExceededError("late", request=POST, is_unsent=True), RAISED),
-    *[(status(code), RAISED) for code in (301, 302, 307, 400, 401, 402, 403, 404, 409, 413, 422, 425, 451)],
+    *[(status(code), RAISED) for code in (300, 301, 302, 307, 400, 401, 402, 403, 404, 409, 413, 422, 425, 451)],
     (status(409, code="SOMETHING_ELSE"), RAISED),
     (status(429, retry_after=1e9), RAISED),
     (APIConnectionError("reset", request=POST), UNCONFIRMED),

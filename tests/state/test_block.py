@@ -134,5 +134,7 @@ async def test_write_sends_the_whole_object_and_is_retried() -> None:
 def test_metadata_that_cannot_be_written_back_is_rejected_when_read() -> None:
     body = json.dumps(conversation(metadata={"theirs": "\ud800"}))
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body))
-    with Client(**SETTINGS, transport=transport) as client, pytest.raises(StateDecodeError, match="surrogate"):
+    with Client(**SETTINGS, transport=transport) as client, pytest.raises(StateDecodeError) as caught:
         client.conversations.state("conv_1", OrderState).__enter__()
+    assert caught.value.path == "metadata"
+    assert "it could not be written back (metadata['theirs'] " in str(caught.value)
