@@ -23,7 +23,8 @@ from tests.support.processes import run
 ROOT = Path(__file__).parents[2]
 SHORT = ["decode-messages", "second-client"]
 """One row whose contenders take turns, and one that starts each anew."""
-SMALL = {row.name: row for row in large_rows(1000)}
+SMALL = {row.name: row for row in large_rows(1000)} | {"memory": large_rows(10_000)[-1]}
+"""The peer of `memory` reads 10,000 messages."""
 JOBS = {row.job: row for row in ROWS if row.name not in SHORT}
 """A row for each of the other jobs."""
 ONE_PEER = {"inbox.work": slice(0, 1), "inbox.answer": slice(1, 2)}

@@ -51,7 +51,9 @@ KNOWN = st.fixed_dictionaries(
         "tags": st.dictionaries(KEYS, JSON, max_size=3),
     },
 )
-OBJECTS = st.builds(lambda theirs, known: {**theirs, **known}, st.dictionaries(KEYS, JSON, max_size=4), KNOWN)
+NAMES = {"orderId", "step", "resolved", "mood", "deliveredAt", "item", "items", "tags"}
+THEIRS = st.dictionaries(KEYS.filter(lambda key: key not in NAMES), JSON, max_size=4)
+OBJECTS = st.builds(lambda theirs, known: {**theirs, **known}, THEIRS, KNOWN)
 
 
 def to_text(raw: Any) -> str:
