@@ -92,7 +92,7 @@ class Workflow:
                 await workflow.slot.acquire()
                 reply_id = await workflow._carry_out()
         except SetAsideError as error:
-            workflow._log(error.data["status"], began_at, error.data["type"])
+            workflow._log(error.data["status"], began_at, error.data["reason"])
             raise
         finally:
             workflow.slot.release()
@@ -157,7 +157,8 @@ class Workflow:
                 known = await asyncio.to_thread(self.settings.database.reply_ids, partition)
             except DatabaseError as error:
                 name = type(error).__name__
-                return {"outcome": "unavailable", "type": name, "error": f"{name}: {error}"}
+                reason = f"the inbox's database cannot be used ({name})"
+                return {"outcome": "unavailable", "reason": reason, "error": f"{name}: {error}"}
             return await self.steps.look_up(event, reply, since, known)
 
         return await self._until_available(LOOK_UP, look_up)
@@ -175,8 +176,11 @@ class Workflow:
         jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # not a secret
         seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** min(failures - 1, 32) * jitter)
         seconds = max(seconds, min(result.get("retry_after") or 0, MAX_RETRY_AFTER))
-        text = "%s: attempt %d failed (%s); the next one is in %.1f s."
-        logger.warning(text, self._name(), failures, result["type"], seconds)
+        if result["outcome"] == "raised":
+            text = "%s: attempt %d failed (%s); the next one is in %.1f s."
+            logger.warning(text, self._name(), failures, result["reason"], seconds)
+        else:
+            logger.warning("%s: %s; trying again in %.1f s.", self._name(), result["reason"], seconds)
         self.slot.release()
         await DBOS.sleep_async(seconds)
         await self.slot.acquire()
@@ -186,7 +190,7 @@ class Workflow:
         if result["outcome"] == "done":
             return
         status = "unconfirmed" if result["outcome"] == "unconfirmed" else "failed"
-        details = {"stage": stage, "type": result.get("type", ""), "error": result["error"]}
+        details = {"stage": stage, "reason": result.get("reason", ""), "error": result["error"]}
         raise SetAsideError(self._describe(status) | details)
 
     def _describe(self, status: str) -> dict[str, Any]:
