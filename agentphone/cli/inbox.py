@@ -98,7 +98,7 @@ def dev(ctx: click.Context, target: str, port: int) -> None:
             "AGENTPHONE_INBOX_DATABASE": database,
         }
         inbox = load_inbox(target)
-        _log_to_stderr()
+        _log_to_stderr("DEBUG")  # with the tracebacks of handlers
 
         def when_ready(webhook: str) -> None:
             sandbox.set_webhook(webhook, secret)
@@ -221,7 +221,7 @@ def _opened(database: str | None, inbox_name: str) -> Generator[Database]:
     """Open an inbox's database for a command that looks at it."""
     from agentphone.inbox._inbox import open_database
 
-    opened = open_database(database, inbox_name)
+    opened = open_database(database or _dev_database(), inbox_name)
     if opened.path is not None and not opened.path.exists():
         raise click.ClickException(
             f"There is no database {opened.path}. --database or AGENTPHONE_INBOX_DATABASE names the inbox's."
@@ -231,6 +231,20 @@ def _opened(database: str | None, inbox_name: str) -> Generator[Database]:
             yield opened
     finally:
         opened.close()
+
+
+def _dev_database() -> str | None:
+    """Return the database of `agentphone dev` if it is the only one here, and say so."""
+    from pathlib import Path
+
+    from agentphone.inbox._database import DATABASE_VARIABLE, DEFAULT_DATABASE
+
+    if os.environ.get(DATABASE_VARIABLE) or Path(DEFAULT_DATABASE.removeprefix("sqlite:///")).exists():
+        return None
+    if not Path(DEV_DATABASE).exists():
+        return None
+    click.echo(f"This is {DEV_DATABASE}, the inbox of agentphone dev.", err=True)
+    return f"sqlite:///{DEV_DATABASE}"
 
 
 @contextmanager
@@ -261,17 +275,19 @@ def _load(ctx: click.Context, target: str) -> Inbox:
     return inbox
 
 
-def _log_to_stderr() -> None:
-    """Print the log, unless the user's module has set up logging."""
+def _log_to_stderr(level: str = "INFO") -> None:
+    """Print the log, unless the user's module has set up logging, from a level on or from that of AGENTPHONE_LOG."""
     import logging
 
     if logging.root.handlers:
         return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for name, level in (("agentphone.inbox", logging.INFO), ("agentphone", logging.WARNING), ("dbos", logging.WARNING)):
+    is_set = logging.getLogger("agentphone").level != logging.NOTSET
+    for name, shown in (("agentphone.inbox", level), ("agentphone", "WARNING"), ("dbos", "WARNING")):
         log = logging.getLogger(name)
-        log.setLevel(level)
+        if name == "dbos" or not is_set:
+            log.setLevel(shown)
         if name != "agentphone.inbox":  # whose records reach the handler of "agentphone"
             log.addHandler(handler)
 

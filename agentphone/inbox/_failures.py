@@ -82,7 +82,8 @@ class Failures:
 
     def _redact(self, text: str, event: Event) -> str:
         """Hide the key, the text and its history, the numbers, and what is quoted of the text."""
-        text = getattr(self.client, "_async", self.client)._config.api_key.redact(text)  # noqa: SLF001  # nothing public shows it
+        owner: Any = getattr(self.client, "_async", self.client)
+        text = owner._config.api_key.redact(text)  # noqa: SLF001  # nothing public shows the key
         if not isinstance(event, MessageEvent):
             return text
         words = {event.text, event.from_number, event.to_number, *(item.content for item in event.recent_history)}
