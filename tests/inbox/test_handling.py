@@ -105,7 +105,8 @@ def test_failing_handler_is_tried_again_and_given_up(account: Account, caplog: p
     assert sum("replied in" in line for line in lines) == 2
     reason = rf"\(RuntimeError: cannot answer \*\*\* \(test_handling\.py, line {raise_line(answer)}\)\)"
     assert sum(bool(re.search(rf"attempt \d failed {reason}; the next one is in", line)) for line in lines) == 9
-    assert sum(bool(re.search(rf": failed {reason} in", line)) for line in lines) == 2
+    advice = f"Fix it, then: agentphone inbox retry {failed['id']}"
+    assert sum(bool(re.search(rf": failed {reason} in .* s\. {advice}$", line)) for line in lines) == 2
     tracebacks = [line for line in lines if line.startswith("Traceback (most recent call last):\n")]
     assert len(tracebacks) == 11
     assert tracebacks[0].endswith("RuntimeError: cannot answer ***")
@@ -247,13 +248,15 @@ def test_reply_that_is_refused_fails_and_is_retried_without_the_handler(account:
 
 
 @pytest.mark.usefixtures("briefly_looked_for")
-def test_unconfirmed_reply_is_not_sent_again_by_itself(account: Account) -> None:
+def test_unconfirmed_reply_is_not_sent_again_by_itself(account: Account, caplog: pytest.LogCaptureFixture) -> None:
     calls = counting(account)
     with working(account.inbox):
         account.box.faults.add(kind="reset", method="POST")
         text = account.text()
         [open_] = account.wait("unconfirmed")
         assert "may have been sent" in open_["error"]
+        until(lambda: "unconfirmed in" in caplog.text)
+        assert f"s. Look at the conversation, then: agentphone inbox retry {open_['id']}" in caplog.text
         assert account.replies(text) == []
         account.text("two")
         until(lambda: account.replies(text) == ["ok"])
