@@ -69,20 +69,21 @@ _name = click.option(
 def dev(ctx: click.Context, target: str, port: int) -> None:
     """Run an inbox with a local AgentPhone: no key, no account.
 
-    Texts reach it by webhook, and a line is printed for each. The conversations are kept in agentphone-dev.db and the
-    inbox in agentphone-dev-inbox.db, so that a restart continues; delete both to begin anew.
+    Texts reach it by webhook, and a line is printed for each; the traceback, too, of a handler that raises. The
+    conversations are kept in agentphone-dev.db and the inbox in agentphone-dev-inbox.db, so that a restart continues;
+    delete both to begin anew.
     """
     import secrets
     from pathlib import Path
 
     from agentphone.cli._loading import load_inbox
+    from agentphone.inbox._worker_lock import NameTakenError
     from agentphone.sandbox import Sandbox
     from agentphone.sandbox.server import running
 
     secret, database = f"whsec_{secrets.token_hex(16)}", f"sqlite:///{Path(DEV_DATABASE).absolute()}"
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(DEV_SANDBOX))
-        sandbox.load_demo_data()
         try:
             url = stack.enter_context(running(sandbox, port=port))
         except OSError as error:
@@ -104,7 +105,12 @@ def dev(ctx: click.Context, target: str, port: int) -> None:
             sandbox.set_webhook(webhook, secret)
             _introduce(url)
 
-        inbox._develop(secret=secret, database=database, when_ready=when_ready)  # noqa: SLF001  # not for others
+        try:
+            inbox._develop(secret=secret, database=database, when_ready=when_ready)  # noqa: SLF001  # not for others
+        except NameTakenError:
+            raise click.UsageError(
+                "It is running in this folder already. Stop it, or run another one in another folder."
+            ) from None
 
 
 @click.command(cls=Command, examples=RUN_EXAMPLES)
@@ -210,10 +216,10 @@ def retry(ctx: click.Context, ids: tuple[str, ...], database: str | None, inbox_
     with _opened(database, inbox_name) as opened:
         for item_id in ids:
             try:
-                retry_item(opened, item_id)
+                done = retry_item(opened, item_id)
             except (LookupError, ValueError) as error:
                 raise click.ClickException(f"{ctx.command_path}: {error.args[0]}") from None
-            click.echo(f"{item_id} will be handled again.")
+            click.echo(done)
 
 
 @contextmanager

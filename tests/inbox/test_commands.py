@@ -30,7 +30,7 @@ from tests.inbox.world import AGENT, until, working
 from tests.support.processes import AGENTPHONE, ENVIRONMENT, SECONDS, run, run_in_terminal
 from tests.support.recipes import RECIPES, environment_of
 
-PERSON = "+15555550999"  # nobody in the demo data
+PERSON = "+15555550999"
 
 
 @pytest.fixture
@@ -277,7 +277,13 @@ def test_traceback_of_a_handler_is_printed_and_its_database_found(
         url = dev.wait_for(r"http://127\.0\.0\.1:\d+")[0]
         message = {"direction": "inbound", "from": PERSON, "to": AGENT, "body": "my secret"}
         httpx.post(f"{url}/sandbox/messages", json=message, headers={"Authorization": "Bearer dev"}, trust_env=False)
+        with Client("dev", base_url=url) as client:
+            assert len(list(client.conversations.list())) == 1, "no demo data"
         dev.wait_for(r"failed \(RuntimeError: no answer to \*\*\* \(failing\.py, line 8\)\) in")
+        again = run(*AGENTPHONE, "dev", "failing:inbox", "--port", "0", cwd=folder)
+        assert again.returncode == 2
+        assert again.stderr.startswith("agentphone dev: It is running in this folder already.")
+        assert "--name" not in again.stderr
     assert 'failing.py", line 8, in answer\n' in dev.log
     assert "my secret" not in dev.log
     monkeypatch.chdir(folder)
