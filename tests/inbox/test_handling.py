@@ -260,7 +260,7 @@ def test_unconfirmed_reply_is_not_sent_again_by_itself(account: Account, caplog:
         assert account.replies(text) == []
         account.text("two")
         until(lambda: account.replies(text) == ["ok"])
-        account.retry(open_["id"])
+        assert account.retry(open_["id"]) == f"The reply to {open_['id']} will be sent again."
         account.wait("done", count=2)
     assert account.replies(text) == ["ok", "ok"]
     assert calls == ["Hi", "two"]

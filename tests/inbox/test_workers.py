@@ -173,7 +173,7 @@ def test_text_that_killed_its_workers_is_listed_and_goes_on(account: Account, is
         [failed] = account.wait("failed")
         assert "process ended each time" in failed["error"]
         account.box.faults.clear()
-        account.retry(failed["id"])
+        assert account.retry(failed["id"]) == f"{failed['id']} will be continued."
         [ended] = account.wait("done", "unconfirmed")
     assert ended["status"] == ("done" if is_sent else "unconfirmed")
     assert account.replies(text) == ["ok"] * is_sent
