@@ -8,6 +8,7 @@ go to `extra`, open sets are plain strings. Nothing but `DecodeError` is raised 
 from __future__ import annotations
 
 import builtins
+import datetime
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from enum import EnumType
@@ -232,7 +233,8 @@ class StrictConverter(Converter):
         if self._is_state and is_state_class(origin):
             return self._pydantic(origin) if is_pydantic(origin) else self._by_fields(type, origin)
         name = type.__name__ if isinstance(type, builtins.type) and not arguments else type
-        raise TypeError(f"the type {name} is not supported; {_SUPPORTED}")
+        advice = "store its isoformat() as a str" if type in (datetime.date, datetime.time) else _SUPPORTED
+        raise TypeError(f"the type {name} is not supported; {advice}")
 
     def _list(self, item_type: Any) -> Hook:
         if self._compiles(item_type):

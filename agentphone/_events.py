@@ -66,7 +66,7 @@ class Event(Model):
     channel: str | None = None
     """`"sms"`, `"mms"`, `"imessage"`, `"voice"`, ...; an open set."""
     timestamp: datetime
-    """When it happened."""
+    """When it happened. A handler may run later: for the time that it runs at, use `datetime.now(UTC)`."""
     agent_id: str | None = None
     """The id of the agent (`agentId`)."""
     conversation_state: dict[str, Any] | None = field(default=None, hash=False)
@@ -142,7 +142,7 @@ class MessageEvent(Event):
     direction: str | None = field(default=None, metadata=in_payload("data.direction"))
     """`"inbound"`; an open set (`data.direction`)."""
     received_at: datetime | None = field(default=None, metadata=in_payload("data.receivedAt"))
-    """When it was received (`data.receivedAt`)."""
+    """When AgentPhone received the text (`data.receivedAt`); its history is in this order."""
 
 
 @frozen(kw_only=True, repr=False)

@@ -112,7 +112,8 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except AgentPhoneError as error:
-            failure = _FAILURES.get(type(error), click.ClickException)
+            failures = (failure for cls, failure in _FAILURES.items() if isinstance(error, cls))
+            failure = next(failures, click.ClickException)
             raise failure(f"{ctx.command_path}: {describe(error)}") from error
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]

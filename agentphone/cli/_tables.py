@@ -185,6 +185,8 @@ class Tables:
         if not items:
             self._print_note("No texts.")
         _Printer(self._console, ITEMS).print([_item_row(item) for item in items])
+        if any("\n" in (item["error"] or "").strip() for item in items):
+            self._print_note("With tracebacks: agentphone inbox list --failed --json | jq -r .error")
 
     def _print_note(self, text: str) -> None:
         self._console.print(Text(text, "dim"))

@@ -69,20 +69,21 @@ _name = click.option(
 def dev(ctx: click.Context, target: str, port: int) -> None:
     """Run an inbox with a local AgentPhone: no key, no account.
 
-    Texts reach it by webhook, and a line is printed for each. The conversations are kept in agentphone-dev.db and the
-    inbox in agentphone-dev-inbox.db, so that a restart continues; delete both to begin anew.
+    Texts reach it by webhook, and a line is printed for each; the traceback, too, of a handler that raises. The
+    conversations are kept in agentphone-dev.db and the inbox in agentphone-dev-inbox.db, so that a restart continues;
+    delete both to begin anew.
     """
     import secrets
     from pathlib import Path
 
     from agentphone.cli._loading import load_inbox
+    from agentphone.inbox._worker_lock import NameTakenError
     from agentphone.sandbox import Sandbox
     from agentphone.sandbox.server import running
 
     secret, database = f"whsec_{secrets.token_hex(16)}", f"sqlite:///{Path(DEV_DATABASE).absolute()}"
     with ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(DEV_SANDBOX))
-        sandbox.load_demo_data()
         try:
             url = stack.enter_context(running(sandbox, port=port))
         except OSError as error:
@@ -98,13 +99,18 @@ def dev(ctx: click.Context, target: str, port: int) -> None:
             "AGENTPHONE_INBOX_DATABASE": database,
         }
         inbox = load_inbox(target)
-        _log_to_stderr()
+        _log_to_stderr("DEBUG")  # with the tracebacks of handlers
 
         def when_ready(webhook: str) -> None:
             sandbox.set_webhook(webhook, secret)
             _introduce(url)
 
-        inbox._develop(secret=secret, database=database, when_ready=when_ready)  # noqa: SLF001  # not for others
+        try:
+            inbox._develop(secret=secret, database=database, when_ready=when_ready)  # noqa: SLF001  # not for others
+        except NameTakenError:
+            raise click.UsageError(
+                "It is running in this folder already. Stop it, or run another one in another folder."
+            ) from None
 
 
 @click.command(cls=Command, examples=RUN_EXAMPLES)
@@ -210,10 +216,10 @@ def retry(ctx: click.Context, ids: tuple[str, ...], database: str | None, inbox_
     with _opened(database, inbox_name) as opened:
         for item_id in ids:
             try:
-                retry_item(opened, item_id)
+                done = retry_item(opened, item_id)
             except (LookupError, ValueError) as error:
                 raise click.ClickException(f"{ctx.command_path}: {error.args[0]}") from None
-            click.echo(f"{item_id} will be handled again.")
+            click.echo(done)
 
 
 @contextmanager
@@ -221,7 +227,7 @@ def _opened(database: str | None, inbox_name: str) -> Generator[Database]:
     """Open an inbox's database for a command that looks at it."""
     from agentphone.inbox._inbox import open_database
 
-    opened = open_database(database, inbox_name)
+    opened = open_database(database or _dev_database(), inbox_name)
     if opened.path is not None and not opened.path.exists():
         raise click.ClickException(
             f"There is no database {opened.path}. --database or AGENTPHONE_INBOX_DATABASE names the inbox's."
@@ -231,6 +237,20 @@ def _opened(database: str | None, inbox_name: str) -> Generator[Database]:
             yield opened
     finally:
         opened.close()
+
+
+def _dev_database() -> str | None:
+    """Return the database of `agentphone dev` if it is the only one here, and say so."""
+    from pathlib import Path
+
+    from agentphone.inbox._database import DATABASE_VARIABLE, DEFAULT_DATABASE
+
+    if os.environ.get(DATABASE_VARIABLE) or Path(DEFAULT_DATABASE.removeprefix("sqlite:///")).exists():
+        return None
+    if not Path(DEV_DATABASE).exists():
+        return None
+    click.echo(f"This is {DEV_DATABASE}, the inbox of agentphone dev.", err=True)
+    return f"sqlite:///{DEV_DATABASE}"
 
 
 @contextmanager
@@ -261,17 +281,19 @@ def _load(ctx: click.Context, target: str) -> Inbox:
     return inbox
 
 
-def _log_to_stderr() -> None:
-    """Print the log, unless the user's module has set up logging."""
+def _log_to_stderr(level: str = "INFO") -> None:
+    """Print the log, unless the user's module has set up logging, from a level on or from that of AGENTPHONE_LOG."""
     import logging
 
     if logging.root.handlers:
         return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for name, level in (("agentphone.inbox", logging.INFO), ("agentphone", logging.WARNING), ("dbos", logging.WARNING)):
+    is_set = logging.getLogger("agentphone").level != logging.NOTSET
+    for name, shown in (("agentphone.inbox", level), ("agentphone", "WARNING"), ("dbos", "WARNING")):
         log = logging.getLogger(name)
-        log.setLevel(level)
+        if name == "dbos" or not is_set:
+            log.setLevel(shown)
         if name != "agentphone.inbox":  # whose records reach the handler of "agentphone"
             log.addHandler(handler)
 

@@ -36,6 +36,13 @@ texts of the same conversation wait meanwhile; those of others do not. Once it h
 reply sent without running it again, each at most once. A reply whose outcome is unclear is looked up; if the history
 does not tell, it is `unconfirmed`, and sent again only by `agentphone inbox retry ID`.
 
+**While something is down.** While the API, the network or the key does not work, texts wait, however long: that is no
+attempt. A reply that is answered with a 5xx may have been sent, so it is looked up for 10 seconds, and is `unconfirmed`
+then. While nothing serves the webhook, AgentPhone repeats a delivery after 1, 2, 4, 8 and 16 seconds and drops it then,
+after about 31; the text is in the history, but is not handled. Polling continues where it was stopped and misses none;
+its very first start begins with the texts that arrive from then on. A process that is killed while it handles a text
+handles it again, which is no attempt either; a text whose process has ended 50 times is `failed`.
+
 **Settings** come from the environment: `AGENTPHONE_API_KEY`, `AGENTPHONE_WEBHOOK_SECRET` (several during a rotation,
 separated by white space), and `AGENTPHONE_INBOX_DATABASE`: `sqlite:////srv/inbox.db` on one machine, `postgresql://...`
 on several. PostgreSQL may be your project's, because the tables are in a schema of their own.
@@ -208,7 +215,8 @@ def test_text_is_answered(agentphone_sandbox, agentphone_client, tmp_path):
 
     worker = threading.Thread(target=inbox.work)
     worker.start()
-    while agentphone_client.conversations.get(sms["conversationId"]).message_count < 2:
+    ends_at = time.monotonic() + 30
+    while agentphone_client.conversations.get(sms["conversationId"]).message_count < 2 and time.monotonic() < ends_at:
         time.sleep(0.05)
     inbox.stop()
     worker.join()
@@ -217,9 +225,11 @@ def test_text_is_answered(agentphone_sandbox, agentphone_client, tmp_path):
     assert "ORD-5 is on its way." in [message.body for message in conversation.messages]
 ```
 
-The log of `agentphone.inbox` has a line for each text, without its words. With `opentelemetry-api` installed there are
+The log of `agentphone.inbox` has a line for each text, without its words. Of an exception it has the class, the first
+line of the message and the place, at level debug also the traceback; `***` replaces the text, what is quoted of it, the
+phone numbers and the key. With `opentelemetry-api` installed there are
 spans for receiving, handler, state and reply, in the trace of the web request. `agentphone inbox list` shows what is
-pending, failed or unconfirmed.
+pending, failed or unconfirmed; `--failed --json` has the tracebacks.
 '''
 
 try:

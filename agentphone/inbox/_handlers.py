@@ -91,7 +91,7 @@ def create_handler(function: Any, *, with_state: bool, local_names: dict[str, An
         local_names: The local variables where it was defined: annotations are text, and may name a local class.
 
     Raises:
-        TypeError: It is not a function of one or two parameters, or its state is not an attrs class or dict.
+        TypeError: It is not a function of one or two parameters, or its state is of a class that a state cannot be.
     """
     if not callable(function) or inspect.isclass(function):
         raise TypeError(f"the handler must be a function, got {function!r}")

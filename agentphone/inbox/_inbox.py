@@ -125,9 +125,9 @@ class Inbox:
 
         Args:
             function: `def` or `async def`, of `(text)` or `(text, state)`. A blocking one runs in a thread. `text` is a
-                `MessageEvent`; `state` is the conversation's state, of the class of its annotation: an attrs class, or
-                dict. It is changed in place, and stored if the function returns. The function returns the reply: a
-                str, a `Reply`, or None for no reply.
+                `MessageEvent`; `state` is the conversation's state, of the class of its annotation: dict, an attrs
+                class, a dataclass, a TypedDict or a pydantic model. It is changed in place, and stored if the function
+                returns. The function returns the reply: a str, a `Reply`, or None for no reply.
 
         Returns:
             The function.

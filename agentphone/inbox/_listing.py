@@ -40,11 +40,14 @@ def list_items(database: Database, *, statuses: tuple[str, ...] = (), limit: int
     return [_describe(database, workflow) for workflow in chosen[:limit]]
 
 
-def retry_item(database: Database, item_id: str) -> None:
+def retry_item(database: Database, item_id: str) -> str:
     """Handle an item again that failed, or send its reply again if that is unconfirmed.
 
     A handler that failed runs again. A reply that failed or is unconfirmed is sent, without running the handler. An
     item whose processes were killed continues where it was.
+
+    Returns:
+        A sentence that says which of them it will be.
 
     Raises:
         LookupError: There is no such item.
@@ -58,10 +61,11 @@ def retry_item(database: Database, item_id: str) -> None:
         raise ValueError(f"{item_id} is {status}; only failed and unconfirmed items are retried.")
     if not isinstance(workflow.error, SetAsideError):
         database.requeue([workflow.workflow_id])
-        return
+        return f"{item_id} will be continued."
     sends = [step["function_id"] for step in database.steps(item_id) if step["function_name"] == SEND]
-    to_step = sends[-1] if workflow.error.data.get("stage") == "reply" and sends else 1
-    database.rewind(item_id, partition=workflow.queue_partition_key or item_id, to_step=to_step)
+    is_sent = workflow.error.data.get("stage") == "reply" and bool(sends)
+    database.rewind(item_id, partition=workflow.queue_partition_key or item_id, to_step=sends[-1] if is_sent else 1)
+    return f"The reply to {item_id} will be sent again." if is_sent else f"{item_id} will be handled again."
 
 
 def _status(workflow: WorkflowStatus) -> str:

@@ -23,9 +23,9 @@ from agentphone import (
     Stream,
 )
 from agentphone.inbox._database import Database, DatabaseError
+from agentphone.inbox._failures import TEMPORARY
 from agentphone.inbox._handlers import run_in_thread
 from agentphone.inbox._receiving import item_of_message
-from agentphone.inbox._steps import TEMPORARY
 
 OVERLAP = timedelta(seconds=30)
 """How far before its cursor a restarted poll begins, for texts that the API published late meanwhile. Those that are

@@ -8,25 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from agentphone import (
-    AgentPhoneError,
-    APIConnectionError,
-    AsyncClient,
-    AuthenticationError,
-    Client,
-    ClientClosedError,
-    RateLimitError,
-    SendUnconfirmedError,
-    ServerError,
-)
+from agentphone import AgentPhoneError, AsyncClient, Client, SendUnconfirmedError
 from agentphone._json import DecodeError
 from agentphone._replies import find_reply
 from agentphone._state import LoadedState, state_decode_error
+from agentphone.inbox._failures import Failures
 from agentphone.inbox._handlers import Handler, Reply, read_reply
 from agentphone.inbox._tracing import span
 from agentphone.webhooks import Event, MessageEvent
@@ -34,9 +24,6 @@ from agentphone.webhooks import Event, MessageEvent
 T = TypeVar("T")
 Result = dict[str, Any]
 
-TEMPORARY = (APIConnectionError, RateLimitError, ServerError, AuthenticationError, ClientClosedError)
-"""Failures that are not the text's: they last until the API, the network or the key is right again, or until the worker
-is restarted. Every text would fail meanwhile, so none is given up for them."""
 CONFIRM_SECONDS = 10.0
 """How long a reply is looked for whose outcome is unclear."""
 LOOK_INTERVAL = 0.5
@@ -58,6 +45,7 @@ class Steps:
         # client waits for its own next attempt, a kill would leave that open.
         self._sender = client.with_options(max_retries=0)
         self._is_stopping = is_stopping
+        self._failures = Failures(client)
 
     async def handle(self, handler: Handler, event: Event) -> Result:
         """Load the state, and run the handler.
@@ -71,10 +59,10 @@ class Steps:
                 conversation = await self._call("get", event.conversation_id, message_limit=1)
                 loaded = LoadedState(conversation.metadata, handler.state_class, "metadata")
             except AgentPhoneError as error:
-                return _failure(error)
+                return self._failures.of_api(error, event)
             except DecodeError as error:
                 request = f"GET /v1/conversations/{event.conversation_id}"
-                return _failure(state_decode_error(error, handler.state_class, request))
+                return self._failures.of_api(state_decode_error(error, handler.state_class, request), event)
         try:
             with span("handler", event):
                 answer = await handler(event, loaded.value if loaded else None)
@@ -85,9 +73,9 @@ class Steps:
         except asyncio.CancelledError as error:
             if self._is_stopping():
                 raise
-            return _handler_failure(error)
+            return self._failures.of_handler(error, event)
         except BaseException as error:  # noqa: BLE001  # SystemExit, too: one text must not stop the worker
-            return _handler_failure(error)
+            return self._failures.of_handler(error, event)
         return {"outcome": "done", "state": state, "reply": reply.to_dict() if reply else None}
 
     async def write_state(self, event: MessageEvent, state: dict[str, Any]) -> Result:
@@ -96,7 +84,7 @@ class Steps:
             with span("state", event):
                 await self._call("update", event.conversation_id, metadata=state)
         except AgentPhoneError as error:
-            return _failure(error)
+            return self._failures.of_api(error, event)
         return {"outcome": "done"}
 
     async def send(self, event: MessageEvent, reply: Reply) -> Result:
@@ -120,7 +108,7 @@ class Steps:
         except SendUnconfirmedError as error:
             return {"outcome": "unconfirmed", "error": str(error)}
         except (AgentPhoneError, TypeError, ValueError) as error:  # an argument that the handler got wrong
-            return _failure(error)
+            return self._failures.of_api(error, event)
         return {"outcome": "done", "id": sent.id}
 
     async def look_up(self, event: MessageEvent, reply: Reply, since: datetime, known: set[str]) -> Result:
@@ -140,7 +128,7 @@ class Steps:
             try:
                 page = await self._page(event.conversation_id)
             except AgentPhoneError as error:
-                return _failure(error)
+                return self._failures.of_api(error, event)
             found = find_reply(page.data, reply.body, reply.media_urls, since=since, known=known)
             if found is not None:
                 return {"outcome": "done", "id": found.id}
@@ -170,22 +158,3 @@ class Steps:
 def now() -> datetime:
     """Return the current time."""
     return datetime.now(UTC)
-
-
-def _failure(error: Exception) -> Result:
-    """Return the result for a call to the API that has failed; nothing was done."""
-    return {
-        "outcome": "unavailable" if isinstance(error, TEMPORARY) else "failed",
-        "type": type(error).__name__,
-        "error": f"{type(error).__name__}: {error}",
-        "retry_after": getattr(error, "retry_after", None),
-    }
-
-
-def _handler_failure(error: BaseException) -> Result:
-    # Without our own frames before the handler's.
-    frames = error.__traceback__
-    while frames is not None and __file__.rpartition("_steps")[0] in frames.tb_frame.f_code.co_filename:
-        frames = frames.tb_next
-    text = "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
-    return {"outcome": "raised", "type": type(error).__name__, "error": text}

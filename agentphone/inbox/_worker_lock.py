@@ -25,6 +25,10 @@ PATIENCE_SECONDS = 1.0
 INTERVAL = 0.1
 
 
+class NameTakenError(ConfigurationError):
+    """A worker of this name is running already."""
+
+
 class NameLock(Protocol):
     """The lock on a name: `acquire` takes it, or keeps it, and returns False if another process has it."""
 
@@ -48,13 +52,13 @@ def hold_name(database: Database, inbox: str, name: str, *, patience: float = PA
         patience: Seconds to wait for the lock.
 
     Raises:
-        ConfigurationError: Another process holds it.
+        NameTakenError: Another process holds it.
     """
     lock = name_lock(database, inbox, name)
     ends_at = time.monotonic() + patience
     while not lock.acquire():
         if time.monotonic() >= ends_at:
-            raise ConfigurationError(
+            raise NameTakenError(
                 f"name={name!r}: a worker of this name is running already. Each needs a name of its own, which it keeps"
                 " when it is restarted (--name)."
             )

@@ -15,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from itertools import count
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from attrs import define, frozen
 from dbos import DBOS
 
+from agentphone._timestamps import parse_timestamp
 from agentphone.inbox._database import Database, DatabaseError, SetAsideError
 from agentphone.inbox._handlers import Handler, Reply
 from agentphone.inbox._receiving import Item
@@ -64,16 +64,20 @@ class Workflow:
         steps: What is done in the steps.
         slot: A place among those that may work at once. It is held from beginning to end, except in pauses.
         event: The event.
+        stored_at: When it was received.
         attempts: How often the handler has run.
         reply: The text of the reply.
+        is_repeated: Whether the last step was done before the worker was restarted, and its result was recorded.
     """
 
     settings: Settings
     steps: Steps
     slot: Slot
     event: Event
+    stored_at: str
     attempts: int = 0
     reply: str | None = None
+    is_repeated: bool = False
 
     @classmethod
     async def run(cls, settings: Settings, steps: Steps, slots: Slots, stored: dict[str, Any]) -> dict[str, Any]:
@@ -85,18 +89,18 @@ class Workflow:
         Raises:
             SetAsideError: It was given up.
         """
-        began_at = time.monotonic()
-        workflow = cls(settings, steps, Slot(slots), Item("", "", stored["payload"], stored["deliveryId"]).to_event())
+        event = Item("", "", stored["payload"], stored["deliveryId"]).to_event()
+        workflow = cls(settings, steps, Slot(slots), event, stored["storedAt"])
         try:
             with continued(stored.get("trace")):
                 await workflow.slot.acquire()
                 reply_id = await workflow._carry_out()
         except SetAsideError as error:
-            workflow._log(error.data["status"], began_at, error.data["type"])
+            workflow._log(error.data["status"], error.data["reason"])
             raise
         finally:
             workflow.slot.release()
-        workflow._log("replied" if reply_id else "done", began_at)
+        workflow._log("replied" if reply_id else "done")
         return workflow._describe("done") | {"replyId": reply_id}
 
     async def _carry_out(self) -> str | None:
@@ -142,7 +146,7 @@ class Workflow:
                 await DBOS.set_event_async(note, now().isoformat())
                 return await self.steps.send(event, reply)
 
-            result = await DBOS.run_step_async({"name": SEND}, send)
+            result = await self._run_step(SEND, send)
             if result["outcome"] == "interrupted":
                 return await self._look_up(event, reply, datetime.fromisoformat(result["noted_at"]))
             if result["outcome"] != "unavailable":
@@ -157,7 +161,8 @@ class Workflow:
                 known = await asyncio.to_thread(self.settings.database.reply_ids, partition)
             except DatabaseError as error:
                 name = type(error).__name__
-                return {"outcome": "unavailable", "type": name, "error": f"{name}: {error}"}
+                reason = f"the inbox's database cannot be used ({name})"
+                return {"outcome": "unavailable", "reason": reason, "error": f"{name}: {error}"}
             return await self.steps.look_up(event, reply, since, known)
 
         return await self._until_available(LOOK_UP, look_up)
@@ -165,18 +170,35 @@ class Workflow:
     async def _until_available(self, name: str, body: Body) -> Result:
         """Run a step until the API is available; it does nothing otherwise."""
         for failures in count(1):
-            result: Result = await DBOS.run_step_async({"name": name}, _as_coroutine_function(body))
+            result = await self._run_step(name, body)
             if result["outcome"] != "unavailable":
                 return result
             await self._pause(failures, result)
         raise AssertionError("unreachable")
 
+    async def _run_step(self, name: str, body: Body) -> Result:
+        self.is_repeated = True
+
+        async def run() -> Result:  # DBOS runs what is not a coroutine function in a thread
+            self.is_repeated = False
+            result: Result = await body()
+            return result
+
+        return await DBOS.run_step_async({"name": name}, run)
+
     async def _pause(self, failures: int, result: Result) -> None:
         jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # not a secret
         seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** min(failures - 1, 32) * jitter)
         seconds = max(seconds, min(result.get("retry_after") or 0, MAX_RETRY_AFTER))
-        text = "%s: attempt %d failed (%s); the next one is in %.1f s."
-        logger.warning(text, self._name(), failures, result["type"], seconds)
+        if not self.is_repeated:  # it was logged then, and the pause is what is left of it
+            raised = result["outcome"] == "raised"
+            text = (
+                "%s: attempt %d failed (%s); the next one is in %.1f s."
+                if raised
+                else "%s: %s; trying again in %.1f s."
+            )
+            details = (failures, result["reason"]) if raised else (result["reason"],)
+            logger.warning(text, self._name(), *details, seconds)
         self.slot.release()
         await DBOS.sleep_async(seconds)
         await self.slot.acquire()
@@ -186,26 +208,23 @@ class Workflow:
         if result["outcome"] == "done":
             return
         status = "unconfirmed" if result["outcome"] == "unconfirmed" else "failed"
-        details = {"stage": stage, "type": result.get("type", ""), "error": result["error"]}
+        details = {"stage": stage, "reason": result.get("reason", ""), "error": result["error"]}
         raise SetAsideError(self._describe(status) | details)
 
     def _describe(self, status: str) -> dict[str, Any]:
         return {"status": status, "attempts": self.attempts, "reply": self.reply}
 
-    def _log(self, outcome: str, began_at: float, reason: str = "") -> None:
+    def _log(self, outcome: str, reason: str = "") -> None:
         """Write the line about this item. No texts and no phone numbers: logs are kept for long, and by many."""
-        level = logging.ERROR if outcome in ("failed", "unconfirmed") else logging.INFO
+        seconds = max(0.0, (now() - parse_timestamp(self.stored_at)).total_seconds())
         hint = f" ({reason})" if reason else ""
-        logger.log(level, "%s: %s%s in %.2f s", self._name(), outcome, hint, time.monotonic() - began_at)
+        if outcome not in ("failed", "unconfirmed"):
+            logger.info("%s: %s%s in %.2f s", self._name(), outcome, hint, seconds)
+            return
+        advice = "Look at the conversation" if outcome == "unconfirmed" else "Fix it"
+        item_id = self.settings.database.item_id(str(DBOS.workflow_id))
+        text = "%s: %s%s in %.2f s. %s, then: agentphone inbox retry %s"
+        logger.error(text, self._name(), outcome, hint, seconds, advice, item_id)
 
     def _name(self) -> str:
         return getattr(self.event, "conversation_id", None) or self.event.type
-
-
-def _as_coroutine_function(body: Body) -> Callable[[], Coroutine[Any, Any, Any]]:
-    """Return a coroutine function: DBOS runs any other function in a thread."""
-
-    async def run() -> Any:
-        return await body()
-
-    return run

@@ -327,6 +327,23 @@ class Sandbox:
         deliveries: list[dict[str, Any]] = self._store.queue.page(limit=limit)["data"]
         return deliveries
 
+    def redeliver(self, delivery_id: str) -> dict[str, Any]:
+        """Deliver a webhook again now, under the same id, whatever became of it.
+
+        Args:
+            delivery_id: The delivery's id.
+
+        Returns:
+            The delivery, as `deliveries` returns it.
+
+        Raises:
+            LookupError: There is no such delivery.
+        """
+        delivery: dict[str, Any] | None = self._store.queue.redeliver(check_string("delivery_id", delivery_id))
+        if delivery is None:
+            raise LookupError(f"There is no delivery {delivery_id!r}.")
+        return delivery
+
     def remove_conversation(self, conversation_id: str) -> bool:
         """Remove a conversation with its messages, as a real list may lose one while it is read.
 

@@ -49,8 +49,8 @@ class Account:
     def items(self, *statuses: str) -> list[dict[str, Any]]:
         return list_items(self.inbox._database, statuses=statuses)[::-1]
 
-    def retry(self, item_id: str) -> None:
-        retry_item(self.inbox._database, item_id)
+    def retry(self, item_id: str) -> str:
+        return retry_item(self.inbox._database, item_id)
 
     def conversation(self, message: dict[str, Any]) -> Any:
         transport = self.box.transport()

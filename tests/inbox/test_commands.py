@@ -30,7 +30,7 @@ from tests.inbox.world import AGENT, until, working
 from tests.support.processes import AGENTPHONE, ENVIRONMENT, SECONDS, run, run_in_terminal
 from tests.support.recipes import RECIPES, environment_of
 
-PERSON = "+15555550999"  # nobody in the demo data
+PERSON = "+15555550999"
 
 
 @pytest.fixture
@@ -242,7 +242,8 @@ def test_list_and_retry(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert code == 0
     lines = [line.split() for line in shown.splitlines()]
     assert lines[0][:2] == ["ID", "STATUS"]
-    assert [line[1] for line in lines[1:]] == ["done", "failed"]
+    assert [line[1] for line in lines[1:3]] == ["done", "failed"]
+    assert shown.splitlines()[3:] == ["With tracebacks: agentphone inbox list --failed --json | jq -r .error"]
     assert "\x1b[31m" not in shown
     broken = False
     assert main(["inbox", "retry", bad["id"]]) == 0
@@ -263,6 +264,39 @@ def test_no_database_is_created_by_looking(tmp_path: Path, capsys: pytest.Captur
     path.write_bytes(b"no database" * 1000)
     assert main(["inbox", "list", "--database", f"sqlite:///{path}"]) == 1
     assert "cannot be used: file is not a database" in capsys.readouterr().err
+
+
+def test_traceback_of_a_handler_is_printed_and_its_database_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "failing.py").write_text(
+        "from agentphone.inbox import Inbox\n\ninbox = Inbox(max_attempts=1)\n\n\n@inbox.on_message\n"
+        "def answer(text):\n    raise RuntimeError(f'no answer to {text.text}')\n"
+    )
+    with command(folder, "dev", "failing:inbox", "--port", "0") as dev:
+        url = dev.wait_for(r"http://127\.0\.0\.1:\d+")[0]
+        message = {"direction": "inbound", "from": PERSON, "to": AGENT, "body": "my secret"}
+        httpx.post(f"{url}/sandbox/messages", json=message, headers={"Authorization": "Bearer dev"}, trust_env=False)
+        with Client("dev", base_url=url) as client:
+            assert len(list(client.conversations.list())) == 1, "no demo data"
+        dev.wait_for(r"failed \(RuntimeError: no answer to \*\*\* \(failing\.py, line 8\)\) in")
+        again = run(*AGENTPHONE, "dev", "failing:inbox", "--port", "0", cwd=folder)
+        assert again.returncode == 2
+        assert again.stderr.startswith("agentphone dev: It is running in this folder already.")
+        assert "--name" not in again.stderr
+    assert 'failing.py", line 8, in answer\n' in dev.log
+    assert "my secret" not in dev.log
+    monkeypatch.chdir(folder)
+    for name in [name for name in os.environ if name.startswith("AGENTPHONE_")]:
+        monkeypatch.delenv(name)
+    assert main(["inbox", "list", "--failed"]) == 0
+    written = capsys.readouterr()
+    item = json.loads(written.out)
+    assert item["error"].endswith("RuntimeError: no answer to my secret\n")
+    assert written.err == "This is agentphone-dev-inbox.db, the inbox of agentphone dev.\n"
+    assert main(["inbox", "retry", item["id"]]) == 0
+    assert main(["inbox", "list", "--database", "sqlite:///agentphone-inbox.db"]) == 1
+    assert "There is no database" in capsys.readouterr().err
 
 
 def test_missing_extra_is_named(tmp_path: Path) -> None:

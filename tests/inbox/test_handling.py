@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import re
 import threading
 from typing import Any
 
@@ -79,7 +81,7 @@ def test_failing_handler_is_tried_again_and_given_up(account: Account, caplog: p
             raise RuntimeError(f"cannot answer {text.text}")
         return "ok"
 
-    with caplog.at_level(logging.INFO, "agentphone.inbox"), working(account.inbox):
+    with caplog.at_level(logging.DEBUG, "agentphone.inbox"), working(account.inbox):
         poison = account.text("poison")
         account.text("after the poison")
         other = account.text("second time", person_number=1)
@@ -101,9 +103,21 @@ def test_failing_handler_is_tried_again_and_given_up(account: Account, caplog: p
         account.wait("failed")
     lines = [record.getMessage() for record in caplog.records if record.name == "agentphone.inbox"]
     assert sum("replied in" in line for line in lines) == 2
-    assert sum("failed (RuntimeError) in" in line for line in lines) == 2
+    reason = rf"\(RuntimeError: cannot answer \*\*\* \(test_handling\.py, line {raise_line(answer)}\)\)"
+    assert sum(bool(re.search(rf"attempt \d failed {reason}; the next one is in", line)) for line in lines) == 9
+    advice = f"Fix it, then: agentphone inbox retry {failed['id']}"
+    assert sum(bool(re.search(rf": failed {reason} in .* s\. {advice}$", line)) for line in lines) == 2
+    tracebacks = [line for line in lines if line.startswith("Traceback (most recent call last):\n")]
+    assert len(tracebacks) == 11
+    assert tracebacks[0].endswith("RuntimeError: cannot answer ***")
     assert "poison" not in caplog.text
     assert person(0) not in caplog.text
+
+
+def raise_line(function: Any) -> int:
+    """Return the number of the line of a function that raises."""
+    lines, first = inspect.getsourcelines(function)
+    return first + next(number for number, line in enumerate(lines) if line.strip().startswith("raise "))
 
 
 ERRORS = {error.__name__: error for error in (asyncio.CancelledError, SystemExit, KeyboardInterrupt, StopIteration)}
@@ -184,7 +198,7 @@ def test_state_that_does_not_fit_fails_at_once(account: Account) -> None:
     assert account.replies(text) == ["ok"]
 
 
-def test_api_that_fails_is_waited_for(account: Account) -> None:
+def test_api_that_fails_is_waited_for(account: Account, caplog: pytest.LogCaptureFixture) -> None:
     calls = counting(account)
     account.inbox._max_attempts = 1
     account.box.faults.add(status=503, times=3)
@@ -200,6 +214,8 @@ def test_api_that_fails_is_waited_for(account: Account) -> None:
     assert account.replies(text) == ["ok", "ok"]
     assert account.state(text) == {"texts": 2}
     assert [item["attempts"] for item in items] == [1, 1]
+    assert caplog.text.count(": the API cannot be used (ServerError 503); trying again in") == 3
+    assert "attempt" not in caplog.text
 
 
 def test_closed_client_gives_no_text_up(account: Account, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,7 +224,8 @@ def test_closed_client_gives_no_text_up(account: Account, caplog: pytest.LogCapt
     asyncio.run(account.client.aclose())
     with working(account.inbox):
         account.text()
-        until(lambda: "attempt 1 failed (ClientClosedError)" in caplog.text)
+        until(lambda: "the API cannot be used (ClientClosedError); trying again in" in caplog.text)
+        assert "attempt" not in caplog.text
         assert account.items("failed") == []
 
 
@@ -231,17 +248,19 @@ def test_reply_that_is_refused_fails_and_is_retried_without_the_handler(account:
 
 
 @pytest.mark.usefixtures("briefly_looked_for")
-def test_unconfirmed_reply_is_not_sent_again_by_itself(account: Account) -> None:
+def test_unconfirmed_reply_is_not_sent_again_by_itself(account: Account, caplog: pytest.LogCaptureFixture) -> None:
     calls = counting(account)
     with working(account.inbox):
         account.box.faults.add(kind="reset", method="POST")
         text = account.text()
         [open_] = account.wait("unconfirmed")
         assert "may have been sent" in open_["error"]
+        until(lambda: "unconfirmed in" in caplog.text)
+        assert f"s. Look at the conversation, then: agentphone inbox retry {open_['id']}" in caplog.text
         assert account.replies(text) == []
         account.text("two")
         until(lambda: account.replies(text) == ["ok"])
-        account.retry(open_["id"])
+        assert account.retry(open_["id"]) == f"The reply to {open_['id']} will be sent again."
         account.wait("done", count=2)
     assert account.replies(text) == ["ok", "ok"]
     assert calls == ["Hi", "two"]

@@ -1,8 +1,11 @@
-"""What is seen from outside: spans of OpenTelemetry, in the trace of the web request. The log is in `test_handling`."""
+"""What is seen from outside: spans of OpenTelemetry, in the trace of the web request, and what the log hides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +14,12 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from agentphone import AsyncClient
 from agentphone.inbox import _tracing
+from agentphone.sandbox import Sandbox
 from agentphone.webhooks import MessageEvent
 from tests.inbox.account import Account, OrderState
-from tests.inbox.world import until, working
+from tests.inbox.world import person, until, working
 
 
 @pytest.fixture
@@ -56,3 +61,35 @@ def test_nothing_of_it_is_required(monkeypatch: pytest.MonkeyPatch, account: Acc
     with working(account.inbox):
         account.text()
         account.wait("done")
+
+
+KEY = "ap_key_of_the_account"
+MESSAGES: list[tuple[str, Callable[[MessageEvent], Exception], str]] = [
+    ("Hi there", lambda text: ValueError(f"from {text.from_number}: {text.text}"), "ValueError: from ***: ***"),
+    ("my order is red shoes", lambda _: KeyError("red shoes"), "KeyError: '***'"),
+    ("it's\nme", lambda text: ValueError(f"cannot parse {text.text!r}"), 'ValueError: cannot parse "***"'),
+    ("one", lambda _: RuntimeError(f"with {KEY}\nand more"), "RuntimeError: with ***"),
+    ("two", lambda _: RuntimeError("x" * 1000), f"RuntimeError: {'x' * 300}..."),
+    ("no", lambda _: RuntimeError("nothing"), "RuntimeError: nothing"),
+    ("none", lambda _: RuntimeError(), "RuntimeError"),
+]
+
+
+def test_log_of_an_exception_hides_what_a_person_wrote(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    box = Sandbox()
+    client = AsyncClient(KEY, transport=box.transport())
+    with closing(Account(tmp_path, box=box, client=client, max_attempts=1)) as account:
+
+        @account.inbox.on_message
+        def answer(text: MessageEvent) -> str:
+            raise next(error(text) for said, error, _ in MESSAGES if said == text.text)
+
+        with caplog.at_level(logging.DEBUG, "agentphone.inbox"), working(account.inbox):
+            for number, (said, _, _) in enumerate(MESSAGES):
+                account.text(said, person_number=number)
+            account.wait("failed", count=len(MESSAGES))
+    log = "\n".join(record.getMessage() for record in caplog.records if record.name == "agentphone.inbox")
+    assert [logged for _, _, logged in MESSAGES if f"failed ({logged} (test_observability.py, line " not in log] == []
+    assert log.count("Traceback (most recent call last):") == len(MESSAGES)
+    for hidden in (KEY, person(0), "Hi there", "red shoes", "it's"):
+        assert hidden not in log

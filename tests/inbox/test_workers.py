@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from agentphone.inbox._slots import Slots
 from agentphone.inbox._worker_lock import hold_name
 from agentphone.sandbox import Sandbox
 from agentphone.webhooks import MessageEvent
-from tests.inbox.account import Account, counting
+from tests.inbox.account import Account, OrderState, counting
 from tests.inbox.deliveries import of_message
 from tests.inbox.world import AGENT, person, until, working
 from tests.support.processes import SECONDS
@@ -86,6 +89,38 @@ def test_text_that_takes_too_long_at_the_stop_is_handled_again(
     assert account.replies(text) == ["ok"]
 
 
+def test_restart_logs_no_attempt_again(
+    account: Account, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_workflow, "INITIAL_BACKOFF", 0.3)
+    monkeypatch.setattr(_worker, "GRACE_SECONDS", 0.1)
+    started = threading.Event()
+    calls: list[str] = []
+
+    @account.inbox.on_message
+    async def answer(text: MessageEvent, state: OrderState) -> str:
+        calls.append(str(text.text))
+        if len(calls) == 1:
+            raise RuntimeError("not yet")
+        if len(calls) == 2:
+            started.set()
+            await asyncio.sleep(60)
+        return "ok"
+
+    began_at = time.monotonic()
+    with caplog.at_level(logging.INFO, "agentphone.inbox"):
+        with working(account.inbox):
+            account.box.faults.add(status=503)
+            account.text()
+            assert started.wait(SECONDS)
+        with working(account.inbox):
+            account.wait("done")
+    assert caplog.text.count("attempt 1 failed") == 1
+    assert caplog.text.count("the API cannot be used") == 1
+    [seconds] = re.findall(r"replied in ([\d.]+) s", caplog.text)
+    assert 0.48 < float(seconds) < time.monotonic() - began_at + 0.1, "two pauses, both before the restart"
+
+
 def test_blocking_client_works(tmp_path: Path) -> None:
     box = Sandbox()
     with (
@@ -138,7 +173,7 @@ def test_text_that_killed_its_workers_is_listed_and_goes_on(account: Account, is
         [failed] = account.wait("failed")
         assert "process ended each time" in failed["error"]
         account.box.faults.clear()
-        account.retry(failed["id"])
+        assert account.retry(failed["id"]) == f"{failed['id']} will be continued."
         [ended] = account.wait("done", "unconfirmed")
     assert ended["status"] == ("done" if is_sent else "unconfirmed")
     assert account.replies(text) == ["ok"] * is_sent

@@ -316,6 +316,11 @@ def test_delivery_is_repeated_under_the_same_id(sandbox: Sandbox, receiver: Rece
     of_conversation = get(sandbox, f"/sandbox/deliveries?conversation_id={delivery['conversationId']}")
     assert [item["id"] for item in of_conversation["data"]] == [delivery["id"]]
     assert call(sandbox, "POST", "/sandbox/deliveries/dlv_none/redeliver").status_code == 404
+    assert sandbox.redeliver(delivery["id"])["status"] == "pending"
+    until(lambda: len(sandbox.deliveries()[1]["attempts"]) == 3)
+    assert [received.id for received in receiver.received].count(delivery["id"]) == 3
+    with pytest.raises(LookupError, match="There is no delivery 'dlv_none'"):
+        sandbox.redeliver("dlv_none")
 
 
 # Search

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, NotRequired
 from typing import TypedDict as PlainTypedDict
@@ -444,6 +444,11 @@ class WithSet:
     tags: set[str]
 
 
+@dataclass
+class WithDate:
+    day: date | None
+
+
 class DictWithBytes(PlainTypedDict):
     data: bytes
 
@@ -466,6 +471,7 @@ class Unresolvable:
     ("cls", "what"),
     [
         (WithSet, r"WithSet\.tags: the type set\[str\] is not supported"),
+        (WithDate, r"WithDate\.day: the type date is not supported; store its isoformat\(\) as a str"),
         (DictWithBytes, r"DictWithBytes\.data: the type bytes is not supported"),
         (Aliased, r"Aliased\.order_id: its alias must be a string"),
         (Wrapped, "cls must be dict or an attrs class, dataclass, TypedDict or pydantic model"),
