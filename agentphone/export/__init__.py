@@ -11,7 +11,8 @@ from agentphone.export import Progress, export
 
 
 def show(progress: Progress) -> None:
-    print(progress.phase, progress.messages_done, "of", progress.messages_total)
+    if progress.phase == "reading":
+        print("read", progress.messages_done, "of", progress.messages_total)
 
 
 async def main() -> None:

@@ -49,7 +49,8 @@ class Progress:
     messages_done: int = 0
     """How many messages were read; while writing, how many were written."""
     messages_total: int | None = None
-    """How many there will be: while reading, the sum of `messageCount`, or None where the API leaves it out."""
+    """How many there will be: while reading, the sum of `messageCount`. None while listing, with `since`, and where the
+    API leaves `messageCount` out."""
 
 
 @frozen(kw_only=True)

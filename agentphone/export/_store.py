@@ -44,8 +44,9 @@ OLDEST = """SELECT received_at, id FROM messages WHERE conversation = ? AND row 
     ORDER BY received_at, id LIMIT 1"""
 ADD = "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?)"
 COUNT_STORED = "UPDATE conversations SET stored = stored + ?, is_complete = ? WHERE id = ?"
-COUNTS = """SELECT count(*), total(is_complete), total(stored), iif(count(announced) = count(*), total(announced), NULL)
-    FROM conversations"""
+# `total` is a float, and 0 where there are no rows; `sum` would be NULL.
+COUNTS = """SELECT count(*), CAST(total(is_complete) AS INTEGER), CAST(total(stored) AS INTEGER),
+    iif(count(announced) = count(*), CAST(total(announced) AS INTEGER), NULL) FROM conversations"""
 ROWS = {
     "conversations": "SELECT row FROM conversations ORDER BY id",
     "messages": "SELECT row FROM messages WHERE row IS NOT NULL ORDER BY conversation, received_at, id",
@@ -199,8 +200,7 @@ class ExportDatabase:
     def counts(self) -> Counts:
         """Return the counts."""
         with self._map_exceptions():
-            count, complete, stored, announced = self._open_connection().execute(COUNTS).fetchone()
-        return Counts(count, int(complete), int(stored), announced)
+            return Counts(*self._open_connection().execute(COUNTS).fetchone())
 
     def rows(self, table: str, size: int) -> Iterator[Sequence[bytes]]:
         """Yield the rows of a file in its order, `size` at a time."""
