@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -162,12 +162,14 @@ class _Export:
 
     async def _list(self) -> None:
         since = self._options.since
-        after, earlier = None, 0
+        after: datetime | None = None
+        last: Mapping[str, str] = {}
         if since == LAST:
-            after, earlier = await self._in_thread(self._load_last)
+            after, last = await self._in_thread(self._load_last)
         elif since is not None:
             after = resolve(since, datetime.now(UTC))
-        is_continued = since == LAST and after is not None
+        if is_continued := bool(last):
+            await self._in_steps(_files.check_earlier(self._options.file("messages"), last["digest"]))
         watermark: datetime | None = None
         async for page in self._client.conversations.list(concurrency=self._options.concurrency).pages():
             if watermark is None:
@@ -180,23 +182,23 @@ class _Export:
         watermark = watermark or _watermark(())
         notes = {
             "after": _to_text(after),
-            "is_continued": "yes" if is_continued else "",
-            "earlier_messages": str(earlier),
+            "earlier_messages": last.get("messages", "0"),
+            "earlier_digest": last.get("digest", ""),
             # Never move the watermark back: this run did not check earlier messages.
             "watermark": _to_text(max(watermark, after) if after else watermark),
         }
         await self._in_thread(self._store.finish_listing, notes)
 
-    def _load_last(self) -> tuple[datetime | None, int]:
+    def _load_last(self) -> tuple[datetime | None, Mapping[str, str]]:
         """Load the state of the last export into this directory.
 
         Returns:
-            The timestamp to continue from, or None if there was no export, and how many messages are in its file.
+            The timestamp to continue from, and what the state says; None and nothing if there was no export.
         """
-        directory, messages = self._options.directory, self._options.file("messages")
+        directory = self._options.directory
         last = self._store.load_last(directory / STATE)
         if last is None:
-            return None, 0
+            return None, {}
         stored, watermark = last
         difference = self._fingerprint().difference(stored)
         if difference is not None:
@@ -204,8 +206,7 @@ class _Export:
                 f"The last export into {str(directory)!r} was made with {difference}, so it cannot be continued. Use"
                 " another directory, or export without since."
             )
-        _files.check_earlier(messages, "messages", self._options.format)
-        return watermark, int(stored.get("messages", "0"))
+        return watermark, stored
 
     async def _read(self) -> None:
         after = await self._in_thread(self._store.get, "after")
@@ -261,28 +262,52 @@ class _Export:
     async def _write(self) -> None:
         counts = await self._in_thread(self._store.counts)
         self._report(phase="writing", messages_done=0, messages_total=counts.messages)
-        is_continued = bool(await self._in_thread(self._store.get, "is_continued"))
-        for table in TABLES:
-            await self._write_file(table, self._options.file(table) if is_continued and table == "messages" else None)
-        await self._in_thread(self._save_last)
+        earlier = await self._in_thread(self._store.get, "earlier_digest")
+        if earlier:
+            await self._in_steps(_files.check_earlier(self._options.file("messages"), earlier))
+        digest = await self._write_file("messages", is_appended=bool(earlier))
+        await self._write_file("conversations", is_appended=False)
+        await self._in_thread(self._save_last, digest)
         await self._in_thread(self._store.finish_writing)
 
-    async def _write_file(self, table: str, append_to: Path | None) -> None:
-        part = self._partial / self._options.file(table).name
+    async def _write_file(self, table: str, *, is_appended: bool) -> str:
+        """Write the file of a table, after the rows of the earlier one if `is_appended`; return its digest."""
+        file = self._options.file(table)
+
+        def report(written: int) -> None:
+            if table == "messages" and written:
+                self._report(messages_done=self._progress.messages_done + written)
+
         rows = self._store.rows(table, _files.CHUNK)
-        steps = _files.write(part, table, rows, format_=self._options.format, append_to=append_to)
+        steps = _files.write(
+            self._partial / file.name,
+            table,
+            rows,
+            format_=self._options.format,
+            append_to=file if is_appended else None,
+        )
+        return await self._in_steps(steps, report)
+
+    async def _in_steps(self, steps: Generator[int, None, T], on_step: Callable[[int], object] = lambda _: None) -> T:
+        """Run a generator in the worker thread, one step at a time, and return what it returns."""
+        result: list[T] = []
+
+        def run() -> Generator[int]:
+            result.append((yield from steps))
+
+        running = run()
         try:
-            while (written := await self._in_thread(lambda: next(steps, None))) is not None:
-                if table == "messages":
-                    self._report(messages_done=self._progress.messages_done + written)
+            while (written := await self._in_thread(lambda: next(running, None))) is not None:
+                on_step(written)
         finally:
             # Close it now, not at garbage collection: buffered rows would be written into the next run's file.
             with anyio.CancelScope(shield=True):
-                await self._in_thread(steps.close)
+                await self._in_thread(running.close)
+        return result[0]
 
-    def _save_last(self) -> None:
+    def _save_last(self, digest: str) -> None:
         notes = {name: self._store.get(name) for name in ("version", "base_url", "format", "key", "watermark")}
-        notes["messages"] = str(self._messages_total())
+        notes |= {"messages": str(self._messages_total()), "digest": digest}
         self._store.save_last(self._partial / STATE, notes, datetime.fromisoformat(notes["watermark"]))
 
     def _messages_total(self) -> int:

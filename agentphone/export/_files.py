@@ -9,6 +9,7 @@ first value and raises at the first that differs. In Parquet they are timestamps
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -29,6 +30,9 @@ FORMATS = ("jsonl", "csv", "parquet")
 
 CHUNK = 5000
 """How many rows are in memory at once while a file is written, as Python's objects."""
+
+BLOCK = 256 << 10
+"""How many bytes of a file are in memory at once while it is copied, or its digest computed."""
 
 ROW_GROUP = 100_000
 ROW_GROUP_BYTES = 32 << 20
@@ -145,10 +149,9 @@ class _Lines(_File):
     """A file of text."""
 
     def copy(self, path: Path) -> Iterator[None]:
-        with path.open("rb") as old:
-            while block := old.read(1 << 22):
-                self._file.write(block)
-                yield
+        for block in _blocks(path):
+            self._file.write(block)
+            yield
 
 
 class _JSONLines(_Lines):
@@ -288,18 +291,40 @@ def check_format(name: str) -> None:
             ) from None
 
 
-def check_earlier(path: Path, table: str, format_: str) -> None:
-    """Check that a file exists and has the columns that rows can be appended to; JSON lines have none.
+def digest(path: Path) -> Generator[int, None, str]:
+    """Compute the size of a file and its SHA-256, as one text, one block at each step.
+
+    Yields:
+        0.
+    """
+    size, sha256 = 0, hashlib.sha256()
+    for block in _blocks(path):
+        size += len(block)
+        sha256.update(block)
+        yield 0
+    return f"{size}:{sha256.hexdigest()}"
+
+
+def check_earlier(path: Path, expected: str) -> Generator[int]:
+    """Check that a file is as the last export left it, byte for byte, one block at each step.
+
+    Args:
+        path: The file.
+        expected: Its digest at that time.
+
+    Yields:
+        0.
 
     Raises:
-        ConfigurationError: It does not, or it is damaged; the text says what to do.
+        ConfigurationError: It is not; the text says what to do.
     """
+    expected_size = int(expected.partition(":")[0])
     if not path.exists():
         reason = "is missing"
-    elif format_ == "csv" and not _begins_with(path, _header(COLUMNS[table])):
-        reason = "does not begin with the columns that this version of agentphone writes"
-    elif format_ == "parquet" and not _has_schema(path, _schema(COLUMNS[table])):
-        reason = "is damaged, or has other columns or types than this version of agentphone writes"
+    elif (size := path.stat().st_size) != expected_size:
+        reason = f"has changed since ({size:,} bytes, not {expected_size:,})"
+    elif (yield from digest(path)) != expected:
+        reason = "has changed since (the same size, another SHA-256)"
     else:
         return
     raise ConfigurationError(
@@ -308,23 +333,15 @@ def check_earlier(path: Path, table: str, format_: str) -> None:
     )
 
 
-def _begins_with(path: Path, line: bytes) -> bool:
+def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        return file.read(len(line)) == line
-
-
-def _has_schema(path: Path, schema: Any) -> bool:
-    arrow = importlib.import_module("pyarrow")
-    try:
-        found = importlib.import_module("pyarrow.parquet").read_schema(path)
-    except arrow.ArrowInvalid:
-        return False
-    return bool(found.equals(schema))
+        while block := file.read(BLOCK):
+            yield block
 
 
 def write(
     path: Path, table: str, chunks: Iterable[Sequence[bytes]], *, format_: str, append_to: Path | None
-) -> Generator[int]:
+) -> Generator[int, None, str]:
     """Write a file of `conversations` or `messages`, one chunk of rows at each step, and flush it to the disk.
 
     Args:
@@ -335,7 +352,10 @@ def write(
         append_to: An earlier file whose rows come first; None for a new file.
 
     Yields:
-        How many rows each step wrote; 0 for a step that copied earlier rows.
+        How many rows each step wrote; 0 for a step that read or copied a file.
+
+    Returns:
+        The digest of the file.
     """
     with _KINDS[format_](path, COLUMNS[table]) as file:
         if append_to is None:
@@ -347,3 +367,4 @@ def write(
             file.write(rows)
             yield len(rows)
         file.finish()
+    return (yield from digest(path))

@@ -242,7 +242,8 @@ class ExportDatabase:
                 isinstance(one, str) for one in meta.values()
             ):
                 raise ValueError("its fingerprint is missing")
-            int(meta.get("messages", "0"))  # an earlier version has none, and the caller refuses it
+            meta = {"messages": "0", "digest": "0:"} | meta  # an earlier version has none, and the caller refuses it
+            int(meta["messages"]), int(meta["digest"].partition(":")[0])
             watermark = datetime.fromisoformat(meta["watermark"])
             watermark.astimezone(UTC)  # raises OverflowError outside the years 1 to 9999
             _to_micros(watermark)
