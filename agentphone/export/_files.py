@@ -19,12 +19,12 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, BinaryIO, get_args, get_type_hints
+from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from agentphone._json import to_camel_case
-from agentphone._timestamps import format_timestamp
+from agentphone._timestamps import format_timestamp, parse_timestamp
 from agentphone.errors import ConfigurationError
-from agentphone.models import Conversation, Message, json_keys
+from agentphone.models import Conversation, Message, json_keys, optional_keys
 
 FORMATS = ("jsonl", "csv", "parquet")
 
@@ -47,7 +47,7 @@ rows, which pyarrow takes 1.7 times as long to read.
 def _columns(model: Any) -> dict[str, Any]:
     """Return the API's names of a model's fields, each with its type without None."""
     hints = get_type_hints(model)
-    return {key: _without_none(hints[name]) for name, key in json_keys(model)}
+    return {key: _without_none(hints[name]) for name, key in (*json_keys(model), *optional_keys(model))}
 
 
 def _without_none(hint: Any) -> Any:
@@ -60,6 +60,9 @@ COLUMNS: Mapping[str, Mapping[str, Any]] = {
     "messages": {"conversationId": str, **_columns(Message)},
 }
 """The columns of each file with their types, under the API's names; `extra` follows where columns are fixed."""
+
+OPTIONAL = {key for model in (Conversation, Message) for _, key in optional_keys(model)}
+"""Columns without a value in most rows. What a model does not take as their value is in the row under the same name."""
 
 
 # Rows
@@ -139,10 +142,26 @@ class _File(ABC):
         os.fsync(self._file.fileno())
 
     def _split(self, row: bytes) -> Iterator[Any]:
-        """Yield the values of a row's columns, then a dict of the fields without a column, or None."""
+        """Yield the values of a row's columns, then a dict of the fields that do not fit in one, or None."""
         values: dict[str, Any] = json.loads(row)
-        yield from (values.pop(name) for name in self._columns)
+        for name, kind in self._columns.items():
+            value = values.get(name)
+            if value is not None and name in OPTIONAL and not _fits(value, kind):
+                yield None
+            else:
+                values.pop(name, None)
+                yield value
         yield values or None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value in a row is what the model had, rather than what it did not take."""
+    if kind is not datetime:
+        return isinstance(value, kind if kind in (str, bool) else list if get_origin(kind) is tuple else dict)
+    try:
+        return bool(format_timestamp(parse_timestamp(value), "microseconds") == value)
+    except (TypeError, ValueError):
+        return False
 
 
 class _Lines(_File):
