@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from agentphone.errors import ConfigurationError, NotFoundError
 from agentphone.export import _files
 from agentphone.export._fingerprint import Fingerprint
 from agentphone.export._since import LAST, resolve
-from agentphone.export._store import LISTING, WRITTEN, ExportDatabase, Listed, MessageKey
+from agentphone.export._store import LISTING, WRITTEN, ExportDatabase, LastExport, Listed, MessageKey
 from agentphone.models import Conversation, Cursor, Message, Page
 
 T = TypeVar("T")
@@ -49,8 +49,8 @@ class Progress:
     messages_done: int = 0
     """How many messages were read; while writing, how many were written."""
     messages_total: int | None = None
-    """How many there will be: while reading, the sum of `messageCount`. None while listing, with `since`, and where the
-    API leaves `messageCount` out."""
+    """How many there will be: while reading, the sum of `messageCount`. None while listing, if only newer messages are
+    read, and where the API leaves `messageCount` out."""
 
 
 @frozen(kw_only=True)
@@ -108,12 +108,13 @@ class _Export:
             if phase == LISTING:
                 await self._list()
             counts = await self._in_thread(self._store.counts)
+            is_full = not await self._in_thread(self._store.get, "after")
             self._report(
                 phase="reading",
                 conversations_done=counts.complete,
                 conversations_total=counts.conversations,
                 messages_done=counts.messages,
-                messages_total=None if self._options.since else counts.announced,
+                messages_total=counts.announced if is_full else None,
             )
             if phase != WRITTEN:
                 await self._read()
@@ -142,71 +143,96 @@ class _Export:
 
     def _begin(self) -> str:
         """Open an unfinished export or begin a new one; return its phase."""
-        fingerprint = self._fingerprint(since=_to_text(self._options.since))
-        own = (
-            fingerprint.to_stored()
-        )  # slow, and before mkdir: another export that ends meanwhile removes the directory
+        fingerprint, since = self._fingerprint(), _to_text(self._options.since)
+        # Slow, and before mkdir: another export that ends meanwhile removes the directory.
+        own = fingerprint.to_stored()
         self._partial.mkdir(parents=True, exist_ok=True)
-        stored = self._store.open(own)
-        difference = None if stored.get("key") == own["key"] else fingerprint.difference(stored)
+        stored = self._store.open({**own, "since": since})
+        if stored.get("key") == own["key"]:
+            return stored["phase"]
+        unfinished = f"{str(self._options.directory)!r} holds an unfinished export that was begun"
+        or_delete = f"or delete {str(self._partial)!r} to begin again."
+        difference = fingerprint.difference(stored)
         if difference is not None:
-            raise ConfigurationError(
-                f"{str(self._options.directory)!r} holds an unfinished export that was begun with {difference}. Finish"
-                f" that one first, or delete {str(self._partial)!r} to begin again."
-            )
+            raise ConfigurationError(f"{unfinished} with {difference}. Finish that one first, {or_delete}")
+        begun_since = stored.get("since", "")
+        # A full export has all that "last" is to have: a scheduled "last" finishes one that was interrupted.
+        if begun_since != since and (begun_since or since != LAST):
+            begun = f"with since {begun_since!r}" if begun_since else "without since"
+            raise ConfigurationError(f"{unfinished} {begun}. Run it once more {begun} to finish it, {or_delete}")
         return stored["phase"]
 
-    def _fingerprint(self, **more: str) -> Fingerprint:
+    def _fingerprint(self) -> Fingerprint:
         config = self._client._config  # noqa: SLF001  # the key is not public
-        return Fingerprint({"base_url": config.base_url, "format": self._options.format, **more}, config.api_key)
+        return Fingerprint({"base_url": config.base_url, "format": self._options.format}, config.api_key)
 
     async def _list(self) -> None:
         since = self._options.since
         after: datetime | None = None
-        last: Mapping[str, str] = {}
-        if since == LAST:
-            after, last = await self._in_thread(self._load_last)
-        elif since is not None:
-            after = resolve(since, datetime.now(UTC))
-        if is_continued := bool(last):
-            await self._in_steps(_files.check_earlier(self._options.file("messages"), last["digest"]))
+        last = await self._in_thread(self._read_last)
+        is_kept = since == LAST or (last is not None and last.is_kept)
+        if since != LAST:
+            last = None
+            after = None if since is None else resolve(since, datetime.now(UTC))
+        elif last is not None:
+            after = last.watermark
+            await self._in_steps(_files.check_earlier(self._options.file("messages"), last.digest))
+            await self._in_thread(self._store.add_known, self._options.directory / STATE)
         watermark: datetime | None = None
         async for page in self._client.conversations.list(concurrency=self._options.concurrency).pages():
             if watermark is None:
                 watermark = _watermark(page)
             listed = [_listed(item, after) for item in page]
-            if not is_continued:
+            if last is None:
                 listed = [item for item in listed if not item.is_complete]
             await self._in_thread(self._store.add_listed, listed)
             self._report(conversations_total=self._progress.conversations_total + len(listed))
         watermark = watermark or _watermark(())
         notes = {
             "after": _to_text(after),
-            "earlier_messages": last.get("messages", "0"),
-            "earlier_digest": last.get("digest", ""),
+            "earlier_messages": "0" if last is None else str(last.messages),
+            "earlier_digest": "" if last is None else last.digest,
+            "is_kept": "yes" if is_kept else "",
             # Never move the watermark back: this run did not check earlier messages.
             "watermark": _to_text(max(watermark, after) if after else watermark),
         }
         await self._in_thread(self._store.finish_listing, notes)
 
-    def _load_last(self) -> tuple[datetime | None, Mapping[str, str]]:
-        """Load the state of the last export into this directory.
+    def _read_last(self) -> LastExport | None:
+        """Read the state of the last export into this directory, and check that this one may continue or replace it.
 
         Returns:
-            The timestamp to continue from, and what the state says; None and nothing if there was no export.
+            The state; None if there is none.
         """
-        directory = self._options.directory
-        last = self._store.load_last(directory / STATE)
+        options, path = self._options, self._options.directory / STATE
+        try:
+            last = self._store.read_last(path)
+        except ConfigurationError:
+            if options.since is None:
+                return None  # a full export replaces it
+            raise
         if last is None:
-            return None, {}
-        stored, watermark = last
-        difference = self._fingerprint().difference(stored)
-        if difference is not None:
-            raise ConfigurationError(
-                f"The last export into {str(directory)!r} was made with {difference}, so it cannot be continued. Use"
-                " another directory, or export without since."
+            return None
+        directory = repr(str(options.directory))
+        if options.since == LAST:
+            difference = self._fingerprint().difference(last.fingerprint)
+            if difference is not None:
+                raise ConfigurationError(
+                    f"The last export into {directory} was made with {difference}, so it cannot be continued. Use"
+                    f" another directory, or delete {str(path)!r} and export without since."
+                )
+        elif last.is_kept and (options.since is not None or last.fingerprint.get("format") != options.format):
+            kept_format = last.fingerprint.get("format")
+            change = (
+                f"in format {options.format!r} would end that"
+                if options.since is None
+                else f"with since {_to_text(options.since)!r} would replace it by less"
             )
-        return watermark, stored
+            raise ConfigurationError(
+                f"{directory} is kept up to date with since 'last' in format {kept_format!r}, and an export {change}."
+                f" Use another directory, or delete {str(path)!r} first."
+            )
+        return last
 
     async def _read(self) -> None:
         after = await self._in_thread(self._store.get, "after")
@@ -306,7 +332,9 @@ class _Export:
         return result[0]
 
     def _save_last(self, digest: str) -> None:
-        notes = {name: self._store.get(name) for name in ("version", "base_url", "format", "key", "watermark")}
+        notes = {
+            name: self._store.get(name) for name in ("version", "base_url", "format", "key", "watermark", "is_kept")
+        }
         notes |= {"messages": str(self._messages_total()), "digest": digest}
         self._store.save_last(self._partial / STATE, notes, datetime.fromisoformat(notes["watermark"]))
 

@@ -86,6 +86,21 @@ class MessageKey:
     id: str
 
 
+@frozen(kw_only=True)
+class LastExport:
+    """What an export leaves for the next one in its directory."""
+
+    fingerprint: Mapping[str, str]
+    watermark: datetime
+    """The timestamp to continue from."""
+    messages: int
+    """How many messages are in its file."""
+    digest: str
+    """The digest of that file."""
+    is_kept: bool
+    """Whether `since="last"` has made or continued it."""
+
+
 @define
 class Counts:
     """How much there is, and how much of it was read."""
@@ -225,11 +240,8 @@ class ExportDatabase:
             last.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             last.executemany(KNOW, self._open_connection().execute(LATER, (_to_micros(watermark),)))
 
-    def load_last(self, path: Path) -> tuple[dict[str, str], datetime] | None:
-        """Load the keys of the messages that the last export wrote.
-
-        Returns:
-            Its stored values, and the timestamp to continue from; None if there is no file.
+    def read_last(self, path: Path) -> LastExport | None:
+        """Read the state of the last export; None if there is no file.
 
         Raises:
             ConfigurationError: The file is damaged.
@@ -242,14 +254,27 @@ class ExportDatabase:
                 isinstance(one, str) for one in meta.values()
             ):
                 raise ValueError("its fingerprint is missing")
-            meta = {"messages": "0", "digest": "0:"} | meta  # an earlier version has none, and the caller refuses it
-            int(meta["messages"]), int(meta["digest"].partition(":")[0])
             watermark = datetime.fromisoformat(meta["watermark"])
             watermark.astimezone(UTC)  # raises OverflowError outside the years 1 to 9999
             _to_micros(watermark)
+            digest = meta.get("digest", "0:")  # an earlier version has none, and the caller refuses it
+            int(digest.partition(":")[0])
+            return LastExport(
+                fingerprint=meta,
+                watermark=watermark,
+                messages=int(meta.get("messages", "0")),
+                digest=digest,
+                is_kept=bool(meta.get("is_kept")),
+            )
+
+    def add_known(self, path: Path) -> None:
+        """Add the keys of the messages that the last export wrote.
+
+        Raises:
+            ConfigurationError: The file is damaged.
+        """
         with closing(_known(path)) as known, self._transaction() as connection:
             connection.executemany(ADD, known)
-        return meta, watermark
 
     def get(self, name: str, default: str = "") -> str:
         """Return the stored value of a name."""
