@@ -11,7 +11,8 @@ from agentphone.export import Progress, export
 
 
 def show(progress: Progress) -> None:
-    print(progress.phase, progress.messages_done, "of", progress.messages_total)
+    if progress.phase == "reading":
+        print("read", progress.messages_done, "of", progress.messages_total)
 
 
 async def main() -> None:
@@ -38,7 +39,9 @@ asyncio.run(main())
 | a timestamp | `"2025-06-30T12:00:00.000000Z"` | the same | `timestamp[us, UTC]` |
 | `metadata` | an object | JSON | JSON |
 | `mediaUrls` | an array | JSON | a list |
-| optional and unknown fields | at the end of the line | JSON in the column `extra` | JSON in the column `extra` |
+| `reactions`, `replyTo`, `participants` | as the API has them | JSON | JSON |
+| an optional field without a value | left out | null | null |
+| fields that this SDK does not know | at the end of the line | JSON in the column `extra` | JSON in the column `extra` |
 | null | `null` | empty; an empty text is `""` | null |
 
 ## With pandas, DuckDB and Spark
@@ -69,7 +72,7 @@ The other formats need a few, or short codes such as `22395`, and in pandas all 
 |---|---|---|
 | `parquet` | `pd.read_parquet("messages.parquet")` | `FROM 'messages.parquet'` |
 | `jsonl` | `pd.read_json("messages.jsonl", lines=True, dtype=False)`, and `pd.to_datetime` for timestamps | `FROM 'messages.jsonl'` |
-| `csv` | `pd.read_csv("messages.csv", dtype=str, keep_default_na=False, parse_dates=["receivedAt"])` | `FROM read_csv('messages.csv', types = {'body': 'VARCHAR', 'fromNumber': 'VARCHAR', 'toNumber': 'VARCHAR'}, allow_quoted_nulls = false)` |
+| `csv` | `pd.read_csv("messages.csv", dtype=str, keep_default_na=False, parse_dates=["receivedAt", "deliveredAt", "readAt"])` | `FROM read_csv('messages.csv', types = {'body': 'VARCHAR', 'fromNumber': 'VARCHAR', 'toNumber': 'VARCHAR', 'senderIdentifier': 'VARCHAR', 'errorCode': 'VARCHAR'}, allow_quoted_nulls = false)` |
 
 In CSV every text is quoted, and none is changed: import it into a spreadsheet as text, or one that begins with `=` is
 taken for a formula. In Spark, `spark.read.parquet("backup/messages.parquet")` reads timestamps as `TimestampType` (the
@@ -151,8 +154,9 @@ def export(
     `(receivedAt, id)`. Two exports of an unchanged account are equal byte for byte, interrupted or not.
 
     **Rows.** The API's fields under the API's names; messages begin with `conversationId`. Timestamps are in UTC with
-    six digits and `Z`; in `parquet` they have the type `timestamp[us, UTC]`. In `jsonl`, fields that this SDK does not
-    know follow the others; the other formats have a column `extra` for them, which is JSON, as are other objects. In
+    six digits and `Z`; in `parquet` they have the type `timestamp[us, UTC]`. In `csv` and `parquet` every field of
+    `Conversation` and `Message` is a column, null where the API has none; objects in it are JSON. Fields that this SDK
+    does not know, and values of unexpected types, are JSON in the column `extra`; in `jsonl` they follow the others. In
     `csv` every text is quoted, null is empty and not quoted, and no text is changed: a spreadsheet may read one that
     begins with `=` as a formula. In `parquet` a row group has at most 100,000 rows.
 

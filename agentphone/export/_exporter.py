@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from agentphone.errors import ConfigurationError, NotFoundError
 from agentphone.export import _files
 from agentphone.export._fingerprint import Fingerprint
 from agentphone.export._since import LAST, resolve
-from agentphone.export._store import LISTING, WRITTEN, ExportDatabase, Listed, MessageKey
+from agentphone.export._store import LISTING, WRITTEN, ExportDatabase, LastExport, Listed, MessageKey
 from agentphone.models import Conversation, Cursor, Message, Page
 
 T = TypeVar("T")
@@ -49,7 +49,8 @@ class Progress:
     messages_done: int = 0
     """How many messages were read; while writing, how many were written."""
     messages_total: int | None = None
-    """How many there will be: while reading, the sum of `messageCount`, or None where the API leaves it out."""
+    """How many there will be: while reading, the sum of `messageCount`. None while listing, if only newer messages are
+    read, and where the API leaves `messageCount` out."""
 
 
 @frozen(kw_only=True)
@@ -107,12 +108,13 @@ class _Export:
             if phase == LISTING:
                 await self._list()
             counts = await self._in_thread(self._store.counts)
+            is_full = not await self._in_thread(self._store.get, "after")
             self._report(
                 phase="reading",
                 conversations_done=counts.complete,
                 conversations_total=counts.conversations,
                 messages_done=counts.messages,
-                messages_total=None if self._options.since else counts.announced,
+                messages_total=counts.announced if is_full else None,
             )
             if phase != WRITTEN:
                 await self._read()
@@ -141,70 +143,96 @@ class _Export:
 
     def _begin(self) -> str:
         """Open an unfinished export or begin a new one; return its phase."""
-        fingerprint = self._fingerprint(since=_to_text(self._options.since))
-        own = (
-            fingerprint.to_stored()
-        )  # slow, and before mkdir: another export that ends meanwhile removes the directory
+        fingerprint, since = self._fingerprint(), _to_text(self._options.since)
+        # Slow, and before mkdir: another export that ends meanwhile removes the directory.
+        own = fingerprint.to_stored()
         self._partial.mkdir(parents=True, exist_ok=True)
-        stored = self._store.open(own)
-        difference = None if stored.get("key") == own["key"] else fingerprint.difference(stored)
+        stored = self._store.open({**own, "since": since})
+        if stored.get("key") == own["key"]:
+            return stored["phase"]
+        unfinished = f"{str(self._options.directory)!r} holds an unfinished export that was begun"
+        or_delete = f"or delete {str(self._partial)!r} to begin again."
+        difference = fingerprint.difference(stored)
         if difference is not None:
-            raise ConfigurationError(
-                f"{str(self._options.directory)!r} holds an unfinished export that was begun with {difference}. Finish"
-                f" that one first, or delete {str(self._partial)!r} to begin again."
-            )
+            raise ConfigurationError(f"{unfinished} with {difference}. Finish that one first, {or_delete}")
+        begun_since = stored.get("since", "")
+        # A full export has all that "last" is to have: a scheduled "last" finishes one that was interrupted.
+        if begun_since != since and (begun_since or since != LAST):
+            begun = f"with since {begun_since!r}" if begun_since else "without since"
+            raise ConfigurationError(f"{unfinished} {begun}. Run it once more {begun} to finish it, {or_delete}")
         return stored["phase"]
 
-    def _fingerprint(self, **more: str) -> Fingerprint:
+    def _fingerprint(self) -> Fingerprint:
         config = self._client._config  # noqa: SLF001  # the key is not public
-        return Fingerprint({"base_url": config.base_url, "format": self._options.format, **more}, config.api_key)
+        return Fingerprint({"base_url": config.base_url, "format": self._options.format}, config.api_key)
 
     async def _list(self) -> None:
         since = self._options.since
-        after, earlier = None, 0
-        if since == LAST:
-            after, earlier = await self._in_thread(self._load_last)
-        elif since is not None:
-            after = resolve(since, datetime.now(UTC))
-        is_continued = since == LAST and after is not None
+        after: datetime | None = None
+        last = await self._in_thread(self._read_last)
+        is_kept = since == LAST or (last is not None and last.is_kept)
+        if since != LAST:
+            last = None
+            after = None if since is None else resolve(since, datetime.now(UTC))
+        elif last is not None:
+            after = last.watermark
+            await self._in_steps(_files.check_earlier(self._options.file("messages"), last.digest))
+            await self._in_thread(self._store.add_known, self._options.directory / STATE)
         watermark: datetime | None = None
         async for page in self._client.conversations.list(concurrency=self._options.concurrency).pages():
             if watermark is None:
                 watermark = _watermark(page)
             listed = [_listed(item, after) for item in page]
-            if not is_continued:
+            if last is None:
                 listed = [item for item in listed if not item.is_complete]
             await self._in_thread(self._store.add_listed, listed)
             self._report(conversations_total=self._progress.conversations_total + len(listed))
         watermark = watermark or _watermark(())
         notes = {
             "after": _to_text(after),
-            "is_continued": "yes" if is_continued else "",
-            "earlier_messages": str(earlier),
+            "earlier_messages": "0" if last is None else str(last.messages),
+            "earlier_digest": "" if last is None else last.digest,
+            "is_kept": "yes" if is_kept else "",
             # Never move the watermark back: this run did not check earlier messages.
             "watermark": _to_text(max(watermark, after) if after else watermark),
         }
         await self._in_thread(self._store.finish_listing, notes)
 
-    def _load_last(self) -> tuple[datetime | None, int]:
-        """Load the state of the last export into this directory.
+    def _read_last(self) -> LastExport | None:
+        """Read the state of the last export into this directory, and check that this one may continue or replace it.
 
         Returns:
-            The timestamp to continue from, or None if there was no export, and how many messages are in its file.
+            The state; None if there is none.
         """
-        directory, messages = self._options.directory, self._options.file("messages")
-        last = self._store.load_last(directory / STATE)
+        options, path = self._options, self._options.directory / STATE
+        try:
+            last = self._store.read_last(path)
+        except ConfigurationError:
+            if options.since is None:
+                return None  # a full export replaces it
+            raise
         if last is None:
-            return None, 0
-        stored, watermark = last
-        difference = self._fingerprint().difference(stored)
-        if difference is not None:
-            raise ConfigurationError(
-                f"The last export into {str(directory)!r} was made with {difference}, so it cannot be continued. Use"
-                " another directory, or export without since."
+            return None
+        directory = repr(str(options.directory))
+        if options.since == LAST:
+            difference = self._fingerprint().difference(last.fingerprint)
+            if difference is not None:
+                raise ConfigurationError(
+                    f"The last export into {directory} was made with {difference}, so it cannot be continued. Use"
+                    f" another directory, or delete {str(path)!r} and export without since."
+                )
+        elif last.is_kept and (options.since is not None or last.fingerprint.get("format") != options.format):
+            kept_format = last.fingerprint.get("format")
+            change = (
+                f"in format {options.format!r} would end that"
+                if options.since is None
+                else f"with since {_to_text(options.since)!r} would replace it by less"
             )
-        _files.check_earlier(messages, "messages", self._options.format)
-        return watermark, int(stored.get("messages", "0"))
+            raise ConfigurationError(
+                f"{directory} is kept up to date with since 'last' in format {kept_format!r}, and an export {change}."
+                f" Use another directory, or delete {str(path)!r} first."
+            )
+        return last
 
     async def _read(self) -> None:
         after = await self._in_thread(self._store.get, "after")
@@ -260,28 +288,54 @@ class _Export:
     async def _write(self) -> None:
         counts = await self._in_thread(self._store.counts)
         self._report(phase="writing", messages_done=0, messages_total=counts.messages)
-        is_continued = bool(await self._in_thread(self._store.get, "is_continued"))
-        for table in TABLES:
-            await self._write_file(table, self._options.file(table) if is_continued and table == "messages" else None)
-        await self._in_thread(self._save_last)
+        earlier = await self._in_thread(self._store.get, "earlier_digest")
+        if earlier:
+            await self._in_steps(_files.check_earlier(self._options.file("messages"), earlier))
+        digest = await self._write_file("messages", is_appended=bool(earlier))
+        await self._write_file("conversations", is_appended=False)
+        await self._in_thread(self._save_last, digest)
         await self._in_thread(self._store.finish_writing)
 
-    async def _write_file(self, table: str, append_to: Path | None) -> None:
-        part = self._partial / self._options.file(table).name
+    async def _write_file(self, table: str, *, is_appended: bool) -> str:
+        """Write the file of a table, after the rows of the earlier one if `is_appended`; return its digest."""
+        file = self._options.file(table)
+
+        def report(written: int) -> None:
+            if table == "messages" and written:
+                self._report(messages_done=self._progress.messages_done + written)
+
         rows = self._store.rows(table, _files.CHUNK)
-        steps = _files.write(part, table, rows, format_=self._options.format, append_to=append_to)
+        steps = _files.write(
+            self._partial / file.name,
+            table,
+            rows,
+            format_=self._options.format,
+            append_to=file if is_appended else None,
+        )
+        return await self._in_steps(steps, report)
+
+    async def _in_steps(self, steps: Generator[int, None, T], on_step: Callable[[int], object] = lambda _: None) -> T:
+        """Run a generator in the worker thread, one step at a time, and return what it returns."""
+        result: list[T] = []
+
+        def run() -> Generator[int]:
+            result.append((yield from steps))
+
+        running = run()
         try:
-            while (written := await self._in_thread(lambda: next(steps, None))) is not None:
-                if table == "messages":
-                    self._report(messages_done=self._progress.messages_done + written)
+            while (written := await self._in_thread(lambda: next(running, None))) is not None:
+                on_step(written)
         finally:
             # Close it now, not at garbage collection: buffered rows would be written into the next run's file.
             with anyio.CancelScope(shield=True):
-                await self._in_thread(steps.close)
+                await self._in_thread(running.close)
+        return result[0]
 
-    def _save_last(self) -> None:
-        notes = {name: self._store.get(name) for name in ("version", "base_url", "format", "key", "watermark")}
-        notes["messages"] = str(self._messages_total())
+    def _save_last(self, digest: str) -> None:
+        notes = {
+            name: self._store.get(name) for name in ("version", "base_url", "format", "key", "watermark", "is_kept")
+        }
+        notes |= {"messages": str(self._messages_total()), "digest": digest}
         self._store.save_last(self._partial / STATE, notes, datetime.fromisoformat(notes["watermark"]))
 
     def _messages_total(self) -> int:

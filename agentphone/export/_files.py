@@ -9,6 +9,7 @@ first value and raises at the first that differs. In Parquet they are timestamps
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -18,17 +19,20 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, BinaryIO, get_args, get_type_hints
+from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from agentphone._json import to_camel_case
-from agentphone._timestamps import format_timestamp
+from agentphone._timestamps import format_timestamp, parse_timestamp
 from agentphone.errors import ConfigurationError
-from agentphone.models import Conversation, Message, json_keys
+from agentphone.models import Conversation, Message, json_keys, optional_keys
 
 FORMATS = ("jsonl", "csv", "parquet")
 
 CHUNK = 5000
 """How many rows are in memory at once while a file is written, as Python's objects."""
+
+BLOCK = 256 << 10
+"""How many bytes of a file are in memory at once while it is copied, or its digest computed."""
 
 ROW_GROUP = 100_000
 ROW_GROUP_BYTES = 32 << 20
@@ -43,7 +47,7 @@ rows, which pyarrow takes 1.7 times as long to read.
 def _columns(model: Any) -> dict[str, Any]:
     """Return the API's names of a model's fields, each with its type without None."""
     hints = get_type_hints(model)
-    return {key: _without_none(hints[name]) for name, key in json_keys(model)}
+    return {key: _without_none(hints[name]) for name, key in (*json_keys(model), *optional_keys(model))}
 
 
 def _without_none(hint: Any) -> Any:
@@ -56,6 +60,9 @@ COLUMNS: Mapping[str, Mapping[str, Any]] = {
     "messages": {"conversationId": str, **_columns(Message)},
 }
 """The columns of each file with their types, under the API's names; `extra` follows where columns are fixed."""
+
+OPTIONAL = {key for model in (Conversation, Message) for _, key in optional_keys(model)}
+"""Columns without a value in most rows. What a model does not take as their value is in the row under the same name."""
 
 
 # Rows
@@ -135,20 +142,35 @@ class _File(ABC):
         os.fsync(self._file.fileno())
 
     def _split(self, row: bytes) -> Iterator[Any]:
-        """Yield the values of a row's columns, then a dict of the fields without a column, or None."""
+        """Yield the values of a row's columns, then a dict of the fields that do not fit in one, or None."""
         values: dict[str, Any] = json.loads(row)
-        yield from (values.pop(name) for name in self._columns)
+        for name, kind in self._columns.items():
+            value = values.get(name)
+            if value is not None and name in OPTIONAL and not _fits(value, kind):
+                yield None
+            else:
+                values.pop(name, None)
+                yield value
         yield values or None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value in a row is what the model had, rather than what it did not take."""
+    if kind is not datetime:
+        return isinstance(value, kind if kind in (str, bool) else list if get_origin(kind) is tuple else dict)
+    try:
+        return bool(format_timestamp(parse_timestamp(value), "microseconds") == value)
+    except (TypeError, ValueError):
+        return False
 
 
 class _Lines(_File):
     """A file of text."""
 
     def copy(self, path: Path) -> Iterator[None]:
-        with path.open("rb") as old:
-            while block := old.read(1 << 22):
-                self._file.write(block)
-                yield
+        for block in _blocks(path):
+            self._file.write(block)
+            yield
 
 
 class _JSONLines(_Lines):
@@ -288,18 +310,40 @@ def check_format(name: str) -> None:
             ) from None
 
 
-def check_earlier(path: Path, table: str, format_: str) -> None:
-    """Check that a file exists and has the columns that rows can be appended to; JSON lines have none.
+def digest(path: Path) -> Generator[int, None, str]:
+    """Compute the size of a file and its SHA-256, as one text, one block at each step.
+
+    Yields:
+        0.
+    """
+    size, sha256 = 0, hashlib.sha256()
+    for block in _blocks(path):
+        size += len(block)
+        sha256.update(block)
+        yield 0
+    return f"{size}:{sha256.hexdigest()}"
+
+
+def check_earlier(path: Path, expected: str) -> Generator[int]:
+    """Check that a file is as the last export left it, byte for byte, one block at each step.
+
+    Args:
+        path: The file.
+        expected: Its digest at that time.
+
+    Yields:
+        0.
 
     Raises:
-        ConfigurationError: It does not, or it is damaged; the text says what to do.
+        ConfigurationError: It is not; the text says what to do.
     """
+    expected_size = int(expected.partition(":")[0])
     if not path.exists():
         reason = "is missing"
-    elif format_ == "csv" and not _begins_with(path, _header(COLUMNS[table])):
-        reason = "does not begin with the columns that this version of agentphone writes"
-    elif format_ == "parquet" and not _has_schema(path, _schema(COLUMNS[table])):
-        reason = "is damaged, or has other columns or types than this version of agentphone writes"
+    elif (size := path.stat().st_size) != expected_size:
+        reason = f"has changed since ({size:,} bytes, not {expected_size:,})"
+    elif (yield from digest(path)) != expected:
+        reason = "has changed since (the same size, another SHA-256)"
     else:
         return
     raise ConfigurationError(
@@ -308,23 +352,15 @@ def check_earlier(path: Path, table: str, format_: str) -> None:
     )
 
 
-def _begins_with(path: Path, line: bytes) -> bool:
+def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        return file.read(len(line)) == line
-
-
-def _has_schema(path: Path, schema: Any) -> bool:
-    arrow = importlib.import_module("pyarrow")
-    try:
-        found = importlib.import_module("pyarrow.parquet").read_schema(path)
-    except arrow.ArrowInvalid:
-        return False
-    return bool(found.equals(schema))
+        while block := file.read(BLOCK):
+            yield block
 
 
 def write(
     path: Path, table: str, chunks: Iterable[Sequence[bytes]], *, format_: str, append_to: Path | None
-) -> Generator[int]:
+) -> Generator[int, None, str]:
     """Write a file of `conversations` or `messages`, one chunk of rows at each step, and flush it to the disk.
 
     Args:
@@ -335,7 +371,10 @@ def write(
         append_to: An earlier file whose rows come first; None for a new file.
 
     Yields:
-        How many rows each step wrote; 0 for a step that copied earlier rows.
+        How many rows each step wrote; 0 for a step that read or copied a file.
+
+    Returns:
+        The digest of the file.
     """
     with _KINDS[format_](path, COLUMNS[table]) as file:
         if append_to is None:
@@ -347,3 +386,4 @@ def write(
             file.write(rows)
             yield len(rows)
         file.finish()
+    return (yield from digest(path))

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from agentphone._secret import Secret
 
-VERSION = "2"
+VERSION = "3"
 """The version of what one export stores for a later one. It changes with the columns, too."""
 
 ROUNDS = 100_000

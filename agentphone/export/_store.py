@@ -44,8 +44,9 @@ OLDEST = """SELECT received_at, id FROM messages WHERE conversation = ? AND row 
     ORDER BY received_at, id LIMIT 1"""
 ADD = "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?)"
 COUNT_STORED = "UPDATE conversations SET stored = stored + ?, is_complete = ? WHERE id = ?"
-COUNTS = """SELECT count(*), total(is_complete), total(stored), iif(count(announced) = count(*), total(announced), NULL)
-    FROM conversations"""
+# `total` is a float, and 0 where there are no rows; `sum` would be NULL.
+COUNTS = """SELECT count(*), CAST(total(is_complete) AS INTEGER), CAST(total(stored) AS INTEGER),
+    iif(count(announced) = count(*), CAST(total(announced) AS INTEGER), NULL) FROM conversations"""
 ROWS = {
     "conversations": "SELECT row FROM conversations ORDER BY id",
     "messages": "SELECT row FROM messages WHERE row IS NOT NULL ORDER BY conversation, received_at, id",
@@ -83,6 +84,21 @@ class MessageKey:
     conversation_id: str
     received_at: datetime
     id: str
+
+
+@frozen(kw_only=True)
+class LastExport:
+    """What an export leaves for the next one in its directory."""
+
+    fingerprint: Mapping[str, str]
+    watermark: datetime
+    """The timestamp to continue from."""
+    messages: int
+    """How many messages are in its file."""
+    digest: str
+    """The digest of that file."""
+    is_kept: bool
+    """Whether `since="last"` has made or continued it."""
 
 
 @define
@@ -199,8 +215,7 @@ class ExportDatabase:
     def counts(self) -> Counts:
         """Return the counts."""
         with self._map_exceptions():
-            count, complete, stored, announced = self._open_connection().execute(COUNTS).fetchone()
-        return Counts(count, int(complete), int(stored), announced)
+            return Counts(*self._open_connection().execute(COUNTS).fetchone())
 
     def rows(self, table: str, size: int) -> Iterator[Sequence[bytes]]:
         """Yield the rows of a file in its order, `size` at a time."""
@@ -225,11 +240,8 @@ class ExportDatabase:
             last.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             last.executemany(KNOW, self._open_connection().execute(LATER, (_to_micros(watermark),)))
 
-    def load_last(self, path: Path) -> tuple[dict[str, str], datetime] | None:
-        """Load the keys of the messages that the last export wrote.
-
-        Returns:
-            Its stored values, and the timestamp to continue from; None if there is no file.
+    def read_last(self, path: Path) -> LastExport | None:
+        """Read the state of the last export; None if there is no file.
 
         Raises:
             ConfigurationError: The file is damaged.
@@ -242,13 +254,27 @@ class ExportDatabase:
                 isinstance(one, str) for one in meta.values()
             ):
                 raise ValueError("its fingerprint is missing")
-            int(meta.get("messages", "0"))  # an earlier version has none, and the caller refuses it
             watermark = datetime.fromisoformat(meta["watermark"])
             watermark.astimezone(UTC)  # raises OverflowError outside the years 1 to 9999
             _to_micros(watermark)
+            digest = meta.get("digest", "0:")  # an earlier version has none, and the caller refuses it
+            int(digest.partition(":")[0])
+            return LastExport(
+                fingerprint=meta,
+                watermark=watermark,
+                messages=int(meta.get("messages", "0")),
+                digest=digest,
+                is_kept=bool(meta.get("is_kept")),
+            )
+
+    def add_known(self, path: Path) -> None:
+        """Add the keys of the messages that the last export wrote.
+
+        Raises:
+            ConfigurationError: The file is damaged.
+        """
         with closing(_known(path)) as known, self._transaction() as connection:
             connection.executemany(ADD, known)
-        return meta, watermark
 
     def get(self, name: str, default: str = "") -> str:
         """Return the stored value of a name."""

@@ -134,5 +134,5 @@ def test_state_is_a_readable_database(box: Sandbox, directory: Path) -> None:
     with closing(sqlite3.connect(directory / ".last-export.db")) as connection:
         assert connection.execute("SELECT count(*) FROM known").fetchone() == (2,)
         notes = dict(connection.execute("SELECT name, value FROM meta"))
-    assert notes.keys() == {"version", "base_url", "format", "key", "watermark", "messages"}
+    assert notes.keys() == {"version", "base_url", "format", "key", "watermark", "messages", "digest", "is_kept"}
     assert datetime.fromisoformat(notes["watermark"]) == START - timedelta(hours=1)

@@ -6,7 +6,7 @@ import importlib
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -123,3 +123,24 @@ def test_text_sorts_like_its_timestamps(pd: Any, directory: Path) -> None:
     write_rows(directory, "jsonl", NUMBERS[0])
     frame = pd.read_json(directory / "messages.jsonl", lines=True, dtype=False)
     assert list(frame["receivedAt"].sort_values().index) == list(range(len(ROWS)))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_optional_fields_keep_their_types(directory: Path, format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = {"senderIdentifier": "22395", "errorCode": "30003", "deliveredAt": "2025-06-30T12:00:01Z"}
+
+    async def main() -> None:
+        client, _ = client_of(ok(page(conversation(), total=1)), ok(page(message(id="msg_2"), message(**more))))
+        async with client:
+            await export(client, directory, format=cast("Any", format_))
+
+    anyio.run(main)
+    monkeypatch.chdir(directory)
+    row = eval(PANDAS[format_], {"pd": pd}).iloc[0]
+    assert (row["senderIdentifier"], row["errorCode"]) == ("22395", "30003")
+    assert pd.to_datetime(row["deliveredAt"]) == START + timedelta(seconds=1)
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        names = "senderIdentifier, errorCode, deliveredAt"
+        rows = connection.execute(f"SELECT {names} FROM ({DUCKDB[format_]}) ORDER BY id").fetchall()
+    assert rows == [("22395", "30003", START + timedelta(seconds=1)), (None, None, None)]

@@ -87,7 +87,7 @@ def as_csv(row: dict[str, Any], fixed: Iterable[str]) -> dict[str, str]:
     extra = {name: value for name, value in row.items() if name not in fixed}
     return {
         name: value if isinstance(value, str) else "" if value is None else compact(value)
-        for name, value in [*((name, row[name]) for name in fixed), ("extra", extra or None)]
+        for name, value in [*((name, row.get(name)) for name in fixed), ("extra", extra or None)]
     }
 
 
@@ -118,22 +118,14 @@ async def test_parquet_has_the_same_rows_with_lists_and_numbers(box: Sandbox, di
         result = await export(client, directory, format="parquet")
     conversations, messages = rows_of(box)
     for row in conversations:
-        row["extra"] = compact({"channel": row.pop("channel")})
         row["metadata"] = row["metadata"] and compact(row["metadata"])
-    for row in (*conversations, *messages):
-        row.setdefault("extra", None)
-        for name in row.keys() & {"receivedAt", "lastMessageAt", "createdAt"}:
-            row[name] = datetime.fromisoformat(row[name])
     parquet = importlib.import_module("pyarrow.parquet")
-    assert parquet.read_table(result.conversations_path).to_pylist() == conversations
-    assert parquet.read_table(result.messages_path).to_pylist() == messages
-    timestamp = "timestamp[us, tz=UTC]"
-    for path, others in (
-        (result.messages_path, {"receivedAt": timestamp, "mediaUrls": "list<element: string>"}),
-        (result.conversations_path, {"lastMessageAt": timestamp, "createdAt": timestamp, "messageCount": "int64"}),
-    ):
-        types = {field.name: str(field.type) for field in parquet.read_schema(path)}
-        assert types == dict.fromkeys((*_files.COLUMNS[path.stem], "extra"), "string") | others
+    for path, rows in ((result.conversations_path, conversations), (result.messages_path, messages)):
+        for row in rows:
+            for name in row.keys() & {"receivedAt", "lastMessageAt", "createdAt"}:
+                row[name] = datetime.fromisoformat(row[name])
+        empty = dict.fromkeys((*_files.COLUMNS[path.stem], "extra"))
+        assert parquet.read_table(path).to_pylist() == [empty | row for row in rows]
 
 
 @ON_ASYNCIO
@@ -150,8 +142,7 @@ async def test_empty_account(box: Sandbox, directory: Path, format_: Any) -> Non
     assert (read(result.conversations_path), read(result.messages_path)) == ([], [])
 
 
-UNKNOWN = {"reactions": [{"by": "+15555550110", "what": "\u2764"}], "extra": {"a": 1}, "content": None, "seq": 7}
-"""Fields without a column: those that the SDK does not know, and `reactions`."""
+UNKNOWN = {"likes": [{"by": "+15555550110", "what": "\u2764"}], "extra": {"a": 1}, "content": None, "seq": 7}
 
 
 async def account_of(directory: Path, format_: Any, **changes: Any) -> Result:
@@ -244,7 +235,7 @@ async def test_csv_distinguishes_null_and_empty_text(directory: Path) -> None:
     result = await account_of(directory, "csv", body="", status=None)
     assert result.messages_path.read_text(encoding="utf-8").splitlines()[1] == (
         '"conv_1","msg_1","","+15555550110","+15555550100","inbound","2025-06-30T12:00:00.000000Z","sms",'
-        '"[""https://media.example/1.jpg""]",,'
+        '"[""https://media.example/1.jpg""]",,,,,,,,'
     )
 
 
@@ -305,4 +296,4 @@ def test_csv_round_trips_every_text(given: list[Message]) -> None:
     read = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     assert read[0] == [*_files.COLUMNS["messages"], "extra"]
     assert [line[2] for line in read[1:]] == [(item.body or "").encode("utf-8", "replace").decode() for item in given]
-    assert [json.loads(line[10] or "{}") for line in read[1:]] == [item.extra for item in given]
+    assert [json.loads(line[-1] or "{}") for line in read[1:]] == [item.extra for item in given]

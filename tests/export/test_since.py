@@ -253,7 +253,7 @@ async def test_since_an_age_filters_and_resumes_from_the_same_time(
         with pytest.raises(ServerError):
             await export(client, directory, since="24h", concurrency=1)
         monkeypatch.setattr(_exporter, "resolve", None)  # it does not look at the clock again
-        with pytest.raises(ConfigurationError, match="begun with since '24h', not '23h'"):
+        with pytest.raises(ConfigurationError, match="begun with since '24h'"):
             await export(client, directory, since="23h")
         result = await export(client, directory, since="24h")
     assert (result.messages, result.messages_total) == (9, 9)
