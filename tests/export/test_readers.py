@@ -126,7 +126,9 @@ def test_text_sorts_like_its_timestamps(pd: Any, directory: Path) -> None:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_optional_fields_keep_their_types(directory: Path, format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optional_fields_keep_their_types(
+    pd: Any, duckdb: Any, directory: Path, format_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = {"senderIdentifier": "22395", "errorCode": "30003", "deliveredAt": "2025-06-30T12:00:01Z"}
 
     async def main() -> None:
