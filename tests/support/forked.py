@@ -181,12 +181,13 @@ class _ForkServer:
         self._lock = threading.Lock()
         self._control, its = socket.socketpair()
         code = f"from tests.support.forked import serve; exec(serve({its.fileno()}, {modules!r}))"
+        path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
         with its:
             self._process = subprocess.Popen(
                 [sys.executable, *options, "-c", code],
                 pass_fds=[its.fileno()],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
             )
         atexit.register(self._end)
 
