@@ -29,9 +29,9 @@ asyncio.run(main())
 
 - **Nothing is lost or repeated.** Stopped at any moment (`kill -9`, Ctrl-C, a full disk, an API that fails), the same
   call continues where it was and requests nothing twice. Its rows are kept in `DIR/.partial/` until the files appear,
-  complete.
+  complete. They replace those of an earlier export, also if they hold less.
 - **The same account, the same bytes.** Conversations are ordered by id, messages by conversation and
-  `(receivedAt, id)`.
+  `(receivedAt, id)`; only `since="last"` puts new messages after all others.
 - **Little memory**, however many messages there are; on disk, two and a half times the size of the files while it runs.
 
 | | `jsonl` | `csv` | `parquet` (needs the extra `parquet`) |
@@ -44,11 +44,28 @@ asyncio.run(main())
 | fields that this SDK does not know | at the end of the line | JSON in the column `extra` | JSON in the column `extra` |
 | null | `null` | empty; an empty text is `""` | null |
 
+## Incremental exports
+
+With `since="last"` an export continues the one before it in the same directory. It lists the conversations again, and
+writes a new file of messages: those of the last export first, then the new ones. A scheduled job needs no other
+command: the first run exports everything, and a full export that was interrupted is finished.
+
+- It finds messages that the API publishes up to an hour after their timestamp, not later ones.
+- It does not read again what it has: reactions and statuses that change later are missing, and messages of deleted
+  conversations stay. A full export now and then, in the same directory, has everything as it is.
+- It continues the file of the last export byte for byte. If that was edited, cut or replaced by an older one, the
+  export stops and says so; work on a copy.
+- A directory that it keeps up to date accepts no export from a time or in another format, which would replace it or
+  leave it behind. Use a second directory for a second format. In other directories each export replaces the last one:
+  `export(client, "recent", since="24h")` does so every day.
+
 ## With pandas, DuckDB and Spark
 
 Parquet needs no settings: timestamps are timestamps, and phone numbers stay text.
 
 ```python
+import json
+
 import duckdb
 import pandas as pd
 
@@ -61,6 +78,13 @@ with Client() as client:
 messages = pd.read_parquet("backup/messages.parquet")
 per_day = messages.resample("D", on="receivedAt").size()  # in UTC
 print(per_day["2025-06-30"])  # 34
+
+# The metadata as columns, each with its type; in JSON lines it needs no json.loads.
+conversations = pd.read_parquet("backup/conversations.parquet")
+metadata = [json.loads(text) for text in conversations["metadata"].fillna("{}")]
+columns = pd.DataFrame(metadata, index=conversations.index, dtype=object).convert_dtypes()
+conversations = conversations.join(columns.add_prefix("metadata."))
+print(conversations.groupby("metadata.topic")["messageCount"].sum()["returns"])  # 152
 
 duckdb.sql("SET TimeZone = 'UTC'")  # for days, and for what is shown
 print(duckdb.sql("FROM 'backup/messages.parquet' SELECT direction, max(receivedAt) GROUP BY ALL"))
@@ -144,14 +168,15 @@ def export(
 ) -> Coroutine[Any, Any, Result] | Result:
     """Export every conversation and every message into two files, `conversations.FORMAT` and `messages.FORMAT`.
 
-    The files appear complete, and replace those of an earlier export. If the process is killed, the same call resumes:
-    it loses no row, repeats none, and does not request again what it already has. Until then its rows are kept in
-    `DIRECTORY/.partial/`.
+    The files appear complete, and replace those of an earlier export, also if they hold less. If the process is killed,
+    the same call resumes: it loses no row, repeats none, and does not request again what it already has. Until then its
+    rows are kept in `DIRECTORY/.partial/`.
 
     **Contents.** Every conversation that exists from the first listing to the end, once, as it was listed; and every
     message of each that existed when its reading began, once. A conversation that is deleted before it was read is
     skipped, with its messages. Conversations are ordered by id, messages by conversation id and then by
-    `(receivedAt, id)`. Two exports of an unchanged account are equal byte for byte, interrupted or not.
+    `(receivedAt, id)`. Two exports of an unchanged account are equal byte for byte, interrupted or not (but not those
+    with `since="last"`).
 
     **Rows.** The API's fields under the API's names; messages begin with `conversationId`. Timestamps are in UTC with
     six digits and `Z`; in `parquet` they have the type `timestamp[us, UTC]`. In `csv` and `parquet` every field of
@@ -163,9 +188,12 @@ def export(
     **Incremental exports.** With a time as `since`, the files hold the messages received later than it, and their
     conversations. An age, such as `"90m"`, `"24h"` or `"7d"`, counts back from the call, and `"yesterday"` is its
     midnight in UTC; an export that resumes keeps the time that it began with. With `since="last"`, the export continues
-    the last one in this directory, in the same format: conversations are listed again, and new messages are appended to
-    the file, each once. Messages that the API publishes up to an hour after their timestamp are found; for later ones,
-    make a full export. Without an earlier export it is a full one. Its state is in `DIRECTORY/.last-export.db`.
+    the last one in this directory, in the same format: conversations are listed again, and a new file has the earlier
+    messages first and the new ones, each once, at the end. Messages that the API publishes up to an hour after their
+    timestamp are found. Messages exported before stay as they were, also those of conversations that were deleted
+    since: for later changes, make a full export. Without an earlier export it is a full one, and an unfinished full
+    export is finished. A directory kept up to date so accepts no export from a time, nor in another format. The state
+    is in `DIRECTORY/.last-export.db`.
 
     Args:
         client: An `AsyncClient`, with which the call is awaited; or a `Client`, with which it blocks.
@@ -181,8 +209,10 @@ def export(
         How much was exported, and where the files are.
 
     Raises:
-        ConfigurationError: Another export is running in the directory, or an unfinished one there was begun with
-            another format, `since`, base URL or API key, or pyarrow is not installed. The text says what to do.
+        ConfigurationError: Another export is running in the directory; an unfinished one there was begun with another
+            format, `since`, base URL or API key; `since="last"` cannot continue the last one, because of these or
+            because its file has changed; the export would replace what `since="last"` keeps; or pyarrow is not
+            installed. The text says what to do.
         PaginationError: More messages of a conversation share one timestamp than fit in a page, so they cannot be read.
         AgentPhoneError: The API could not be read. The same call resumes.
         OSError: The directory cannot be written, or the disk is full. The same call resumes.
