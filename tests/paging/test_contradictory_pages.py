@@ -44,6 +44,13 @@ def test_list_with_endless_has_more_is_an_error(
     assert len({item.id for item in items}) == len(items)
 
 
+def test_empty_list_with_has_more_is_requested_six_times() -> None:
+    paginator = OffsetPaginator(limit=None, offset=0, page_size=50)
+    _, error, requests = run_to_end(paginator, lambda _: Page(data=(), has_more=True))
+    assert "6 pages in a row, the last at offset 0, held nothing new" in str(error)
+    assert requests == 6
+
+
 def test_items_of_later_concurrent_pages_are_returned_before_the_error() -> None:
     """The first six concurrent pages are empty, and those after them are not."""
     whole = [conversation(number) for number in range(1000)]

@@ -68,6 +68,20 @@ def test_future_dates_hide_no_conversation_that_moves_to_the_front(future: int, 
     assert requests <= (20 + 5 if future == 1 and has_total else 3 * 22 + 5)
 
 
+def test_move_while_the_front_is_read_again_needs_no_second_pass() -> None:
+    """The front is two pages long by then, and what moves before the second one is in neither."""
+    server = numbered(2000)
+
+    def jump() -> None:
+        for _ in range(16):  # the ones at the end of the list
+            server.receive(min(server.last, key=lambda name: server.last[name] or 0), wait=1_000_000)
+
+    moves = {**dict.fromkeys(range(1, 11), jump), 21: lambda: server.receive("conv_0", wait=1_000_000)}
+    ids, requests = read_while_it_moves(server, moves)
+    assert ids == set(server.last)
+    assert requests == 20 + 2 + 1
+
+
 @pytest.mark.parametrize("has_total", [True, False])
 @pytest.mark.parametrize("concurrency", [1, 8])
 @pytest.mark.parametrize("after", [1, 3, 7])

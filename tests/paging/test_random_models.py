@@ -87,7 +87,7 @@ def test_every_message_is_returned_once_in_random_histories() -> None:
     print(dict(seen))  # noqa: T201  # with -s
 
 
-@pytest.mark.parametrize("seed", [8665, 20848, 22840, 45968, 230000])
+@pytest.mark.parametrize("seed", [502, 8665, 20848, 22840, 45968, 230000])
 def test_histories_that_failed_once(seed: int) -> None:
     check_history(random_history(Random(seed)))
 
