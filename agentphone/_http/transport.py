@@ -108,7 +108,7 @@ class Transport:
         delay: float | None = None
         while True:
             progress = Progress()
-            error: CallError | ClientClosedError
+            failure: CallError | None = None
             with anyio.CancelScope(deadline=deadline_at) as scope, pool.track_call(scope):
                 if delay is not None:
                     await anyio.sleep(delay)
@@ -116,18 +116,20 @@ class Transport:
                     result = await self._attempt(spec, pool, scope, len(attempts) + 1, progress)
                 except _HookError as wrapper:
                     raise wrapper.error from wrapper.error.__cause__
-                except CALL_ERRORS as failure:
-                    error = failure
+                except CALL_ERRORS as raised:
+                    failure = raised
                 else:
                     self._connections.retry_budget.record_success()
                     return result
             now = anyio.current_time()
             is_closed = self._connections.is_closed
-            is_interrupted = scope.cancelled_caught
-            if is_closed and not is_interrupted:  # a rejected message is not sent, whatever happened since
-                is_interrupted = not (spec.repeat is Repeat.IF_NOT_ACCEPTED and is_rejected(error))
-            if is_interrupted:
+            error: CallError | ClientClosedError
+            if failure is None:  # the scope was cancelled
                 error = self._interruption(spec, progress, is_deadline=scope.deadline == deadline_at)
+            elif is_closed and not (spec.repeat is Repeat.IF_NOT_ACCEPTED and is_rejected(failure)):
+                error = self._interruption(spec, progress, is_deadline=False)
+            else:  # also where the client is closed: a rejected message was not sent, whatever happened since
+                error = failure
             if isinstance(error, APIConnectionError):
                 error.is_unsent = error.is_unsent or not progress.is_sent
                 _log(spec, outcome_of(error), len(attempts) + 1, started_at)
@@ -148,7 +150,7 @@ class Transport:
                     raise self._unconfirmed(spec, error, attempts, began_at) from error
                 raise error
             finally:
-                del error  # its traceback refers to this frame
+                del error, failure  # their tracebacks refer to this frame
 
     def _interruption(
         self, spec: RequestSpec[Any], progress: Progress, *, is_deadline: bool
