@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Literal
 
@@ -109,11 +108,13 @@ def export(
     """
     if not directory:  # probably an unset shell variable; Python would use the working directory
         raise click.UsageError("DIR must not be empty.", ctx)
-    output = settings_of(ctx).output()
+    from pathlib import Path
+
     from agentphone.cli._progress import ExportProgress
     from agentphone.export import export as export_account
     from agentphone.export._exporter import PARTIAL
 
+    output = settings_of(ctx).output()
     with _raise_at_sigterm(), settings_of(ctx).client() as client:
         try:
             with ExportProgress() as progress:
