@@ -19,6 +19,8 @@ from tests.support.processes import ENVIRONMENT, SECONDS
 RECIPES = Path(__file__).parents[1] / "recipes"
 SECRET = "whsec_of_the_tests"
 GUNICORN = ("gunicorn", "served:application", "--bind", "127.0.0.1:0", "--workers", "2", "--threads", "4")
+GUNICORN_SETTINGS = "control_socket_disable = True\n"
+"""The contents of `gunicorn.conf.py`: all servers would share a socket in the user's home. Old versions ignore it."""
 UVICORN = ("uvicorn", "served:application", "--port", "0", "--lifespan", "off", "--no-access-log")
 
 
@@ -40,6 +42,7 @@ def serving_recipe(recipe: str, folder: Path, api: str, command: Sequence[str]) 
     """Serve `served:application`, a file of the folder that imports the recipe, and yield the URL of its webhook."""
     for name in (recipe, "bot"):
         shutil.copy(RECIPES / f"{name}.py", folder)
+    (folder / "gunicorn.conf.py").write_text(GUNICORN_SETTINGS, encoding="utf-8")
     log = folder / f"{recipe}.log"
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -22,6 +22,7 @@ import pytest
 from agentphone import Client
 from tests.support.long import count
 from tests.support.processes import ENVIRONMENT, SECONDS, sandbox
+from tests.support.recipes import GUNICORN_SETTINGS
 
 PROJECT = Path(__file__).parents[1] / "django_project"
 REQUESTS = count(120, 2000)
@@ -45,6 +46,7 @@ def api() -> Iterator[str]:
 @contextmanager
 def serving(folder: Path, api: str, *command: str) -> Iterator[int]:
     """Serve the project, yield the port, and check that the server exits normally and has logged no error."""
+    (folder / "gunicorn.conf.py").write_text(GUNICORN_SETTINGS, encoding="utf-8")
     log = folder / "log"
     environment = ENVIRONMENT | {
         "PYTHONPATH": os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(PROJECT)]),
