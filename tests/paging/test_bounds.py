@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentphone._paging.bounds import TimeBound, parse_bound
+from agentphone._paging.bounds import MICROSECOND, SECOND, TimeBound, clamped_add, is_after, parse_bound
 from tests.support.model import START, FakeConversation
 
 ANY_BOUND = "after must be an aware datetime, an ISO 8601 string, a Message or a Cursor"
@@ -61,3 +61,25 @@ def test_bounds_are_in_utc() -> None:
     bound = parse_bound("2025-01-15T14:00:00+02:00", "before")
     assert bound is not None
     assert bound.timestamp.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [
+        (TimeBound(START - MICROSECOND), True),
+        (TimeBound(START), False),
+        (TimeBound(START - MICROSECOND, "msg_2"), True),
+        (TimeBound(START, "msg_0"), True),
+        (TimeBound(START, "msg_1"), False),
+        (TimeBound(START, "msg_2"), False),
+        (TimeBound(START + MICROSECOND, "msg_0"), False),
+    ],
+)
+def test_is_after(bound: TimeBound, expected: bool) -> None:
+    assert is_after(FakeConversation().message((0, "msg_1")), bound) is expected
+
+
+def test_sum_beyond_the_calendar_is_its_first_or_last_timestamp() -> None:
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    assert clamped_add(START, SECOND) - START == SECOND
+    assert [clamped_add(first, -SECOND), clamped_add(last, SECOND)] == [first, last]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 
-from agentphone import Conversation, Message, Page
+from agentphone import Conversation, Message, Page, PaginationError
 from agentphone._paging.cursor import CursorPaginator
 from agentphone._paging.offset import OffsetPaginator
 from agentphone._paging.requests import CursorRequest, OffsetRequest
@@ -95,6 +96,63 @@ def test_ignored_cursors_are_an_error_after_what_was_read(messages: int, oldest_
     assert "contradict each other" in str(error)
     assert requests < 60
     assert items == (whole if oldest_first else whole[::-1])
+
+
+def read_with_empty_pages(
+    first: int, *, times: int = 1000, has_more: bool = True, oldest_first: bool = False, after_alone: str = "oldest"
+) -> tuple[list[int], PaginationError | None, int]:
+    """Read 250 messages, numbered from the first that is wanted. Some pages are empty, from the `first` request on."""
+    server = server_with(*((second * 1_000_000, 1) for second in range(250)), after_alone=after_alone)
+    numbers = itertools.count(1)
+
+    def respond(request: CursorRequest) -> Page[Message]:
+        if first <= next(numbers) < first + times:
+            return Page(data=(), has_more=has_more)
+        return server.page(request.limit, request.before, request.after)
+
+    paginator = CursorPaginator(limit=None, before=None, after=None, oldest_first=oldest_first, page_size=7)
+    items, error, requests = run_to_end(paginator, respond)
+    whole = server.all() if oldest_first else server.all()[::-1]
+    return [whole.index(item) for item in items], error, requests
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("after_alone", ["oldest", "newest"])
+@pytest.mark.parametrize("first", [1, 5, 20])
+@pytest.mark.parametrize("times", [1, 4])
+def test_page_that_is_empty_for_a_moment_is_requested_again(
+    times: int, first: int, after_alone: str, oldest_first: bool
+) -> None:
+    numbers, error, _ = read_with_empty_pages(first, times=times, oldest_first=oldest_first, after_alone=after_alone)
+    assert (numbers, error) == (list(range(250)), None)
+
+
+@pytest.mark.parametrize(
+    ("oldest_first", "after_alone", "first", "place", "most"),
+    [
+        (False, "oldest", 1, "", 5),
+        (False, "oldest", 5, " at 2025-01-15T12:03:43+00:00", 11),
+        (True, "oldest", 1, " at 1900-01-01T00:00:00+00:00", 5),
+        (True, "oldest", 5, " at 2025-01-15T12:00:19.999999+00:00", 15),
+        (True, "newest", 20, " at 2025-01-15T12:02:12+00:00", 75),
+    ],
+)
+def test_pages_that_stay_empty_are_an_error_at_the_first(
+    oldest_first: bool, after_alone: str, first: int, place: str, most: int
+) -> None:
+    """Only the first is requested five times."""
+    _, error, requests = read_with_empty_pages(first, oldest_first=oldest_first, after_alone=after_alone)
+    assert str(error) == (
+        f"The pages of messages{place} contradict each other: a page says hasMore but holds nothing new, or it lacks"
+        " messages that it must hold. The API or a proxy is at fault."
+    )
+    assert requests <= most
+
+
+def test_conversation_that_is_deleted_meanwhile_ends() -> None:
+    numbers, error, requests = read_with_empty_pages(5, has_more=False)
+    assert (numbers, error) == (list(range(28)), None)
+    assert requests <= 7
 
 
 @pytest.mark.parametrize("then", ["empty", "first", "last"])
