@@ -1,7 +1,8 @@
 """An event loop on a daemon thread, and the one place that registers fork hooks.
 
 The sync facade runs its calls on such a thread, and the sandbox sends its webhooks from one. A daemon thread never
-keeps the interpreter from exiting. Nothing here knows the API.
+keeps the interpreter from exiting. Under gevent it uses the standard library as it was before gevent's patches.
+Nothing here knows the API.
 
 A fork copies only the thread that forks. Locks that another thread holds at that moment (inside OpenSSL, SQLite or the
 import system) stay locked in the child forever. So before a fork, every loop thread is paused between two of its steps.
@@ -12,6 +13,7 @@ fork; only this one registers it and fixes the order.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -125,7 +127,7 @@ class LoopThread:
 
     def _run(self) -> None:
         try:
-            anyio.run(self._serve, backend="asyncio")
+            anyio.run(self._serve, backend="asyncio", backend_options={"loop_factory": _loop_factory()})
         except BaseException as error:
             if self._started.done():
                 raise
@@ -142,6 +144,31 @@ class LoopThread:
         with anyio.CancelScope() as self._scope:
             self._started.set_result(loop)
             await self._main()
+
+
+def unpatched(module: str, name: str) -> Any:
+    """Return a module's attribute as it is without gevent's patches."""
+    monkey = sys.modules.get("gevent.monkey")
+    return getattr(importlib.import_module(module), name) if monkey is None else monkey.get_original(module, name)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what creates an event loop that stays out of gevent's hub; None without gevent, for asyncio's default.
+
+    The hub is a greenlet. At exit, Python up to 3.13 ends a daemon thread by unwinding its stack, and greenlet then
+    releases an object that it does not own: one process in a hundred aborted. The patched `getaddrinfo` gives each
+    lookup's thread a hub of its own, and never closes its file descriptors.
+    """
+    if "gevent.monkey" not in sys.modules:
+        return None
+    import asyncio
+
+    class UnpatchedEventLoop(asyncio.SelectorEventLoop):
+        async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Any:
+            lookup = unpatched("socket", "getaddrinfo")
+            return await self.run_in_executor(None, functools.partial(lookup, host, port, **hints))
+
+    return lambda: UnpatchedEventLoop(unpatched("selectors", "DefaultSelector")())
 
 
 class ForkParticipant(Protocol):

@@ -22,8 +22,11 @@ import httpcore
 import httpx
 
 from agentphone._http.requests import PROGRESS, Progress
+from agentphone._loop_thread import unpatched
 from agentphone.errors import ConfigurationError
 
+if sys.platform != "win32":
+    _poll = unpatched("select", "poll")
 READ_SIZE = 64 * 1024
 """Bytes per read, as in httpcore."""
 MAX_HEADERS_SIZE = 100 * 1024
@@ -264,7 +267,7 @@ def _is_readable(sock: socket.socket) -> bool:
         return True
     if sys.platform == "win32":
         return bool(select.select([sock], [], [], 0)[0])
-    poll = select.poll()
+    poll = _poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 
