@@ -1,8 +1,8 @@
 """An event loop on a daemon thread, and the one place that registers fork hooks.
 
 The sync facade runs its calls on such a thread, and the sandbox sends its webhooks from one. A daemon thread never
-keeps the interpreter from exiting. Under gevent it uses the standard library as it was before gevent's patches.
-Nothing here knows the API.
+keeps the interpreter from exiting. Under gevent, its code uses the standard library without gevent's patches. Nothing
+here knows the API.
 
 A fork copies only the thread that forks. Locks that another thread holds at that moment (inside OpenSSL, SQLite or the
 import system) stay locked in the child forever. So before a fork, every loop thread is paused between two of its steps.
@@ -147,7 +147,7 @@ class LoopThread:
 
 
 def unpatched(module: str, name: str) -> Any:
-    """Return a module's attribute as it is without gevent's patches."""
+    """Return an attribute of a standard module as it is without gevent's patches."""
     monkey = sys.modules.get("gevent.monkey")
     return getattr(importlib.import_module(module), name) if monkey is None else monkey.get_original(module, name)
 

@@ -26,7 +26,7 @@ from agentphone._loop_thread import unpatched
 from agentphone.errors import ConfigurationError
 
 if sys.platform != "win32":
-    _poll = unpatched("select", "poll")
+    _poll = unpatched("select", "poll")  # gevent's would enter its hub
 READ_SIZE = 64 * 1024
 """Bytes per read, as in httpcore."""
 MAX_HEADERS_SIZE = 100 * 1024
